@@ -1,0 +1,37 @@
+"""What the machine offers to compiled code: vectors, cores, CUDA. Imports Numba when asked."""
+
+from __future__ import annotations
+
+import os
+from importlib.util import find_spec
+
+_WIDTHS = (("avx512f", 512), ("avx2", 256), ("avx", 256), ("sse2", 128), ("neon", 128))
+
+
+def cores() -> int:
+    """The cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def vector_width() -> tuple[int, str]:
+    """The widest vectors that compiled code uses here: bits, and the feature they come from."""
+    import llvmlite.binding as llvm
+
+    features = llvm.get_host_cpu_features()
+    for name, bits in _WIDTHS:
+        if features.get(name):
+            return bits, name
+    return 64, "scalar"
+
+
+def cuda() -> str:
+    """Whether kernels could run on a GPU, or why not, in one sentence."""
+    if find_spec("numba_cuda") is None:
+        return "no: the package numba-cuda is not installed"
+    from numba import cuda as numba_cuda
+
+    if not numba_cuda.is_available():
+        return "no: numba-cuda is installed but finds no driver or no device"
+    return "a device is there, but this version computes on the CPU alone"

@@ -1,0 +1,135 @@
+"""Tensors from nothing: given values, constants, ranges and random numbers.
+
+Imports tensors and errors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from tinygrad_seq.errors import ShapeError
+from tinygrad_seq.tensors import DEFAULT_FLOAT, FLOATS, Tensor, as_array, check_dtype, wrap
+
+_generator = np.random.default_rng()
+
+
+def manual_seed(seed: int) -> None:
+    """Start the random numbers of this package, parameters' and masks' included, at ``seed``."""
+    global _generator
+    _generator = np.random.default_rng(seed)
+
+
+def generator(rng: np.random.Generator | int | None = None) -> np.random.Generator:
+    """``rng`` itself, one seeded by an integer, or the package's own for None."""
+    if rng is None:
+        return _generator
+    if isinstance(rng, np.random.Generator):
+        return rng
+    if isinstance(rng, (int, np.integer)) and not isinstance(rng, bool):
+        return np.random.default_rng(rng)
+    raise ValueError(
+        f"rng: a {type(rng).__name__} was given, expected a numpy.random.Generator, a seed or None"
+    )
+
+
+def tensor(data: Any, dtype: DTypeLike | None = None, requires_grad: bool = False) -> Tensor:
+    """A tensor with a copy of ``data``: a number, nested lists, an array or a tensor.
+
+    An array keeps its dtype; Python floats become float32 and ints int64, unless ``dtype`` is
+    given. Raises ShapeError for lists of unequal length, ValueError for other dtypes and for an
+    integer tensor that should require a gradient.
+    """
+    return Tensor(data, dtype, requires_grad)
+
+
+def _shape(shape: tuple[Any, ...], what: str) -> tuple[int, ...]:
+    given: Sequence[Any] = shape
+    if len(shape) == 1 and isinstance(shape[0], (tuple, list)):
+        given = shape[0]
+    for n in given:
+        if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < 0:
+            raise ShapeError(
+                f"{what}: shape {tuple(given)} was given, expected integers from 0 on "
+                "(dtype goes by keyword)"
+            )
+    return tuple(int(n) for n in given)
+
+
+def full(
+    shape: int | Sequence[int],
+    fill_value: complex,
+    dtype: DTypeLike | None = None,
+    requires_grad: bool = False,
+) -> Tensor:
+    """A tensor that holds ``fill_value`` everywhere; dtype as ``tensor(fill_value)`` has it."""
+    value = as_array(fill_value, dtype)
+    made = wrap(np.full(_shape((shape,), "full"), value), None)
+    made.requires_grad = requires_grad
+    return made
+
+
+def zeros(
+    *shape: int | Sequence[int], dtype: DTypeLike | None = None, requires_grad: bool = False
+) -> Tensor:
+    """Zeros, float32 unless told otherwise: ``zeros(2, 3)`` or ``zeros((2, 3))``."""
+    return full(_shape(shape, "zeros"), 0, dtype or DEFAULT_FLOAT, requires_grad)
+
+
+def ones(
+    *shape: int | Sequence[int], dtype: DTypeLike | None = None, requires_grad: bool = False
+) -> Tensor:
+    """Ones, float32 unless told otherwise: ``ones(2, 3)`` or ``ones((2, 3))``."""
+    return full(_shape(shape, "ones"), 1, dtype or DEFAULT_FLOAT, requires_grad)
+
+
+def arange(
+    start: float, stop: float | None = None, step: float = 1, dtype: DTypeLike | None = None
+) -> Tensor:
+    """start, start + step, ... up to but without ``stop``; one argument alone is the stop."""
+    low, high = (0, start) if stop is None else (start, stop)
+    if not step:
+        raise ValueError("arange: a step of 0 was given, expected another number")
+    whole = all(isinstance(v, (int, np.integer)) for v in (low, high, step))
+    made = np.arange(low, high, step, dtype=np.int64 if whole else np.float64)
+    return wrap(made.astype(dtype or (np.int64 if whole else DEFAULT_FLOAT)), None)
+
+
+def eye(n: int, m: int | None = None, dtype: DTypeLike | None = None) -> Tensor:
+    """The identity matrix, n × m (m = n unless given), float32 unless told otherwise."""
+    rows, columns = _shape((n, n if m is None else m), "eye")
+    return wrap(np.eye(rows, columns, dtype=check_dtype(dtype or DEFAULT_FLOAT)), None)
+
+
+def randn(
+    *shape: int | Sequence[int],
+    dtype: DTypeLike | None = None,
+    requires_grad: bool = False,
+    rng: np.random.Generator | int | None = None,
+) -> Tensor:
+    """Standard normal numbers, float32 unless told otherwise."""
+    values = generator(rng).standard_normal(_shape(shape, "randn"))
+    return _random(values, dtype, requires_grad)
+
+
+def rand(
+    *shape: int | Sequence[int],
+    dtype: DTypeLike | None = None,
+    requires_grad: bool = False,
+    rng: np.random.Generator | int | None = None,
+) -> Tensor:
+    """Uniform numbers from 0 up to but without 1, float32 unless told otherwise."""
+    values = generator(rng).random(_shape(shape, "rand"))
+    return _random(values, dtype, requires_grad)
+
+
+def _random(values: np.ndarray, dtype: DTypeLike | None, requires_grad: bool) -> Tensor:
+    wanted = check_dtype(dtype or DEFAULT_FLOAT)
+    if wanted not in FLOATS:
+        raise ValueError(f"random numbers: dtype {wanted} was given, expected a floating one")
+    made = wrap(np.asarray(values, dtype=wanted), None)
+    made.requires_grad = requires_grad
+    return made

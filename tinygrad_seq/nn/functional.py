@@ -1,0 +1,125 @@
+"""Losses. Each averages its elements, or those that a mask selects; 0 if there are none.
+
+``mask`` is boolean and has the shape of the elements, or of their leading axes. What it leaves out
+may be anything, NaN too, and gets a gradient of exactly zero.
+Imports the engine.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from tinygrad_seq.elementwise import abs, minimum, softplus, sqrt, square, where
+from tinygrad_seq.errors import ShapeError
+from tinygrad_seq.structural import logsumexp, sum, take_along_axis
+from tinygrad_seq.tensors import Tensor, TensorLike, as_tensor, wrap
+
+
+def _mask(mask: Any, shape: tuple[int, ...], loss: str) -> np.ndarray | None:
+    """The mask as booleans that broadcast to ``shape``."""
+    if mask is None:
+        return None
+    chosen = np.asarray(mask)
+    if chosen.dtype != np.bool_:
+        raise ValueError(f"{loss}: a mask of dtype {chosen.dtype} was given, expected booleans")
+    if chosen.shape != shape[: chosen.ndim]:
+        raise ShapeError(
+            f"{loss}: a mask of shape {chosen.shape} was given, expected {shape} or leading axes "
+            "of it"
+        )
+    return np.broadcast_to(chosen.reshape(*chosen.shape, *[1] * (len(shape) - chosen.ndim)), shape)
+
+
+def _select(x: Tensor, mask: np.ndarray | None) -> Tensor:
+    return x if mask is None else where(mask, x, wrap(np.zeros((), x.dtype), None))
+
+
+def _average(elements: Tensor, mask: np.ndarray | None) -> Tensor:
+    count = elements.size if mask is None else int(mask.sum())
+    return sum(elements) * (1.0 / max(count, 1))
+
+
+def _difference(prediction: TensorLike, target: TensorLike, mask: Any, loss: str) -> Any:
+    """prediction − target where the mask selects, else 0; and the mask."""
+    p, t = as_tensor(prediction, loss), as_tensor(target, loss)
+    if p.shape != t.shape:
+        raise ShapeError(
+            f"{loss}: prediction {p.shape} and target {t.shape} were given, expected equal shapes; "
+            "nothing is broadcast here, reshape one"
+        )
+    chosen = _mask(mask, p.shape, loss)
+    return _select(p - t, chosen), chosen
+
+
+def mse_loss(prediction: TensorLike, target: TensorLike, mask: Any = None) -> Tensor:
+    """The mean of (prediction − target)²."""
+    difference, chosen = _difference(prediction, target, mask, "mse_loss")
+    return _average(square(difference), chosen)
+
+
+def rmse_loss(prediction: TensorLike, target: TensorLike, mask: Any = None) -> Tensor:
+    """√ of the mean of (prediction − target)², in the unit of the target; gradient 0 at 0."""
+    difference, chosen = _difference(prediction, target, mask, "rmse_loss")
+    mse = _average(square(difference), chosen)
+    return sqrt(mse) if mse._data > 0 else mse
+
+
+def l1_loss(prediction: TensorLike, target: TensorLike, mask: Any = None) -> Tensor:
+    """The mean of |prediction − target|."""
+    difference, chosen = _difference(prediction, target, mask, "l1_loss")
+    return _average(abs(difference), chosen)
+
+
+def huber_loss(
+    prediction: TensorLike, target: TensorLike, mask: Any = None, delta: float = 1.0
+) -> Tensor:
+    """The mean of d²/2 where |d| ≤ delta, else delta·(|d| − delta/2); d = prediction − target."""
+    if not delta > 0:
+        raise ValueError(f"huber_loss: delta = {delta} was given, expected more than 0")
+    difference, chosen = _difference(prediction, target, mask, "huber_loss")
+    size = abs(difference)
+    inner = minimum(size, delta)
+    return _average(inner * (size - 0.5 * inner), chosen)
+
+
+def cross_entropy(logits: TensorLike, target: TensorLike, mask: Any = None) -> Tensor:
+    """The mean of −log softmax(logits)[target], in nats.
+
+    ``logits`` (..., C): classes are the last axis. ``target`` (...): integers from 0 to C − 1.
+    """
+    x, classes = as_tensor(logits, "cross_entropy"), as_tensor(target, "cross_entropy")
+    if not x.ndim or x.shape[:-1] != classes.shape:
+        raise ShapeError(
+            f"cross_entropy: logits {x.shape} and target {classes.shape} were given, expected "
+            "logits (..., C) with the classes last and target (...)"
+        )
+    if classes.dtype.kind not in "iu":
+        raise ValueError(f"cross_entropy: target of dtype {classes.dtype}, expected integers")
+    chosen = _mask(mask, classes.shape, "cross_entropy")
+    at = classes._data if chosen is None else np.where(chosen, classes._data, 0)
+    if at.size and not 0 <= at.min() <= at.max() < x.shape[-1]:
+        raise ValueError(
+            f"cross_entropy: targets from {at.min()} to {at.max()} were given, expected 0 to "
+            f"{x.shape[-1] - 1}"
+        )
+    if chosen is not None:
+        x = _select(x, np.broadcast_to(chosen[..., None], x.shape))
+    picked = take_along_axis(x, at[..., None])[..., 0]
+    return _average(_select(logsumexp(x, axis=-1) - picked, chosen), chosen)
+
+
+def binary_cross_entropy_with_logits(
+    logits: TensorLike, target: TensorLike, mask: Any = None
+) -> Tensor:
+    """The mean of −t log σ(x) − (1 − t) log(1 − σ(x)), in nats; x logits, t targets in [0, 1]."""
+    loss = "binary_cross_entropy_with_logits"
+    x, t = as_tensor(logits, loss), as_tensor(target, loss)
+    if x.shape != t.shape:
+        raise ShapeError(
+            f"{loss}: logits {x.shape} and target {t.shape} were given, expected equal shapes"
+        )
+    chosen = _mask(mask, x.shape, loss)
+    x, t = _select(x, chosen), _select(t, chosen)
+    return _average(_select(softplus(x) - x * t, chosen), chosen)

@@ -1,0 +1,142 @@
+"""Layers without a recurrence: Linear, Embedding, Dropout, LayerNorm, Sequential.
+
+Imports the engine, module and init.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from tinygrad_seq.creation import generator
+from tinygrad_seq.elementwise import sqrt, square
+from tinygrad_seq.errors import ShapeError
+from tinygrad_seq.nn.cells import whole
+from tinygrad_seq.nn.init import Rng, glorot
+from tinygrad_seq.nn.module import Module, parameter
+from tinygrad_seq.structural import mean
+from tinygrad_seq.tensors import Tensor, TensorLike, as_tensor, wrap
+
+
+class Linear(Module):
+    """y = x Wᵀ + b. x (..., in_features), y (..., out_features).
+
+    ``weight`` is W (out_features, in_features), started as Glorot has it; ``bias`` is b
+    (out_features,), started at zero.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        *,
+        dtype: DTypeLike | None = None,
+        rng: Rng = None,
+    ) -> None:
+        rows, columns = whole(out_features, "out_features"), whole(in_features, "in_features")
+        self.weight = parameter(glorot(rows, columns, rng), dtype)
+        self.bias = parameter(np.zeros(rows), dtype) if bias else None
+
+    def forward(self, x: TensorLike) -> Tensor:
+        x = as_tensor(x, "Linear")
+        if not x.ndim or x.shape[-1] != self.weight.shape[1]:
+            raise ShapeError(
+                f"Linear: x has shape {x.shape}, expected {self.weight.shape[1]} elements in the "
+                "last axis (in_features)"
+            )
+        y = x @ self.weight.T
+        return y if self.bias is None else y + self.bias
+
+
+class Embedding(Module):
+    """A vector for each integer: (...) integers from 0 to num_embeddings − 1 to (..., D).
+
+    ``weight`` (num_embeddings, embedding_dim) starts with standard normal numbers.
+    """
+
+    def __init__(
+        self,
+        num_embeddings: int,
+        embedding_dim: int,
+        *,
+        dtype: DTypeLike | None = None,
+        rng: Rng = None,
+    ) -> None:
+        shape = whole(num_embeddings, "num_embeddings"), whole(embedding_dim, "embedding_dim")
+        self.weight = parameter(generator(rng).standard_normal(shape), dtype)
+
+    def forward(self, indices: TensorLike) -> Tensor:
+        at = as_tensor(indices, "Embedding")
+        count = self.weight.shape[0]
+        if at.dtype.kind not in "iu":
+            raise ValueError(f"Embedding: indices of dtype {at.dtype} given, expected integers")
+        if at.size and not 0 <= (low := at._data.min()) <= (high := at._data.max()) < count:
+            raise ValueError(
+                f"Embedding: indices from {low} to {high} were given, expected 0 to {count - 1}"
+                if low >= 0
+                else f"Embedding: index {low} was given, expected 0 to {count - 1}"
+            )
+        return self.weight[at]
+
+
+class Dropout(Module):
+    """Each element is dropped with probability ``p``, kept with 1 − p, while training.
+
+    What is kept is divided by 1 − p, so that nothing need change in use (Srivastava et al. 2014).
+    """
+
+    def __init__(self, p: float = 0.5, *, rng: Rng = None) -> None:
+        if not 0 <= p < 1:
+            raise ValueError(f"Dropout: p = {p} was given, expected 0 ≤ p < 1")
+        self.p, self.rng = p, rng
+
+    def forward(self, x: TensorLike) -> Tensor:
+        x = as_tensor(x, "Dropout")
+        if not self.training or not self.p:
+            return x
+        kept = generator(self.rng).random(x.shape, dtype=np.float32) >= self.p
+        return x * wrap(np.asarray(kept / (1 - self.p), x.dtype), None)
+
+
+class LayerNorm(Module):
+    """γ (x − μ) / √(σ² + ε) + β, with μ and σ² over the last axis (Ba, Kiros, Hinton 2016).
+
+    x (..., size); ``weight`` is γ and ``bias`` is β, each (size,).
+    """
+
+    def __init__(self, size: int, eps: float = 1e-5, *, dtype: DTypeLike | None = None) -> None:
+        self.eps = eps
+        self.weight = parameter(np.ones(whole(size, "size")), dtype)
+        self.bias = parameter(np.zeros(size), dtype)
+
+    def forward(self, x: TensorLike) -> Tensor:
+        x = as_tensor(x, "LayerNorm")
+        if not x.ndim or x.shape[-1] != self.weight.size:
+            raise ShapeError(
+                f"LayerNorm: x has shape {x.shape}, expected {self.weight.size} elements in the "
+                "last axis"
+            )
+        x = x - mean(x, -1, keepdims=True)
+        return self.weight * x / sqrt(mean(square(x), -1, keepdims=True) + self.eps) + self.bias
+
+
+class Sequential(Module):
+    """Modules one after another, each given what the one before returned.
+
+    Recurrent layers return ``(ys, state)``; ys is passed on.
+    """
+
+    def __init__(self, *modules: Any) -> None:
+        if any(not callable(module) for module in modules):
+            raise ValueError("Sequential: expected modules or functions, one by one")
+        self.layers = list(modules)
+
+    def forward(self, x: Any) -> Any:
+        for layer in self.layers:
+            x = layer(x)
+            if isinstance(x, tuple):
+                x = x[0]
+        return x

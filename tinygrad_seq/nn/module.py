@@ -1,0 +1,231 @@
+"""Modules: objects that hold parameters, buffers and other modules.
+
+A tensor that requires a gradient is a parameter of the module that it is assigned to, and stays
+one when it is frozen. Modules may stand in attributes, and in lists, tuples and dicts of them.
+Imports the engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from tinygrad_seq.errors import ShapeError
+from tinygrad_seq.tensors import (
+    FLOATS,
+    Tensor,
+    TensorLike,
+    as_tensor,
+    check_dtype,
+    replace_data,
+    wrap,
+)
+
+
+class Module:
+    """The base of everything that holds parameters. Subclasses define ``forward``.
+
+    ``training`` is True until ``eval()``; dropout is one that asks.
+    """
+
+    training: bool = True
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        raise NotImplementedError(f"{type(self).__name__} does not define forward")
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.forward(*args, **kwargs)
+
+    # Registering
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        parameters, buffers = self._registered()
+        if isinstance(value, Tensor) and value.requires_grad and value.is_leaf:
+            buffers.discard(name)
+            parameters.add(name)
+        elif not isinstance(value, Tensor):
+            parameters.discard(name)
+            buffers.discard(name)
+            _refuse_loose_parameters(name, value)
+        elif name in parameters and not value.is_leaf:
+            raise ValueError(
+                f"{type(self).__name__}.{name}: a computed tensor was assigned to a parameter; "
+                "assign its data (module.weight.data = array), or delete the parameter first"
+            )
+        object.__setattr__(self, name, value)
+
+    def __delattr__(self, name: str) -> None:
+        for names in self._registered():
+            names.discard(name)
+        object.__delattr__(self, name)
+
+    def _registered(self) -> tuple[set[str], set[str]]:
+        own = self.__dict__
+        return own.setdefault("_parameters", set()), own.setdefault("_buffers", set())
+
+    def register_parameter(self, name: str, tensor: Tensor) -> None:
+        """Hold ``tensor`` as a parameter even if it starts frozen."""
+        self._registered()[0].add(name)
+        object.__setattr__(self, name, tensor)
+
+    def register_buffer(self, name: str, tensor: TensorLike) -> None:
+        """Hold ``tensor`` as state that is saved and moved but not trained."""
+        self._registered()[1].add(name)
+        object.__setattr__(self, name, as_tensor(tensor, "register_buffer"))
+
+    # Walking
+
+    def named_modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
+        """This module and every one inside, each once, with its dotted path."""
+        seen: set[int] = set()
+        waiting: list[tuple[str, Module]] = [(prefix, self)]
+        while waiting:
+            path, module = waiting.pop()
+            if id(module) in seen:
+                continue
+            seen.add(id(module))
+            yield path, module
+            inner = [
+                (f"{path}.{name}" if path else name, child)
+                for name, value in vars(module).items()
+                for name, child in _modules_in(name, value)
+            ]
+            waiting.extend(reversed(inner))
+
+    def modules(self) -> Iterator[Module]:
+        return (module for _, module in self.named_modules())
+
+    def _named(self, kind: int, once: bool) -> Iterator[tuple[str, Tensor]]:
+        seen: set[int] = set()
+        for path, module in self.named_modules():
+            names = module._registered()[kind]
+            for name, value in vars(module).items():
+                if name in names and not (once and id(value) in seen):
+                    seen.add(id(value))
+                    yield (f"{path}.{name}" if path else name), value
+
+    def named_parameters(self) -> Iterator[tuple[str, Tensor]]:
+        """Every parameter with its dotted name; one that is tied comes once, frozen ones too."""
+        return self._named(0, once=True)
+
+    def parameters(self) -> Iterator[Tensor]:
+        return (parameter for _, parameter in self.named_parameters())
+
+    def named_buffers(self) -> Iterator[tuple[str, Tensor]]:
+        return self._named(1, once=True)
+
+    def buffers(self) -> Iterator[Tensor]:
+        return (buffer for _, buffer in self.named_buffers())
+
+    # State
+
+    def _named_state(self) -> dict[str, Tensor]:
+        return {**dict(self._named(0, once=False)), **dict(self._named(1, once=False))}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The values of all parameters and buffers now; later training does not change them."""
+        return {name: tensor.detach() for name, tensor in self._named_state().items()}
+
+    def load_state_dict(self, state: Mapping[str, TensorLike]) -> None:
+        """Take over the values of a ``state_dict``; arrays will do as well.
+
+        Floating values are converted to the dtype that the module has. Raises ValueError for names
+        that are missing or unknown and ShapeError for other shapes; nothing is changed then.
+        """
+        own = self._named_state()
+        missing = [name for name in own if name not in state]
+        unknown = [name for name in state if name not in own]
+        if missing or unknown:
+            raise ValueError(
+                f"load_state_dict: missing {missing or 'nothing'}, unknown {unknown or 'nothing'}; "
+                f"expected exactly {list(own)}"
+            )
+        values = {}
+        for name, tensor in own.items():
+            value = as_tensor(state[name], f"load_state_dict: {name}")
+            if value.shape != tensor.shape:
+                raise ShapeError(
+                    f"load_state_dict: {name} has shape {value.shape}, expected {tensor.shape}"
+                )
+            if value.dtype != tensor.dtype and not {value.dtype, tensor.dtype} <= set(FLOATS):
+                raise ValueError(
+                    f"load_state_dict: {name} has dtype {value.dtype}, expected {tensor.dtype}"
+                )
+            values[name] = value._data.astype(tensor.dtype)
+        for name, tensor in own.items():
+            replace_data(tensor, values[name])
+
+    def train(self, mode: bool = True) -> Module:
+        """Set training behaviour here and in every module inside."""
+        for module in self.modules():
+            module.training = mode
+        return self
+
+    def eval(self) -> Module:
+        """Set the behaviour of use, not training, here and in every module inside."""
+        return self.train(False)
+
+    def zero_grad(self) -> None:
+        for parameter in self.parameters():
+            parameter.grad = None
+
+    def to(self, target: DTypeLike) -> Module:
+        """Convert every floating parameter and buffer, in place; returns the module."""
+        if isinstance(target, str) and target == "cpu":
+            return self
+        for tensor in self._named_state().values():
+            if tensor.dtype in FLOATS:
+                converted = tensor.detach().to(target)
+                if converted.dtype not in FLOATS:
+                    raise ValueError(f"to: {check_dtype(target)} was given, expected a float dtype")
+                trained, gradient = tensor.requires_grad, tensor.grad
+                tensor._data, tensor._entry = converted._data, None
+                tensor.requires_grad = trained
+                if gradient is not None:
+                    tensor.grad = gradient.detach().to(target)
+        return self
+
+    def __repr__(self) -> str:
+        lines = [f"{type(self).__name__}("]
+        for name, value in vars(self).items():
+            if isinstance(value, Tensor):
+                lines.append(f"  {name}: {value.dtype}{value.shape}")
+            for path, child in _modules_in(name, value):
+                lines.append(f"  {path}: " + repr(child).replace("\n", "\n  "))
+        return lines[0] + ")" if len(lines) == 1 else "\n".join([*lines, ")"])
+
+
+def _modules_in(name: str, value: Any) -> Iterator[tuple[str, Module]]:
+    if isinstance(value, Module):
+        yield name, value
+    elif isinstance(value, (list, tuple)):
+        for k, item in enumerate(value):
+            yield from _modules_in(f"{name}.{k}", item)
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from _modules_in(f"{name}.{key}", item)
+
+
+def _refuse_loose_parameters(name: str, value: Any) -> None:
+    """Tensors in a list would be trained by nobody and saved nowhere."""
+    items = value.values() if isinstance(value, dict) else value
+    if isinstance(value, (list, tuple, dict)) and any(
+        isinstance(item, Tensor) and item.requires_grad and item.is_leaf for item in items
+    ):
+        raise ValueError(
+            f"{name}: a {type(value).__name__} of parameters was assigned to a module, which would "
+            "neither train nor save them; assign each as an attribute of its own"
+        )
+
+
+def parameter(values: np.ndarray, dtype: DTypeLike | None) -> Tensor:
+    """A parameter with these values, float32 unless told otherwise."""
+    wanted = check_dtype(dtype or "float32")
+    if wanted not in FLOATS:
+        raise ValueError(f"dtype: {wanted} was given for parameters, expected a floating one")
+    made = wrap(np.array(values, dtype=wanted), None)
+    made.requires_grad = True
+    return made

@@ -1,0 +1,230 @@
+"""Layers of cells: stacked, in both directions, over sequences of different lengths.
+
+Imports the engine, recurrence, module and cells.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from tinygrad_seq.creation import generator
+from tinygrad_seq.errors import ShapeError
+from tinygrad_seq.nn.cells import GRUCell, LSTMCell, RNNCell, whole
+from tinygrad_seq.nn.init import Rng
+from tinygrad_seq.nn.layers import Dropout
+from tinygrad_seq.nn.module import Module
+from tinygrad_seq.recurrence import unroll
+from tinygrad_seq.structural import concat, permute_dims, stack
+from tinygrad_seq.tensors import Tensor, TensorLike, as_tensor
+from tinygrad_seq.trees import leaves, map_leaves, rebuild, structure
+
+BACKENDS = {"tape": unroll}
+
+
+class Recurrent(Module):
+    """Cells over a sequence: layer upon layer, and in both directions if asked.
+
+    ``cells`` has D cells for each layer, D = 2 if ``bidirectional``; ``cells[l * D + d]`` is layer
+    l, d = 1 the backward direction. The outputs of both directions are joined along the last axis
+    and are the input of the next layer, with ``dropout`` between layers while training.
+
+    ``ys, state = layer(x, state=None, lengths=None, resets=None)``: x (T, B, I), or (B, T, I) with
+    ``batch_first``, and ys likewise; state is a tuple with the state of each cell. lengths and
+    resets are those of ``tgs.unroll``, but resets too are (B, T) with ``batch_first``.
+    ``reverse=True`` runs each cell from the last step to the first (not with ``bidirectional``).
+    ``backend="tape"`` runs ``tgs.unroll``.
+    """
+
+    def __init__(
+        self,
+        cells: Sequence[Any],
+        *,
+        bidirectional: bool = False,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        reverse: bool = False,
+        backend: str = "tape",
+        rng: Rng = None,
+    ) -> None:
+        directions = 2 if bidirectional else 1
+        if not len(cells) or len(cells) % directions:
+            raise ValueError(
+                f"Recurrent: {len(cells)} cells were given, expected {directions} for each layer"
+            )
+        if reverse and bidirectional:
+            raise ValueError("Recurrent: reverse was given beside bidirectional, expected one")
+        if backend not in BACKENDS:
+            raise ValueError(
+                f"Recurrent: backend {backend!r} was given, expected one of {', '.join(BACKENDS)}"
+            )
+        self.cells = list(cells)
+        self.directions, self.batch_first, self.reverse = directions, batch_first, reverse
+        self.backend = backend
+        self.dropout = Dropout(dropout, rng=rng)
+
+    @property
+    def num_layers(self) -> int:
+        return len(self.cells) // self.directions
+
+    def forward(
+        self, x: TensorLike, state: Any = None, lengths: Any = None, resets: Any = None
+    ) -> tuple[Tensor, Any]:
+        ys = as_tensor(x, type(self).__name__)
+        if ys.ndim != 3:
+            axes = "(B, T, I)" if self.batch_first else "(T, B, I)"
+            raise ShapeError(f"{type(self).__name__}: x has shape {ys.shape}, expected {axes}")
+        if self.batch_first:
+            ys = permute_dims(ys, (1, 0, 2))
+            resets = None if resets is None else np.asarray(resets).T
+        drive = BACKENDS[self.backend]
+        states, last = self._split_state(state), []
+        for layer in range(self.num_layers):
+            outputs = []
+            for d in range(self.directions):
+                k = layer * self.directions + d
+                y, end = drive(
+                    self.cells[k],
+                    ys,
+                    states[k],
+                    lengths=lengths,
+                    resets=resets,
+                    reverse=self.reverse or d == 1,
+                )
+                outputs.append(y)
+                last.append(end)
+            ys = outputs[0] if self.directions == 1 else concat(outputs, axis=-1)
+            if layer < self.num_layers - 1:
+                ys = self.dropout(ys)
+        return permute_dims(ys, (1, 0, 2)) if self.batch_first else ys, self._join_states(last)
+
+    def _split_state(self, state: Any) -> Sequence[Any]:
+        """The state of each cell."""
+        if state is None:
+            return [None] * len(self.cells)
+        if not isinstance(state, (tuple, list)) or len(state) != len(self.cells):
+            raise ShapeError(
+                f"{type(self).__name__}: the state {structure(state)} was given, expected a tuple "
+                f"of {len(self.cells)}, one for each cell"
+            )
+        return state
+
+    def _join_states(self, states: Sequence[Any]) -> Any:
+        return tuple(states)
+
+
+class _Stacked(Recurrent):
+    """Cells of one kind, whose states are stacked into tensors (num_layers·D, B, H)."""
+
+    cell: type[RNNCell] | type[LSTMCell] | type[GRUCell]
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        *,
+        reverse: bool = False,
+        backend: str = "tape",
+        dtype: DTypeLike | None = None,
+        rng: Rng = None,
+        **cell_options: Any,
+    ) -> None:
+        directions = 2 if bidirectional else 1
+        rng = generator(rng)
+        self.input_size, self.hidden_size = input_size, hidden_size
+        cells = [
+            self.cell(
+                input_size if layer == 0 else directions * hidden_size,
+                hidden_size,
+                bias=bias,
+                dtype=dtype,
+                rng=rng,
+                **cell_options,
+            )
+            for layer in range(whole(num_layers, "num_layers"))
+            for _ in range(directions)
+        ]
+        super().__init__(
+            cells,
+            bidirectional=bidirectional,
+            batch_first=batch_first,
+            dropout=dropout,
+            reverse=reverse,
+            backend=backend,
+            rng=rng,
+        )
+
+    def forward(
+        self, x: TensorLike, state: Any = None, lengths: Any = None, resets: Any = None
+    ) -> tuple[Tensor, Any]:
+        x = as_tensor(x, type(self).__name__)
+        if x.ndim == 3 and x.shape[-1] != self.input_size:
+            raise ShapeError(
+                f"{type(self).__name__}: x has shape {x.shape}, expected {self.input_size} "
+                "elements in the last axis (input_size)"
+            )
+        return super().forward(x, state, lengths, resets)
+
+    def _split_state(self, state: Any) -> Sequence[Any]:
+        if state is None:
+            return [None] * len(self.cells)
+        expected = self.cells[0].initial_state(1)
+        if structure(state) != structure(expected):
+            raise ShapeError(
+                f"{type(self).__name__}: the state {structure(state)} was given, expected "
+                f"{structure(expected)} with leaves ({len(self.cells)}, B, {self.hidden_size})"
+            )
+        state = map_leaves(lambda leaf: as_tensor(leaf, f"{type(self).__name__}: state"), state)
+        for path, leaf in leaves(state):
+            if leaf.ndim != 3 or (leaf.shape[0], leaf.shape[2]) != (
+                len(self.cells),
+                self.hidden_size,
+            ):
+                raise ShapeError(
+                    f"{type(self).__name__}: state{path} has shape {leaf.shape}, expected "
+                    f"({len(self.cells)}, B, {self.hidden_size}): layers times directions first"
+                )
+        return [map_leaves(lambda leaf, k=k: leaf[k], state) for k in range(len(self.cells))]
+
+    def _join_states(self, states: Sequence[Any]) -> Any:
+        columns = zip(*([leaf for _, leaf in leaves(state)] for state in states), strict=True)
+        return rebuild(states[0], iter([stack(column) for column in columns]))
+
+
+class RNN(_Stacked):
+    """Simple recurrent layers: ``RNN(input_size, hidden_size, num_layers=1, ...)``.
+
+    ``RNNCell`` has the equation and the further keywords, ``Recurrent`` the call.
+    x (T, B, input_size), ys (T, B, D·hidden_size), state (num_layers·D, B, hidden_size).
+    """
+
+    cell = RNNCell
+
+
+class LSTM(_Stacked):
+    """LSTM layers: ``LSTM(input_size, hidden_size, num_layers=1, ...)``.
+
+    ``LSTMCell`` has the equations and the further keywords, ``Recurrent`` the call.
+    x (T, B, input_size), ys (T, B, D·hidden_size), state (h, c), each
+    (num_layers·D, B, hidden_size).
+    """
+
+    cell = LSTMCell
+
+
+class GRU(_Stacked):
+    """GRU layers: ``GRU(input_size, hidden_size, num_layers=1, ...)``.
+
+    ``GRUCell`` has the equations and the further keywords, ``Recurrent`` the call.
+    x (T, B, input_size), ys (T, B, D·hidden_size), state (num_layers·D, B, hidden_size).
+    """
+
+    cell = GRUCell

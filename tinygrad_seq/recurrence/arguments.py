@@ -1,0 +1,187 @@
+"""What a driver is given: inputs, state, lengths, resets; checked and brought into one form.
+
+Shapes: T steps, B rows of a batch. Imports the engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tinygrad_seq.errors import ShapeError, TraceError
+from tinygrad_seq.tensors import FLOATS, Tensor, as_tensor
+from tinygrad_seq.trees import leaves, map_leaves, rebuild, structure
+
+Cell = Callable[[Any, Any], tuple[Any, Any]]
+
+
+class Sequence(NamedTuple):
+    """The checked arguments of a driver."""
+
+    xs: Any  # leaves (T, B, ...)
+    state: Any  # leaves (B, ...)
+    reset_state: Any  # what a reset returns to; leaves (B, ...)
+    T: int
+    B: int
+    lengths: np.ndarray | None  # (B,) int64, or None if every row has T steps
+    resets: np.ndarray | None  # (T, B) bool, or None if there are none
+
+
+def check_sequence(
+    cell: Cell, xs: Any, state: Any, lengths: Any, resets: Any, driver: str
+) -> Sequence:
+    """Raise a ShapeError or ValueError that names what is wrong, or return the arguments."""
+    xs, T, B = _inputs(xs, driver)
+    initial = getattr(cell, "initial_state", None)
+    start = initial(B) if initial is not None else None
+    if state is None:
+        if initial is None:
+            raise ValueError(
+                f"{driver}: the cell {_name(cell)} has no initial_state(batch_size) and no state "
+                "was given; pass state="
+            )
+        state = start
+    state = _state(state, B, "state", driver)
+    if start is None:
+        reset_state = state
+    else:
+        reset_state = _state(start, B, f"{_name(cell)}.initial_state({B})", driver)
+        check_step(state, reset_state, f"{driver}: state", "initial_state gives")
+    return Sequence(
+        xs,
+        state,
+        reset_state,
+        T,
+        B,
+        _lengths(lengths, T, B, driver),
+        _resets(resets, T, B, driver),
+    )
+
+
+def _name(cell: Any) -> str:
+    return getattr(cell, "__name__", type(cell).__name__)
+
+
+def _inputs(xs: Any, driver: str) -> tuple[Any, int, int]:
+    flat = list(leaves(xs))
+    if isinstance(xs, list) or not flat:
+        raise ValueError(
+            f"{driver}: xs is a {type(xs).__name__}, expected a tensor (T, B, ...), or a tuple or "
+            "dict of them; tgs.stack makes one tensor of a list of steps"
+        )
+    tensors = [as_tensor(leaf, f"{driver}: xs{path}") for path, leaf in flat]
+    for (path, _), tensor in zip(flat, tensors, strict=True):
+        if tensor.ndim < 2:
+            raise ShapeError(
+                f"{driver}: xs{path} has shape {tensor.shape}, expected (T, B, ...): steps first, "
+                "then the batch"
+            )
+        if tensor.shape[:2] != tensors[0].shape[:2]:
+            raise ShapeError(
+                f"{driver}: xs{path} has shape {tensor.shape}, but xs{flat[0][0]} has "
+                f"{tensors[0].shape}: T and B must agree"
+            )
+    T, B = tensors[0].shape[:2]
+    return rebuild(xs, iter(tensors)), T, B
+
+
+def _state(state: Any, B: int, what: str, driver: str) -> Any:
+    def check(path: str, leaf: Any) -> Tensor:
+        tensor = as_tensor(leaf, f"{driver}: {what}{path}")
+        if tensor.dtype not in FLOATS:
+            raise ValueError(
+                f"{driver}: {what}{path} has dtype {tensor.dtype}, expected a floating one"
+            )
+        if not tensor.ndim or tensor.shape[0] != B:
+            raise ShapeError(
+                f"{driver}: {what}{path} has shape {tensor.shape}, expected ({B}, ...): one row "
+                "for each row of the batch"
+            )
+        return tensor
+
+    return rebuild(state, iter([check(path, leaf) for path, leaf in leaves(state)]))
+
+
+def _lengths(lengths: Any, T: int, B: int, driver: str) -> np.ndarray | None:
+    if lengths is None:
+        return None
+    given = np.asarray(lengths)
+    if given.size == 0 and B == 0:
+        return None
+    if given.shape != (B,):
+        raise ShapeError(
+            f"{driver}: lengths has shape {given.shape}, expected ({B},): one for each row"
+        )
+    if given.dtype.kind not in "iu":
+        raise ValueError(f"{driver}: lengths has dtype {given.dtype}, expected integers")
+    if given.min() < 0 or given.max() > T:
+        raise ValueError(
+            f"{driver}: lengths from {given.min()} to {given.max()} were given, expected 0 to "
+            f"T = {T}"
+        )
+    return None if given.min() == T else given.astype(np.int64)
+
+
+def _resets(resets: Any, T: int, B: int, driver: str) -> np.ndarray | None:
+    if resets is None:
+        return None
+    given = np.asarray(resets)
+    if given.shape != (T, B):
+        raise ShapeError(f"{driver}: resets has shape {given.shape}, expected (T, B) = {(T, B)}")
+    if given.dtype != np.bool_:
+        raise ValueError(f"{driver}: resets has dtype {given.dtype}, expected booleans")
+    return given if given.any() else None
+
+
+def check_output(returned: Any, cell: Cell, driver: str) -> tuple[Any, Any]:
+    """The cell's ``(y, state)``."""
+    if not isinstance(returned, tuple) or len(returned) != 2:
+        found = f"a tuple of {len(returned)}" if isinstance(returned, tuple) else type(returned)
+        raise TraceError(
+            f"{driver}: the cell {_name(cell)} returned {found}, expected a pair (y, state)"
+        )
+    return returned
+
+
+def check_rows(y: Any, B: int, driver: str) -> Any:
+    """The output of one step as tensors; each has a row for each row of the batch."""
+    if isinstance(y, list) or not list(leaves(y)):
+        raise TraceError(
+            f"{driver}: the cell returned a {type(y).__name__} as y, expected a tensor, or a tuple "
+            "or dict of them"
+        )
+
+    def check(path: str, leaf: Any) -> Tensor:
+        tensor = as_tensor(leaf, f"{driver}: y{path}")
+        if not tensor.ndim or tensor.shape[0] != B:
+            raise TraceError(
+                f"{driver}: the cell returned y{path} of shape {tensor.shape}, expected ({B}, ...):"
+                " axis 0 is the batch, and rows do not mix"
+            )
+        return tensor
+
+    return rebuild(y, iter([check(path, leaf) for path, leaf in leaves(y)]))
+
+
+def check_step(given: Any, before: Any, what: str, source: str = "it was given") -> None:
+    """Raise unless a state has the structure, shapes and dtypes of the state before it."""
+    if structure(given) != structure(before):
+        raise ShapeError(f"{what} is {structure(given)}, but {source} {structure(before)}")
+    for (path, new), (_, old) in zip(leaves(given), leaves(before), strict=True):
+        if not isinstance(new, Tensor):
+            raise TraceError(f"{what}{path} is a {type(new).__name__}, expected a tensor")
+        if new.shape != old.shape or new.dtype != old.dtype:
+            raise ShapeError(
+                f"{what}{path} is {new.dtype}{new.shape}, but {source} {old.dtype}{old.shape}; "
+                "a state keeps its shape and dtype from step to step, and parameters, inputs and "
+                "state share one dtype"
+            )
+
+
+def one_step_shapes(cell: Cell, given: Sequence, driver: str) -> Any:
+    """The output of one step on inputs of ones, to learn its shapes where there is no step."""
+    x = map_leaves(lambda t: Tensor(np.ones(t.shape[1:], t.dtype)), given.xs)
+    y, _ = check_output(cell(x, given.state), cell, driver)
+    return check_rows(y, given.B, driver)

@@ -1,0 +1,422 @@
+"""A tensor: a value and its place on the tape. Also how an operation is run and recorded.
+
+No mathematics lives here. The operators and functions are hung on the class by the rooms that
+define them: elementwise ones by ``elementwise.py``, products, reductions, shapes and indexing by
+``structural.py``, ``backward`` by ``transforms.py``.
+Imports rules, tape and errors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import numpy as np
+from numpy.typing import ArrayLike, DTypeLike
+
+from tinygrad_seq.errors import ShapeError, TapeError
+from tinygrad_seq.rules import Array, Operation
+from tinygrad_seq.tape import Entry, Leaf, mark_written, recording
+
+ndarray = np.ndarray
+FLOATS = (np.dtype("float16"), np.dtype("float32"), np.dtype("float64"))
+DEFAULT_FLOAT = np.dtype("float32")
+
+
+class Tensor:
+    """An array that gradients can flow through.
+
+    Made by ``tgs.tensor``, by the other creation functions and by operations. The value never
+    changes in place: assigning ``.data`` puts a copy of another array in its stead. float16,
+    float32 and float64 carry gradients; integers and booleans carry indices and masks.
+    """
+
+    __slots__ = ("__weakref__", "_data", "_entry")
+    __array_ufunc__ = None  # so that ndarray * tensor is a tensor
+    __hash__ = object.__hash__
+
+    _data: Array
+    _entry: Entry | None  # None until something about the tensor must be remembered
+
+    def __init__(
+        self, data: Any, dtype: DTypeLike | None = None, requires_grad: bool = False
+    ) -> None:
+        self._data = as_array(data, dtype, copy=True)
+        self._entry = None
+        if requires_grad:
+            self.requires_grad = True
+
+    # What it is
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self._data.shape  # type: ignore[no-any-return]
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self._data.dtype  # type: ignore[no-any-return]
+
+    @property
+    def ndim(self) -> int:
+        return self._data.ndim  # type: ignore[no-any-return]
+
+    @property
+    def size(self) -> int:
+        return self._data.size  # type: ignore[no-any-return]
+
+    @property
+    def device(self) -> str:
+        return "cpu"
+
+    @property
+    def requires_grad(self) -> bool:
+        return self._entry is not None and self._entry.requires_grad
+
+    @requires_grad.setter
+    def requires_grad(self, wanted: bool) -> None:
+        if wanted == self.requires_grad:
+            return
+        if not self.is_leaf:
+            raise TapeError(
+                "requires_grad: this tensor is the result of recorded operations and cannot be "
+                "taken off the tape; use t.detach() for one that is not on it"
+            )
+        if wanted and self.dtype not in FLOATS:
+            raise ValueError(
+                f"requires_grad: a tensor of dtype {self.dtype} was given, only floating tensors "
+                "carry gradients; convert it with t.to('float32')"
+            )
+        grad, version = self.grad, self.version
+        self._entry = leaf = Leaf(self.shape, self.dtype, bool(wanted))
+        leaf.grad, leaf.written = grad, version
+
+    @property
+    def is_leaf(self) -> bool:
+        """Whether no recorded operation made this tensor."""
+        return self._entry is None or self._entry.op is None
+
+    @property
+    def grad(self) -> Tensor | None:
+        """The gradient accumulated by ``backward``: same shape and dtype, or None."""
+        return self._entry.grad if isinstance(self._entry, Leaf) else None
+
+    @grad.setter
+    def grad(self, value: Tensor | ArrayLike | None) -> None:
+        if value is not None:
+            value = _same_kind(value, self, "grad")
+        if self.is_leaf:
+            leaf_of(self).grad = value  # type: ignore[attr-defined]
+        elif value is not None:
+            raise TapeError("grad: only leaves hold a gradient; this tensor was computed")
+
+    @property
+    def data(self) -> Array:
+        """The value as a read-only array that shares memory."""
+        view = self._data.view()
+        view.flags.writeable = False
+        return view
+
+    @data.setter
+    def data(self, value: Tensor | ArrayLike) -> None:
+        replace_data(self, _same_kind(value, self, "data")._data)
+
+    @property
+    def version(self) -> int:
+        """Rises with every assignment to ``.data``; 0 before the first."""
+        return 0 if self._entry is None else self._entry.written
+
+    # As something else
+
+    def numpy(self) -> Array:
+        """The value as a read-only NumPy array that shares memory; ``.copy()`` it to write."""
+        return self.data
+
+    def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> Array:
+        if copy or (dtype is not None and np.dtype(dtype) != self.dtype):
+            return np.array(self._data, dtype=dtype)
+        return self.data
+
+    def item(self) -> Any:
+        """The only element, as a Python number."""
+        if self.size != 1:
+            raise ShapeError(f"item: shape {self.shape} was given, expected exactly one element")
+        return self._data.item()
+
+    def tolist(self) -> Any:
+        return self._data.tolist()
+
+    def detach(self) -> Tensor:
+        """The same value off the tape."""
+        return wrap(self._data, None)
+
+    def __len__(self) -> int:
+        if not self.ndim:
+            raise ShapeError("len: a tensor without axes has no length")
+        return self.shape[0]
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return (self[k] for k in range(len(self)))
+
+    def __bool__(self) -> bool:
+        if self.size != 1:
+            raise ShapeError(
+                f"bool: a tensor of shape {self.shape} is neither true nor false; "
+                "ask t.numpy().any() or t.numpy().all(), or choose elementwise with tgs.where"
+            )
+        return bool(self._data)
+
+    def __float__(self) -> float:
+        return float(self.item())
+
+    def __int__(self) -> int:
+        return int(self.item())
+
+    def __index__(self) -> int:
+        return self._data.__index__()  # type: ignore[no-any-return]
+
+    def __format__(self, spec: str) -> str:
+        return format(self.item(), spec) if spec else repr(self)
+
+    def __repr__(self) -> str:
+        text = np.array2string(self._data, separator=", ", prefix="tensor(")
+        grad = ", requires_grad=True" if self.requires_grad else ""
+        return f"tensor({text}, dtype={self.dtype}{grad})"
+
+    def __setitem__(self, index: Any, value: Any) -> NoReturn:
+        raise TapeError(
+            "t[...] = value: tensors do not change in place; build the new value with tgs.where, "
+            "tgs.concat or tgs.stack, or replace all of it with t.data = array"
+        )
+
+    def __reduce__(self) -> Any:
+        if not self.is_leaf:
+            raise TapeError(
+                "pickle or deepcopy: this tensor is the result of recorded operations, which "
+                "cannot be copied; copy t.detach() instead"
+            )
+        return _restore, (self._data, self.requires_grad, self.grad)
+
+    if TYPE_CHECKING:  # hung on the class by elementwise.py, structural.py and transforms.py
+        T: Tensor
+
+        def __add__(self, other: TensorLike) -> Tensor: ...
+        def __radd__(self, other: TensorLike) -> Tensor: ...
+        def __sub__(self, other: TensorLike) -> Tensor: ...
+        def __rsub__(self, other: TensorLike) -> Tensor: ...
+        def __mul__(self, other: TensorLike) -> Tensor: ...
+        def __rmul__(self, other: TensorLike) -> Tensor: ...
+        def __truediv__(self, other: TensorLike) -> Tensor: ...
+        def __rtruediv__(self, other: TensorLike) -> Tensor: ...
+        def __pow__(self, other: TensorLike) -> Tensor: ...
+        def __rpow__(self, other: TensorLike) -> Tensor: ...
+        def __matmul__(self, other: TensorLike) -> Tensor: ...
+        def __rmatmul__(self, other: TensorLike) -> Tensor: ...
+        def __neg__(self) -> Tensor: ...
+        def __abs__(self) -> Tensor: ...
+        def __lt__(self, other: TensorLike) -> Tensor: ...
+        def __le__(self, other: TensorLike) -> Tensor: ...
+        def __gt__(self, other: TensorLike) -> Tensor: ...
+        def __ge__(self, other: TensorLike) -> Tensor: ...
+        def __eq__(self, other: TensorLike) -> Tensor: ...  # type: ignore[override]
+        def __ne__(self, other: TensorLike) -> Tensor: ...  # type: ignore[override]
+        def __invert__(self) -> Tensor: ...
+        def __and__(self, other: TensorLike) -> Tensor: ...
+        def __or__(self, other: TensorLike) -> Tensor: ...
+        def __getitem__(self, index: Any) -> Tensor: ...
+        def sum(self, axis: Axis = None, keepdims: bool = False) -> Tensor: ...
+        def mean(self, axis: Axis = None, keepdims: bool = False) -> Tensor: ...
+        def max(self, axis: Axis = None, keepdims: bool = False) -> Tensor: ...
+        def min(self, axis: Axis = None, keepdims: bool = False) -> Tensor: ...
+        def reshape(self, *shape: int | Sequence[int]) -> Tensor: ...
+        def transpose(self, *axes: int | Sequence[int]) -> Tensor: ...
+        def exp(self) -> Tensor: ...
+        def log(self) -> Tensor: ...
+        def tanh(self) -> Tensor: ...
+        def sigmoid(self) -> Tensor: ...
+        def relu(self) -> Tensor: ...
+        def to(self, target: Any) -> Tensor: ...
+        def backward(
+            self,
+            gradient: TensorLike | None = None,
+            retain_graph: bool | None = None,
+            create_graph: bool = False,
+        ) -> None: ...
+
+
+TensorLike = Tensor | ArrayLike
+Axis = int | tuple[int, ...] | None
+_new = Tensor.__new__
+
+
+def wrap(data: Array, entry: Entry | None) -> Tensor:
+    """A tensor around an array, without copying or checking."""
+    tensor = _new(Tensor)
+    tensor._data = data
+    tensor._entry = entry
+    return tensor
+
+
+def _restore(data: Array, requires_grad: bool, grad: Tensor | None) -> Tensor:
+    tensor = wrap(data, Leaf(data.shape, data.dtype, requires_grad))
+    if grad is not None:
+        tensor.grad = grad
+    return tensor
+
+
+def leaf_of(tensor: Tensor) -> Entry:
+    """The tensor's entry; one that has none becomes a leaf."""
+    entry = tensor._entry
+    if entry is None:
+        entry = tensor._entry = Leaf(tensor._data.shape, tensor._data.dtype, False)
+    return entry
+
+
+def replace_data(tensor: Tensor, array: Array) -> None:
+    """Let the tensor hold ``array``, which nobody may write to. What is recorded keeps the old."""
+    tensor._data = array
+    mark_written(leaf_of(tensor))
+
+
+def _same_kind(value: Any, like: Tensor, name: str) -> Tensor:
+    """A copy of ``value``, which must have the shape and dtype of ``like``."""
+    made = Tensor(value) if not isinstance(value, Tensor) or value.is_leaf else value
+    if made.shape != like.shape:
+        raise ShapeError(f"{name}: shape {made.shape} was given, expected {like.shape}")
+    if made.dtype != like.dtype:
+        raise ValueError(
+            f"{name}: dtype {made.dtype} was given, expected {like.dtype}; convert it first"
+        )
+    return made
+
+
+def as_array(data: Any, dtype: DTypeLike | None = None, copy: bool = False) -> Array:
+    """``data`` as an array: arrays keep their dtype, Python floats become float32, ints int64."""
+    if isinstance(data, Tensor):
+        array = data._data
+    else:
+        if _first(data, Tensor):
+            raise ValueError(
+                "tensor: a list of tensors was given; tgs.stack or tgs.concat join tensors and "
+                "keep them on the tape"
+            )
+        try:
+            array = np.asarray(data)
+        except ValueError as error:
+            raise ShapeError(f"tensor: the rows given differ in length ({error})") from None
+        if array.dtype == np.float64 and not _first(data, (np.ndarray, np.generic)):
+            array = array.astype(DEFAULT_FLOAT)
+            copy = False
+    if dtype is not None:
+        array = array.astype(check_dtype(dtype), copy=copy)
+    else:
+        check_dtype(array.dtype)
+        if copy:
+            array = array.copy()
+    return array
+
+
+def _first(data: Any, kinds: Any) -> bool:
+    """Whether the first thing inside nested lists, or ``data`` itself, is of these kinds."""
+    while isinstance(data, (list, tuple)) and data:
+        data = data[0]
+    return isinstance(data, kinds)
+
+
+def check_dtype(dtype: DTypeLike) -> np.dtype[Any]:
+    try:
+        made = np.dtype(dtype)
+    except TypeError:
+        raise ValueError(
+            f"dtype: {dtype!r} was given, expected a NumPy dtype such as 'float32'"
+        ) from None
+    if made not in FLOATS and made.kind not in "iub":
+        raise ValueError(
+            f"dtype: {made} was given, expected float16, float32, float64, an integer or bool"
+        )
+    return made
+
+
+def as_tensor(value: Any, operation: str = "tensor") -> Tensor:
+    """``value`` itself if it is a tensor, otherwise a constant made of it."""
+    if isinstance(value, Tensor):
+        return value
+    if isinstance(value, (np.ndarray, np.generic, int, float, list, tuple)):
+        return wrap(as_array(value, copy=isinstance(value, np.ndarray)), None)
+    raise ValueError(
+        f"{operation}: a {type(value).__name__} was given, expected a tensor, an array or a number"
+    )
+
+
+# Running and recording -----------------------------------------------------------------------
+
+
+def apply(op: Operation, inputs: Sequence[Any], params: tuple[Any, ...] = ()) -> Tensor:
+    """Run ``op`` on tensors and Python numbers, and record it if an input requires a gradient."""
+    arrays = [t._data if type(t) is Tensor else t for t in inputs]
+    try:
+        y = op.forward(*arrays, *params)
+    except ValueError as error:
+        raise shape_error(op, arrays, error) from None
+    if type(y) is not ndarray:
+        y = np.asarray(y)
+    if recording.enabled:
+        needs = 0
+        for k, t in enumerate(inputs):
+            if type(t) is Tensor and t._entry is not None and t._entry.requires_grad:
+                needs |= 1 << k
+        if needs:
+            return record(op, inputs, arrays, y, needs, params)
+    return wrap(y, None)
+
+
+def record(
+    op: Operation,
+    inputs: Sequence[Any],
+    arrays: Sequence[Any],
+    y: Array,
+    needs: int,
+    params: tuple[Any, ...] = (),
+) -> Tensor:
+    """The output ``y`` of ``op`` with its entry; bit k of ``needs``: input k wants a gradient."""
+    parents = tuple([t._entry or leaf_of(t) if type(t) is Tensor else None for t in inputs])
+    saved: Sequence[Any] = params
+    if op.values:
+        saved = [*arrays, y, *params]
+        for place in op.drops[needs]:
+            saved[place] = None
+    entry = Entry(op, parents, saved, y.shape, y.dtype)
+    if recording.tapes:
+        for tape in recording.tapes:
+            tape.add(entry, inputs)
+    return wrap(y, entry)
+
+
+def shape_error(op: Operation, arrays: Sequence[Any], error: Exception) -> ShapeError:
+    given = ", ".join(
+        f"{name} {a.shape if hasattr(a, 'shape') else a!r}"
+        for name, a in zip(op.inputs, arrays, strict=False)
+    )
+    shapes = [a.shape for a in arrays if hasattr(a, "shape")]
+    try:
+        np.broadcast_shapes(*shapes)
+    except ValueError:
+        what = "their axes, aligned at the last, must be equal or 1; reshape or expand_dims one"
+        return ShapeError(f"{op.name}: {given} were given, {what}")
+    return ShapeError(f"{op.name}: {given} given: {error}")
+
+
+def promote(tensors: Sequence[Any]) -> list[Any]:
+    """Inputs of one operation brought to dtypes that NumPy combines as this package promises.
+
+    A floating tensor beside an integer one decides the dtype, and so does the default float for
+    integers that meet a Python float; NumPy would choose float64 for both.
+    """
+    floats = [t.dtype for t in tensors if type(t) is Tensor and t.dtype.kind == "f"]
+    weak_float = any(isinstance(t, float) for t in tensors)
+    if not floats and not weak_float:
+        return list(tensors)
+    target = np.result_type(*floats) if floats else DEFAULT_FLOAT
+    return [
+        wrap(t._data.astype(target), None) if type(t) is Tensor and t.dtype.kind in "iub" else t
+        for t in tensors
+    ]

@@ -1,0 +1,269 @@
+"""The training loop: ``fit``, ``evaluate`` and the history they leave.
+
+The same four steps stand open in examples/four_steps.py. Imports nn and optim.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from tinygrad_seq.nn.module import Module
+from tinygrad_seq.optim import Optimizer, Schedule, clip_grad_norm_
+from tinygrad_seq.tape import no_grad
+from tinygrad_seq.tensors import FLOATS, Tensor, as_tensor
+from tinygrad_seq.trees import map_leaves
+
+Loss = Callable[[Any, Any], Tensor]
+
+
+@dataclass
+class History:
+    """What happened, one entry an epoch: also as ``history["loss"]``.
+
+    ``validation`` is empty without validation batches, ``norm`` (the mean norm of the gradient
+    before clipping) without ``clip_norm``.
+    """
+
+    loss: list[float] = field(default_factory=list)
+    validation: list[float] = field(default_factory=list)
+    norm: list[float] = field(default_factory=list)
+    best_epoch: int | None = None  # counted from 0, by validation loss, else by training loss
+    stopped_early: bool = False
+    interrupted: bool = False
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in (known := list(self.__dataclass_fields__)):
+            raise ValueError(f"history: {name!r} was asked for, expected one of {known}")
+        return getattr(self, name)
+
+    def __len__(self) -> int:
+        return len(self.loss)
+
+
+def fit(
+    model: Any,
+    batches: Iterable[Any],
+    loss: Loss,
+    optimizer: Optimizer,
+    *,
+    epochs: int,
+    clip_norm: float | None = None,
+    validation: Iterable[Any] | None = None,
+    patience: int | None = None,
+    schedule: Schedule | None = None,
+    progress: bool = True,
+) -> History:
+    """Train ``model``: for each batch forward, ``loss(prediction, targets)``, backward, update.
+
+    ``batches`` is iterated once an epoch and yields ``(inputs, targets)``, for ``model(inputs)``,
+    or ``(inputs, targets, lengths)``, for ``model(inputs, lengths=lengths)``. Arrays become
+    tensors, floating ones in the dtype of the model's parameters. ``clip_norm`` bounds the norm of
+    the gradient. ``validation`` are batches to measure on after each epoch, in ``eval`` mode. With
+    ``patience`` training stops when the validation loss (without validation, the training loss)
+    has not improved for that many epochs, and the best weights are put back. ``schedule.step()`` is
+    called after each epoch. Epoch losses are means over batches, weighted by the targets' size.
+
+    Ctrl-C ends training and returns the history so far, with ``interrupted`` set. A loss or a
+    clipped gradient that is not finite raises ValueError before it reaches the weights.
+    """
+    if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 0:
+        raise ValueError(f"fit: epochs = {epochs!r} was given, expected an integer from 0 on")
+    if patience is not None and patience < 1:
+        raise ValueError(f"fit: patience = {patience} was given, expected 1 or more")
+    history, best = History(), _Best(model if patience is not None else None)
+    training = getattr(model, "training", True)
+    bar = _progress_bar(epochs) if progress else None
+    try:
+        for epoch in range(epochs):
+            _set_training(model, True)
+            _train_epoch(model, batches, loss, optimizer, clip_norm, history, epoch)
+            if validation is not None:
+                history.validation.append(evaluate(model, validation, loss))
+            if schedule is not None:
+                schedule.step()
+            watched = history.validation or history.loss
+            if best.improved(watched[-1]):
+                history.best_epoch = epoch
+            if bar is not None:
+                bar.report(history)
+            if patience is not None and epoch - (history.best_epoch or 0) >= patience:
+                history.stopped_early = True
+                break
+    except KeyboardInterrupt:
+        history.interrupted = True
+    finally:
+        best.restore()
+        _set_training(model, training)
+        if bar is not None:
+            bar.close()
+    return history
+
+
+def evaluate(model: Any, batches: Iterable[Any], loss: Loss) -> float:
+    """The mean loss over batches in ``eval`` mode, without recording."""
+    training = getattr(model, "training", True)
+    _set_training(model, False)
+    try:
+        with no_grad():
+            total, weight = 0.0, 0
+            for batch in batches:
+                prediction, targets = _forward(model, batch)
+                size = _size(targets)
+                total += loss(prediction, targets).item() * size
+                weight += size
+    finally:
+        _set_training(model, training)
+    if not weight:
+        raise ValueError(
+            "evaluate: the batches gave no examples; an iterator can be passed only once, give a "
+            "list or data.Batches"
+        )
+    return total / weight
+
+
+def _train_epoch(
+    model: Any,
+    batches: Iterable[Any],
+    loss: Loss,
+    optimizer: Optimizer,
+    clip_norm: float | None,
+    history: History,
+    epoch: int,
+) -> None:
+    total, weight, norms = 0.0, 0, []
+    for k, batch in enumerate(batches):
+        where = f"fit: epoch {epoch}, batch {k}"
+        optimizer.zero_grad()
+        prediction, targets = _forward(model, batch)
+        value = loss(prediction, targets)
+        number = value.item()
+        if not math.isfinite(number):
+            raise ValueError(
+                f"{where}: the loss is {number}; the weights are those before this batch. Look for "
+                "NaN in the data, lower the learning rate, or pass clip_norm="
+            )
+        value.backward()
+        if clip_norm is not None:
+            norms.append(clip_grad_norm_(optimizer.parameters(), clip_norm))
+            if not math.isfinite(norms[-1]):
+                raise ValueError(
+                    f"{where}: the norm of the gradient is {norms[-1]}; the weights are those "
+                    "before this batch. Lower the learning rate or shorten the sequences"
+                )
+        optimizer.step()
+        size = _size(targets)
+        total += number * size
+        weight += size
+    if not weight:
+        raise ValueError(
+            f"fit: the batches gave no examples in epoch {epoch}; an iterator can be passed only "
+            "once, give a list or data.Batches"
+        )
+    history.loss.append(total / weight)
+    if norms:
+        history.norm.append(sum(norms) / len(norms))
+
+
+def _forward(model: Any, batch: Any) -> tuple[Any, Any]:
+    if not isinstance(batch, (tuple, list)) or len(batch) not in (2, 3):
+        found = len(batch) if isinstance(batch, (tuple, list)) else type(batch).__name__
+        raise ValueError(
+            f"fit: a batch of {found} was given, expected (inputs, targets) or "
+            "(inputs, targets, lengths)"
+        )
+    dtype = _dtype(model)
+
+    def convert(leaf: Any) -> Tensor:
+        tensor = as_tensor(leaf, "fit: batch")
+        return tensor.to(dtype) if dtype is not None and tensor.dtype in FLOATS else tensor
+
+    inputs, targets = map_leaves(convert, batch[0]), map_leaves(convert, batch[1])
+    if len(batch) == 3:
+        return model(inputs, lengths=np.asarray(batch[2])), targets
+    return model(inputs), targets
+
+
+def _dtype(model: Any) -> np.dtype[Any] | None:
+    if not isinstance(model, Module):
+        return None
+    return next((p.dtype for p in model.parameters() if p.dtype in FLOATS), None)
+
+
+def _size(targets: Any) -> int:
+    sizes: list[int] = []
+    map_leaves(lambda t: sizes.append(t.size), targets)
+    return sum(sizes)
+
+
+def _set_training(model: Any, mode: bool) -> None:
+    if isinstance(model, Module):
+        model.train(mode)
+
+
+class _Best:
+    """The smallest value so far, and the model's weights when it was reached."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model if isinstance(model, Module) else None
+        self.value = math.inf
+        self.state: dict[str, Tensor] | None = None
+
+    def improved(self, value: float) -> bool:
+        if not value < self.value:
+            return False
+        self.value = value
+        self.state = None if self.model is None else self.model.state_dict()
+        return True
+
+    def restore(self) -> None:
+        if self.model is not None and self.state is not None:
+            self.model.load_state_dict(self.state)
+
+
+class _Lines:
+    """Progress without tqdm: a line an epoch."""
+
+    def __init__(self, epochs: int) -> None:
+        self.epochs = epochs
+        print("fit: a line an epoch; pip install tqdm for a progress bar", file=sys.stderr)
+
+    def report(self, history: History) -> None:
+        text = ", ".join(f"{name} {value}" for name, value in _shown(history).items())
+        print(f"epoch {len(history)}/{self.epochs}: {text}", file=sys.stderr)
+
+    def close(self) -> None: ...
+
+
+class _Bar:
+    """Progress with tqdm."""
+
+    def __init__(self, tqdm: Any, epochs: int) -> None:
+        self.bar = tqdm(total=epochs, unit="epoch")
+
+    def report(self, history: History) -> None:
+        self.bar.set_postfix(_shown(history))
+        self.bar.update()
+
+    def close(self) -> None:
+        self.bar.close()
+
+
+def _shown(history: History) -> dict[str, str]:
+    shown = {"loss": f"{history.loss[-1]:.4g}"}
+    if history.validation:
+        shown["validation"] = f"{history.validation[-1]:.4g}"
+    return shown
+
+
+def _progress_bar(epochs: int) -> _Bar | _Lines:
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        return _Lines(epochs)
+    return _Bar(tqdm, epochs)

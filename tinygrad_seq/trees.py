@@ -1,0 +1,63 @@
+"""Structures of tensors: a tensor, or tuples, NamedTuples, lists and dicts of them.
+
+Arguments of transforms, inputs and outputs of cells, and states have such structures.
+Imports errors alone, and knows nothing of tensors but that they are the leaves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from tinygrad_seq.errors import ShapeError
+
+
+def leaves(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Every leaf with its path, such as ``[1].h`` or ``['x']``, in a fixed order."""
+    if isinstance(tree, (tuple, list)):
+        names = getattr(tree, "_fields", None)
+        for k, branch in enumerate(tree):
+            yield from leaves(branch, f"{path}.{names[k]}" if names else f"{path}[{k}]")
+    elif isinstance(tree, dict):
+        for key, branch in tree.items():
+            yield from leaves(branch, f"{path}[{key!r}]")
+    else:
+        yield path, tree
+
+
+def rebuild(like: Any, values: Iterator[Any]) -> Any:
+    """The structure of ``like`` with its leaves taken from ``values`` in order."""
+    if isinstance(like, tuple) and hasattr(like, "_fields"):
+        return type(like)(*(rebuild(branch, values) for branch in like))
+    if isinstance(like, (tuple, list)):
+        return type(like)(rebuild(branch, values) for branch in like)
+    if isinstance(like, dict):
+        return {key: rebuild(branch, values) for key, branch in like.items()}
+    return next(values)
+
+
+def map_leaves(function: Callable[..., Any], tree: Any, *others: Any) -> Any:
+    """``function`` of the leaves of trees of one structure, in that structure."""
+    for other in others:
+        check_same(tree, other, "map_leaves")
+    columns = [[leaf for _, leaf in leaves(each)] for each in (tree, *others)]
+    return rebuild(tree, iter([function(*row) for row in zip(*columns, strict=True)]))
+
+
+def check_same(expected: Any, given: Any, what: str) -> None:
+    """Raise a ShapeError unless both have the same structure."""
+    wanted, found = structure(expected), structure(given)
+    if wanted != found:
+        raise ShapeError(f"{what}: the structure {found} was given, expected {wanted}")
+
+
+def structure(tree: Any) -> str:
+    """A tree's structure as text, each leaf a ``*``."""
+    if isinstance(tree, (tuple, list)):
+        inner = ", ".join(map(structure, tree))
+        if hasattr(tree, "_fields"):
+            return f"{type(tree).__name__}({inner})"
+        return f"({inner})" if isinstance(tree, tuple) else f"[{inner}]"
+    if isinstance(tree, dict):
+        return "{" + ", ".join(f"{key!r}: {structure(b)}" for key, b in tree.items()) + "}"
+    return "*"
