@@ -72,7 +72,7 @@ def _unary(rule: Rule) -> Any:
             y = np.asarray(y)
         if recording.tapes:
             return record(rule, (x,), (array,), y, 1)
-        saved = [array if keep_x else None, y if keep_y else None] if keep_x or keep_y else ()
+        saved = (array if keep_x else None, y if keep_y else None) if keep_x or keep_y else ()
         return wrap(y, Entry(rule, (entry,), saved, y.shape, y.dtype))
 
     return _named(function, rule)

@@ -32,10 +32,11 @@ class Operation:
     gradient of input ``k``, where ``saved`` holds the inputs and the output that some derivative
     uses (``None`` for the others) followed by the params. If no derivative uses any value,
     ``values`` is 0 and ``saved`` holds the params alone. ``vjps_over_tensors`` are the same
-    derivatives as recorded operations.
+    derivatives as recorded operations. The first ``shown`` params say what is done, the others are
+    there for the derivatives.
     """
 
-    __slots__ = ("drops", "forward", "inputs", "name", "values", "vjps", "vjps_over_tensors")
+    __slots__ = ("drops", "forward", "inputs", "name", "shown", "values", "vjps", "vjps_over_tensors")
 
     def __init__(
         self,
@@ -44,7 +45,9 @@ class Operation:
         forward: Function,
         vjps: Sequence[Function],
         uses: Sequence[set[str]] = (),
+        shown: int | None = None,
     ) -> None:
+        self.shown = shown
         self.name, self.inputs, self.forward, self.vjps = name, tuple(inputs), forward, vjps
         self.vjps_over_tensors: Sequence[Function] = vjps
         self.values = len(inputs) + 1 if any(uses) else 0

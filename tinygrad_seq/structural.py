@@ -144,6 +144,7 @@ SUM = Operation(
     ("x",),
     lambda x, axes, keepdims, shape: x.sum(axis=axes, keepdims=keepdims),
     (lambda g, axes, keepdims, shape: _spread(g, shape, axes),),
+    shown=2,
 )
 MAX = Operation(
     "max",
@@ -244,24 +245,28 @@ RESHAPE = Operation(
     ("x",),
     lambda x, shape, before: x.reshape(shape),
     (lambda g, shape, before: g.reshape(before),),
+    shown=1,
 )
 PERMUTE_DIMS = Operation(
     "permute_dims",
     ("x",),
     lambda x, axes, back: x.transpose(axes),
     (lambda g, axes, back: g.transpose(back),),
+    shown=1,
 )
 BROADCAST_TO = Operation(
     "broadcast_to",
     ("x",),
     lambda x, shape, before: np.broadcast_to(x, shape),
     (lambda g, shape, before: unbroadcast(g, before),),
+    shown=1,
 )
 ASTYPE = Operation(
     "astype",
     ("x",),
     lambda x, dtype, before: x.astype(dtype),
     (lambda g, dtype, before: g.astype(before),),
+    shown=1,
 )
 
 

@@ -293,7 +293,7 @@ class Tape:
             slots.append(self._slots[parent])
             texts.append(f"%{slots[-1]}")
         assert entry.op is not None
-        params = [_short(p) for p in (entry.saved or ())[entry.op.values :]]
+        params = [_short(p) for p in (entry.saved or ())[entry.op.values :][: entry.op.shown]]
         arguments = ", ".join(_abridged(texts) + params)
         self._append(entry, entry.op.name, tuple(slots), f"{entry.op.name}({arguments})")
 

@@ -384,6 +384,7 @@ def record(
         saved = [*arrays, y, *params]
         for place in op.drops[needs]:
             saved[place] = None
+        saved = tuple(saved)  # a tuple of arrays, unlike a list, soon leaves the collector's sight
     entry = Entry(op, parents, saved, y.shape, y.dtype)
     if recording.tapes:
         for tape in recording.tapes:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import csv
 from os import PathLike
+from typing import Any
 
 import numpy as np
 
 
 def read_column(
-    path: str | PathLike[str], column: str | None = None, labels: str | None = None
-) -> np.ndarray | tuple[np.ndarray, list[str]]:
+    path: str | PathLike[str], column: str | None = None, *, with_labels: bool = False
+) -> Any:
     """The numbers of one column of a CSV file with a header line, float64 (N,).
 
     ``column`` is its name; it may be left out if only one column holds numbers in the first row.
-    With ``labels``, the name of another column, returns ``(numbers, texts)``. Raises ValueError
-    for a missing column, a hole, text or a value that is not finite, naming the line.
+    ``with_labels`` returns ``(numbers, texts)``, the texts those of the first column (dates,
+    usually), or line numbers if that is the column read. Raises ValueError for a missing column, a
+    hole, text or a value that is not finite, naming the line.
     """
     with open(path, newline="", encoding="utf-8-sig") as file:
         rows = csv.reader(file)
@@ -30,9 +32,8 @@ def read_column(
                 f"{path}: columns {header}, of which {found or 'none'} hold numbers; name one"
             )
         column = found[0]
-    for name in (column, labels):
-        if name is not None and name not in header:
-            raise ValueError(f"{path}: no column {name!r}, expected one of {header}")
+    if column not in header:
+        raise ValueError(f"{path}: no column {column!r}, expected one of {header}")
     at = header.index(column)
     values = []
     for number, row in lines:
@@ -44,11 +45,9 @@ def read_column(
                 "number; fill the hole or leave the line out"
             )
         values.append(float(cell))
-    series = np.array(values)
-    if labels is None:
-        return series
-    where = header.index(labels)
-    return series, [row[where] if where < len(row) else "" for _, row in lines]
+    if not with_labels:
+        return np.array(values)
+    return np.array(values), [str(number) if at == 0 else row[0] for number, row in lines]
 
 
 def _is_number(cell: str) -> bool:

@@ -5,6 +5,9 @@ Imports the engine and arguments.
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -12,6 +15,7 @@ import numpy as np
 from tinygrad_seq.elementwise import where
 from tinygrad_seq.recurrence.arguments import (
     Cell,
+    Sequence,
     check_output,
     check_rows,
     check_sequence,
@@ -57,6 +61,11 @@ def unroll(
             y = one_step_shapes(cell, given, "unroll")
         ys = map_leaves(lambda t: Tensor(np.zeros((0, *t.shape), t.dtype)), y)
         return ys, given.state
+    with _collector_waits():
+        return _run(cell, given, reverse)
+
+
+def _run(cell: Cell, given: Sequence, reverse: bool) -> tuple[Any, Any]:
     state = given.state
     steps: list[Any] = []
     for t in reversed(range(given.T)) if reverse else range(given.T):
@@ -82,6 +91,22 @@ def unroll(
         steps.reverse()
     columns = zip(*([leaf for _, leaf in leaves(y)] for y in steps), strict=True)
     return rebuild(steps[0], iter([stack(column) for column in columns])), state
+
+
+@contextmanager
+def _collector_waits() -> Iterator[None]:
+    """Hold Python's cycle collector while a graph grows.
+
+    The graph has no cycles, but the collector would walk through all of it again and again: at
+    T = 10,000 that takes twice as long as the steps themselves.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def _rows(chosen: np.ndarray, like: Tensor) -> Tensor:
