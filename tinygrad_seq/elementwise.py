@@ -163,12 +163,12 @@ def power(a: TensorLike, b: TensorLike) -> Tensor:
 
 def leaky_relu(x: TensorLike, slope: TensorLike = 0.01) -> Tensor:
     """x where x > 0, else slope·x, elementwise."""
-    return _general(RULES["leaky_relu"], x, slope)
+    return _general(RULES["leaky_relu"], as_tensor(_operand(x, "leaky_relu")), slope)
 
 
 def elu(x: TensorLike, alpha: TensorLike = 1.0) -> Tensor:
     """x where x > 0, else alpha·(eˣ − 1), elementwise (Clevert, Unterthiner, Hochreiter 2016)."""
-    return _general(RULES["elu"], x, alpha)
+    return _general(RULES["elu"], as_tensor(_operand(x, "elu")), alpha)
 
 
 def clip(x: TensorLike, low: TensorLike | None = None, high: TensorLike | None = None) -> Tensor:

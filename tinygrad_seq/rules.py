@@ -36,7 +36,16 @@ class Operation:
     there for the derivatives.
     """
 
-    __slots__ = ("drops", "forward", "inputs", "name", "shown", "values", "vjps", "vjps_over_tensors")
+    __slots__ = (
+        "drops",
+        "forward",
+        "inputs",
+        "name",
+        "shown",
+        "values",
+        "vjps",
+        "vjps_over_tensors",
+    )
 
     def __init__(
         self,

@@ -117,11 +117,11 @@ def matmul(a: TensorLike, b: TensorLike) -> Tensor:
             f"and must equal b's {'second last' if len(right) > 1 else 'only'} one, {rows}; "
             "transpose one of them?"
         )
+    if len(right) == 1:
+        return matmul(x, w.reshape(rows, 1)).reshape(left[:-1])
     if len(left) == 1:
         y = matmul(x.reshape(1, rows), w)
         return y.reshape(y.shape[:-2] + y.shape[-1:])
-    if len(right) == 1:
-        return matmul(x, w.reshape(rows, 1)).reshape(left[:-1])
     if len(right) == 2:  # many matrices times one: a single product over all rows
         y = apply(MATMUL, (x.reshape(prod(left[:-1]), rows), w))
         return y.reshape(*left[:-1], right[1])

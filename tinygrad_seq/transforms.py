@@ -282,46 +282,52 @@ def gradcheck(
     """
     if order < 1:
         raise ValueError(f"gradcheck: order {order} was given, expected 1 or more")
-    rng = np.random.default_rng(seed)
     given = inputs if isinstance(inputs, tuple) else (inputs,)
     xs = map_leaves(lambda x: Tensor(as_tensor(x, "gradcheck"), dtype="float64"), given)
-    y, pullback = vjp(f, *xs)
-    weights = map_leaves(lambda t: wrap(rng.standard_normal(t.shape), None), y)
-    gradients = pullback(weights)
+    rng = np.random.default_rng(seed)
+    for n in range(1, order + 1):
+        y, pullback = vjp(f, *xs)
+        weights = map_leaves(lambda t: wrap(rng.standard_normal(t.shape), None), y)
+        _check_along_directions(f, xs, weights, pullback(weights), n, rng, (eps, rtol, atol))
+        f = _weighted_gradient(f, weights)
+    return True
 
-    def weighted(moved: Any) -> float:
-        values = leaves(f(*moved))
-        return float(
-            sum(np.sum(t._data * u._data) for (_, t), (_, u) in zip(values, leaves(weights)))  # noqa: B905
-        )
 
-    points = list(leaves(xs))
-    for k, ((path, x), (_, g)) in enumerate(zip(points, leaves(gradients), strict=True)):
+def _weighted_gradient(f: Function, weights: Any) -> Function:
+    return lambda *xs: vjp(f, *xs)[1](weights)
+
+
+def _check_along_directions(
+    f: Function,
+    xs: Any,
+    weights: Any,
+    gradients: Any,
+    order: int,
+    rng: np.random.Generator,
+    tolerances: tuple[float, float, float],
+) -> None:
+    eps, rtol, atol = tolerances
+    points = [x for _, x in leaves(xs)]
+    paths = [path for path, _ in leaves(xs)]
+
+    def weighted(k: int, moved: Any) -> float:
+        at = [*points[:k], wrap(moved, None), *points[k + 1 :]]
+        values = leaves(f(*rebuild(xs, iter(at))))
+        pairs = zip(values, leaves(weights), strict=True)
+        return float(np.sum([np.sum(t._data * u._data) for (_, t), (_, u) in pairs]))
+
+    for k, (x, (_, g)) in enumerate(zip(points, leaves(gradients), strict=True)):
         if not x.size:
             continue
         for _ in range(2):
             v = rng.standard_normal(x.shape)
             step = eps * max(1.0, float(np.abs(x._data).max()))
-            ends = []
-            for sign in (1, -1):
-                moved = [t for _, t in points]
-                moved[k] = wrap(x._data + sign * step * v, None)
-                ends.append(weighted(rebuild(xs, iter(moved))))
+            ends = [weighted(k, x._data + sign * step * v) for sign in (1, -1)]
             expected = (ends[0] - ends[1]) / (2 * step)
             found = float(np.sum(g._data * v))
             if not abs(expected - found) <= atol * max(1.0, abs(ends[0])) + rtol * abs(expected):
                 raise AssertionError(
-                    f"gradcheck: derivative of order {order} for input{path} of shape {x.shape}: "
-                    f"central differences give {expected:.10g}, backward gives {found:.10g}"
+                    f"gradcheck: derivative of order {order} for input{paths[k]} of shape "
+                    f"{x.shape}: central differences give {expected:.10g}, backward gives "
+                    f"{found:.10g}"
                 )
-    if order > 1:
-        gradcheck(
-            lambda *at: vjp(f, *at)[1](weights),
-            xs,
-            order - 1,
-            eps=eps,
-            rtol=rtol,
-            atol=atol,
-            seed=seed + 1,
-        )
-    return True

@@ -1,0 +1,302 @@
+"""Modules: registering, naming, saving, freezing, tying, copying; layers and losses."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import tinygrad_seq as tgs
+from tinygrad_seq import nn
+
+F = nn.functional
+
+
+class Tied(nn.Module):
+    """An embedding whose weights are the output's too, a frozen weight and a buffer."""
+
+    def __init__(self) -> None:
+        self.embedding = nn.Embedding(5, 3, rng=0)
+        self.output = nn.Linear(3, 5, rng=0)
+        self.output.weight = self.embedding.weight
+        self.blocks = [nn.Linear(3, 3, rng=0), {"inner": nn.LayerNorm(3)}]
+        self.register_buffer("count", tgs.zeros(1))
+        self.blocks[0].bias.requires_grad = False
+
+    def forward(self, at):
+        x = self.blocks[0](self.embedding(at))
+        return self.output(self.blocks[1]["inner"](x))
+
+
+def test_names():
+    model = Tied()
+    names = [name for name, _ in model.named_parameters()]
+    assert names == [
+        "embedding.weight",
+        "output.bias",
+        "blocks.0.weight",
+        "blocks.0.bias",
+        "blocks.1.inner.weight",
+        "blocks.1.inner.bias",
+    ]
+    assert [name for name, _ in model.named_buffers()] == ["count"]
+    assert len(list(model.modules())) == 5
+    assert "output.weight" in model.state_dict()  # tied ones are saved under both names
+    assert "embedding: Embedding(" in repr(model)
+
+
+def test_tied_and_frozen_train():
+    model = Tied()
+    before = model.state_dict()
+    optimizer = tgs.optim.SGD(model.parameters(), lr=0.1)
+    F.cross_entropy(model(np.array([0, 1])), np.array([1, 2])).backward()
+    optimizer.step()
+    after = model.state_dict()
+    changed = {k for k in before if not np.array_equal(before[k], after[k])}
+    assert "blocks.0.bias" not in changed
+    assert {"embedding.weight", "output.weight"} <= changed
+    assert model.output.weight is model.embedding.weight
+
+
+def test_state_dict_is_a_snapshot_and_loads(tmp_path):
+    model, other = Tied(), Tied()
+    saved = model.state_dict()
+    for p in model.parameters():
+        p.data = np.asarray(p) + 1
+    assert not np.array_equal(saved["output.bias"], model.output.bias)
+    np.savez(tmp_path / "weights.npz", **saved)
+    with np.load(tmp_path / "weights.npz") as arrays:
+        other.load_state_dict(arrays)
+    model.load_state_dict(saved)
+    for name, value in other.state_dict().items():
+        np.testing.assert_array_equal(value, model.state_dict()[name])
+    with pytest.raises(ValueError, match=r"missing \['count'\], unknown \['extra'\]"):
+        model.load_state_dict({**{k: v for k, v in saved.items() if k != "count"}, "extra": 1.0})
+    with pytest.raises(tgs.ShapeError, match=r"count has shape \(2,\), expected \(1,\)"):
+        model.load_state_dict({**saved, "count": np.zeros(2, "f4")})
+    with pytest.raises(ValueError, match="count has dtype int64"):
+        model.load_state_dict({**saved, "count": np.zeros(1, int)})
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
+def test_copies_are_independent_and_keep_ties(copied):
+    model = Tied()
+    model(np.array([0])).sum().backward()
+    twin = copied(model)
+    assert twin.output.weight is twin.embedding.weight
+    assert not twin.blocks[0].bias.requires_grad
+    assert [n for n, _ in twin.named_parameters()] == [n for n, _ in model.named_parameters()]
+    np.testing.assert_array_equal(twin(np.array([3])), model(np.array([3])))
+    twin.output.bias.data = np.ones(5, "f4")
+    assert model.output.bias.tolist() == [0] * 5
+
+
+def test_to_dtype():
+    model = Tied().to("float64")
+    assert {p.dtype.name for p in model.parameters()} == {"float64"}
+    assert model.count.dtype == np.float64
+    assert not model.blocks[0].bias.requires_grad
+    assert model.output.weight is model.embedding.weight
+    with pytest.raises(ValueError, match="expected a float dtype"):
+        model.to("int32")
+
+
+def test_registering():
+    module = nn.Module()
+    module.w = tgs.ones(2, requires_grad=True)
+    module.register_parameter("frozen", tgs.ones(3))
+    module.plain = tgs.ones(4)
+    assert [n for n, _ in module.named_parameters()] == ["w", "frozen"]
+    module.w = tgs.zeros(2, requires_grad=True)
+    assert len(list(module.parameters())) == 2
+    with pytest.raises(ValueError, match="a computed tensor was assigned"):
+        module.w = module.w * 2
+    with pytest.raises(ValueError, match="a list of parameters"):
+        module.ws = [tgs.ones(1, requires_grad=True)]
+    del module.w
+    assert [n for n, _ in module.named_parameters()] == ["frozen"]
+    module.frozen = None
+    assert list(module.parameters()) == []
+    with pytest.raises(NotImplementedError, match="does not define forward"):
+        module(1)
+
+
+def test_train_and_eval_reach_every_module():
+    model = nn.Sequential(nn.Linear(2, 2), nn.Sequential(nn.Dropout(0.5)))
+    model.eval()
+    assert not any(m.training for m in model.modules())
+    x = np.ones((3, 2), "f4")
+    np.testing.assert_array_equal(model(x), model(x))
+    model.train()
+    assert all(m.training for m in model.modules())
+
+
+# Layers --------------------------------------------------------------------------------------
+
+
+def test_linear(rng):
+    layer = nn.Linear(3, 2, dtype="float64", rng=rng)
+    x = rng.standard_normal((4, 5, 3))
+    expected = x @ np.asarray(layer.weight).T + np.asarray(layer.bias)
+    np.testing.assert_allclose(layer(x), expected)
+    assert nn.Linear(3, 2, bias=False).bias is None
+    with pytest.raises(tgs.ShapeError, match="expected 3 elements in the last axis"):
+        layer(np.zeros((3, 4)))
+
+
+def test_embedding(rng):
+    layer = nn.Embedding(4, 3, rng=rng)
+    at = np.array([[1, 3], [1, 1]])
+    y = layer(at)
+    np.testing.assert_array_equal(y, np.asarray(layer.weight)[at])
+    y.sum().backward()
+    assert layer.weight.grad.numpy()[:, 0].tolist() == [0, 3, 0, 1]
+    assert layer(np.zeros((0, 2), int)).shape == (0, 2, 3)
+    for bad in ([4], [-1], [-1, 9]):
+        with pytest.raises(ValueError, match="expected 0 to 3"):
+            layer(np.array(bad))
+    with pytest.raises(ValueError, match="expected integers"):
+        layer(np.array([1.0]))
+
+
+def test_layer_norm(rng):
+    layer = nn.LayerNorm(4, dtype="float64")
+    layer.weight.data = rng.standard_normal(4)
+    layer.bias.data = rng.standard_normal(4)
+    x = rng.standard_normal((3, 4))
+    normed = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
+    np.testing.assert_allclose(layer(x), np.asarray(layer.weight) * normed + np.asarray(layer.bias))
+    assert tgs.gradcheck(layer, x, order=2)
+
+
+def test_dropout(rng):
+    layer = nn.Dropout(0.25, rng=rng)
+    y = layer(tgs.ones(100, 100)).numpy()
+    assert set(np.unique(y)) <= {np.float32(0), np.float32(1 / 0.75)}
+    assert abs((y == 0).mean() - 0.25) < 0.02
+    assert abs(y.mean() - 1) < 0.02
+    x = tgs.ones(4)
+    assert layer.eval()(x) is x
+
+
+def test_sequential_passes_the_sequence_on():
+    model = nn.Sequential(nn.LSTM(2, 3), nn.Linear(3, 1), tgs.tanh)
+    assert model(np.zeros((4, 5, 2), "f4")).shape == (4, 5, 1)
+    with pytest.raises(ValueError, match="modules or functions"):
+        nn.Sequential(3)
+
+
+def test_initialisers(rng):
+    q = nn.init.orthogonal(5, 3, rng)
+    np.testing.assert_allclose(q.T @ q, np.eye(3), atol=1e-12)
+    wide = nn.init.orthogonal(3, 5, rng)
+    np.testing.assert_allclose(wide @ wide.T, np.eye(3), atol=1e-12)
+    w = nn.init.glorot(200, 100, rng)
+    assert np.abs(w).max() <= np.sqrt(6 / 300)
+    assert w.std() == pytest.approx(np.sqrt(2 / 300), rel=0.05)
+    assert nn.init.identity(2, 2, 0.5).tolist() == [[0.5, 0], [0, 0.5]]
+    with pytest.raises(tgs.ShapeError, match="expected a square one"):
+        nn.init.identity(2, 3)
+    assert nn.init.orthogonal(0, 2).shape == (0, 2)
+    np.testing.assert_array_equal(nn.init.glorot(2, 2, 5), nn.init.glorot(2, 2, 5))
+
+
+# Losses --------------------------------------------------------------------------------------
+
+
+def naive_losses(p, t):
+    d = p - t
+    return {
+        "mse_loss": d**2,
+        "l1_loss": abs(d),
+        "huber_loss": d**2 / 2 if abs(d) <= 1 else abs(d) - 0.5,
+        "binary_cross_entropy_with_logits": np.log1p(np.exp(-p)) * t
+        + np.log1p(np.exp(p)) * (1 - t),
+    }
+
+
+@pytest.mark.parametrize("name", list(naive_losses(0.0, 0.0)))
+@given(data=st.data())
+def test_elementwise_losses(name, data):
+    shape = data.draw(st.sampled_from([(0,), (1,), (4, 3), (2, 1, 3)]))
+    rng = np.random.default_rng(data.draw(st.integers(0, 999)))
+    p, t = rng.standard_normal(shape) * 2, rng.random(shape)
+    mask = data.draw(st.sampled_from(["none", "full", "leading", "nothing"]))
+    chosen = np.ones(shape, bool)
+    given_mask = None
+    if mask == "full":
+        given_mask = chosen = rng.random(shape) < 0.5
+    elif mask == "leading":
+        given_mask = rng.random(shape[:1]) < 0.5
+        chosen = np.broadcast_to(given_mask.reshape(-1, *[1] * (len(shape) - 1)), shape)
+    elif mask == "nothing":
+        given_mask = chosen = np.zeros(shape, bool)
+    terms = [naive_losses(a, b)[name] for a, b in zip(p[chosen], t[chosen], strict=True)]
+    spoilt_p = tgs.tensor(np.where(chosen, p, np.nan), requires_grad=True)
+    loss = getattr(F, name)(spoilt_p, np.where(chosen, t, np.inf), given_mask)
+    assert loss.shape == ()
+    assert loss.item() == pytest.approx(np.mean(terms) if terms else 0.0)
+    loss.backward()
+    assert (spoilt_p.grad.numpy()[~chosen] == 0).all()
+    assert np.isfinite(spoilt_p.grad.numpy()).all()
+
+
+@pytest.mark.parametrize(
+    "name", ["mse_loss", "rmse_loss", "l1_loss", "huber_loss", "binary_cross_entropy_with_logits"]
+)
+def test_loss_derivatives(name, rng):
+    t, mask = rng.random((3, 2)), np.array([True, False, True])
+    loss = getattr(F, name)
+    assert tgs.gradcheck(lambda p: loss(p, t, mask), rng.standard_normal((3, 2)) * 2, order=2)
+
+
+def test_rmse_at_zero():
+    p = tgs.ones(3, requires_grad=True)
+    loss = F.rmse_loss(p, tgs.ones(3))
+    loss.backward()
+    assert loss.item() == 0
+    assert p.grad.tolist() == [0, 0, 0]
+    assert F.rmse_loss(tgs.tensor([3.0, 0.0]), tgs.zeros(2)).item() == pytest.approx(np.sqrt(4.5))
+
+
+def test_cross_entropy(rng):
+    x, t = rng.standard_normal((4, 3, 5)), rng.integers(0, 5, (4, 3))
+    mask = rng.random((4, 3)) < 0.5
+    log_p = x - np.log(np.exp(x).sum(-1, keepdims=True))
+    picked = np.array([[-log_p[i, j, t[i, j]] for j in range(3)] for i in range(4)])
+    assert F.cross_entropy(x, t).item() == pytest.approx(picked.mean())
+    spoilt = tgs.tensor(np.where(mask[..., None], x, np.nan), requires_grad=True)
+    loss = F.cross_entropy(spoilt, np.where(mask, t, -100), mask)
+    assert loss.item() == pytest.approx(picked[mask].mean())
+    loss.backward()
+    assert (spoilt.grad.numpy()[~mask] == 0).all()
+    assert tgs.gradcheck(lambda x: F.cross_entropy(x, t, mask), x, order=2)
+    assert F.cross_entropy(x * 1e4, t).item() >= 0
+
+
+BAD_LOSSES = {
+    r"prediction \(2, 1\) and target \(2,\).*nothing is broadcast": lambda: F.mse_loss(
+        tgs.zeros(2, 1), tgs.zeros(2)
+    ),
+    "dtype int64 was given, expected booleans": lambda: F.mse_loss(
+        tgs.zeros(2), tgs.zeros(2), np.ones(2, int)
+    ),
+    r"mask of shape \(3,\)": lambda: F.mse_loss(tgs.zeros(2), tgs.zeros(2), np.ones(3, bool)),
+    "expected logits .* with the classes last": lambda: F.cross_entropy(
+        tgs.zeros(2, 3), np.zeros((2, 1), int)
+    ),
+    "targets from 0 to 3": lambda: F.cross_entropy(tgs.zeros(2, 3), np.array([0, 3])),
+    "expected integers": lambda: F.cross_entropy(tgs.zeros(2, 3), np.zeros(2)),
+    "delta = 0": lambda: F.huber_loss(tgs.zeros(2), tgs.zeros(2), delta=0),
+    "expected equal shapes": lambda: F.binary_cross_entropy_with_logits(tgs.zeros(2), tgs.zeros(3)),
+}
+
+
+@pytest.mark.parametrize("words", BAD_LOSSES)
+def test_bad_losses(words):
+    with pytest.raises(ValueError, match=words):
+        BAD_LOSSES[words]()

@@ -1,0 +1,210 @@
+"""Each optimiser against steps worked out by hand; groups, state, schedules, clipping."""
+
+from __future__ import annotations
+
+import copy
+import math
+import pickle
+
+import numpy as np
+import pytest
+
+import tinygrad_seq as tgs
+from tinygrad_seq import optim
+
+GRADIENTS = [2.0, -1.0, 0.5]
+
+
+def run(make, start: float = 1.0, gradients=GRADIENTS) -> list[float]:
+    w = tgs.tensor([start], dtype="float64", requires_grad=True)
+    optimizer, seen = make([w]), []
+    for g in gradients:
+        w.grad = np.array([g])
+        optimizer.step()
+        seen.append(w.item())
+    return seen
+
+
+def test_sgd():
+    assert run(lambda p: optim.SGD(p, lr=0.1)) == pytest.approx([0.8, 0.9, 0.85])
+
+
+def test_sgd_with_momentum():
+    # v: 2, 0.9·2 − 1 = 0.8, 0.9·0.8 + 0.5 = 1.22
+    expected = [1 - 0.2, 0.8 - 0.08, 0.72 - 0.122]
+    assert run(lambda p: optim.SGD(p, lr=0.1, momentum=0.9)) == pytest.approx(expected)
+
+
+def test_sgd_with_nesterov():
+    # g + 0.9 v: 2 + 1.8, −1 + 0.72, 0.5 + 1.098
+    expected = [1 - 0.38, 0.62 + 0.028, 0.648 - 0.1598]
+    make = lambda p: optim.SGD(p, lr=0.1, momentum=0.9, nesterov=True)  # noqa: E731
+    assert run(make) == pytest.approx(expected)
+
+
+def test_sgd_with_weight_decay():
+    # 1 − 0.1 (2 + 0.5·1) = 0.75; 0.75 − 0.1 (−1 + 0.375) = 0.8125
+    assert run(lambda p: optim.SGD(p, lr=0.1, weight_decay=0.5))[:2] == pytest.approx(
+        [0.75, 0.8125]
+    )
+
+
+def adam_by_hand(decay: float, decoupled: bool) -> list[float]:
+    w, m, v, seen = 1.0, 0.0, 0.0, []
+    for t, g in enumerate(GRADIENTS, 1):
+        if decoupled:
+            w -= 0.1 * decay * w
+        else:
+            g += decay * w
+        m = 0.9 * m + 0.1 * g
+        v = 0.999 * v + 0.001 * g * g
+        w -= 0.1 * (m / (1 - 0.9**t)) / (math.sqrt(v / (1 - 0.999**t)) + 1e-8)
+        seen.append(w)
+    return seen
+
+
+def test_adam():
+    assert run(lambda p: optim.Adam(p, lr=0.1)) == pytest.approx(adam_by_hand(0, False), rel=1e-12)
+    # The first step is lr in size, whatever the gradient.
+    assert run(lambda p: optim.Adam(p, lr=0.1), gradients=[1e-3]) == pytest.approx([0.9], rel=1e-4)
+    with_decay = run(lambda p: optim.Adam(p, lr=0.1, weight_decay=0.3))
+    assert with_decay == pytest.approx(adam_by_hand(0.3, False), rel=1e-12)
+
+
+def test_adamw():
+    made = run(lambda p: optim.AdamW(p, lr=0.1, weight_decay=0.3))
+    assert made == pytest.approx(adam_by_hand(0.3, True), rel=1e-12)
+
+
+def test_rmsprop():
+    # v: 0.1·4 = 0.4; w: 1 − 0.1·2/√0.4. Then v: 0.36 + 0.1; w + 0.1/√0.46.
+    first = 1 - 0.1 * 2 / math.sqrt(0.4)
+    second = first + 0.1 / math.sqrt(0.46)
+    made = run(lambda p: optim.RMSprop(p, lr=0.1, alpha=0.9))
+    assert made[:2] == pytest.approx([first, second], rel=1e-7)
+    s1, s2 = 2 / math.sqrt(0.4), -1 / math.sqrt(0.46)
+    with_momentum = run(lambda p: optim.RMSprop(p, lr=0.1, alpha=0.9, momentum=0.5))
+    assert with_momentum[1] == pytest.approx(1 - 0.1 * s1 - 0.1 * (0.5 * s1 + s2), rel=1e-7)
+
+
+def test_float32_stays_float32():
+    for kind in (optim.SGD, optim.Adam, optim.AdamW, optim.RMSprop):
+        w = tgs.ones(3, requires_grad=True)
+        w.grad = np.ones(3, "f4")
+        kind([w], lr=0.1).step()
+        assert w.dtype == np.float32
+
+
+def test_groups_and_frozen_parameters():
+    a, b, frozen = (tgs.ones(1, requires_grad=True) for _ in range(3))
+    frozen.requires_grad = False
+    optimizer = optim.SGD([{"params": [a]}, {"params": [b, frozen], "lr": 1.0}], lr=0.1)
+    for t in (a, b):
+        t.grad = [1.0]
+    optimizer.step()
+    assert [t.item() for t in (a, b, frozen)] == pytest.approx([0.9, 0.0, 1.0])
+    optimizer.zero_grad()
+    assert a.grad is None
+
+
+def test_a_step_without_gradients_raises():
+    a, b = tgs.ones(1, requires_grad=True), tgs.ones(1, requires_grad=True)
+    optimizer = optim.Adam([a, b])
+    with pytest.raises(tgs.TapeError, match="no parameter has a gradient; call loss.backward"):
+        optimizer.step()
+    a.grad = [1.0]
+    optimizer.step()  # one is enough
+
+
+@pytest.mark.parametrize("kind", [optim.SGD, optim.Adam, optim.RMSprop])
+def test_state_goes_on_where_it_was(kind):
+    options = {"momentum": 0.9} if kind is optim.SGD else {}
+
+    def steps(optimizer, w, count):
+        for k in range(count):
+            w.grad = np.array([1.0 + k])
+            optimizer.step()
+
+    w = tgs.tensor([1.0], dtype="float64", requires_grad=True)
+    optimizer = kind([w], lr=0.1, **options)
+    steps(optimizer, w, 3)
+    twin = tgs.tensor(w, requires_grad=True)
+    resumed = kind([twin], lr=99.0, **options)
+    resumed.load_state_dict(pickle.loads(pickle.dumps(optimizer.state_dict())))
+    both, copied = copy.deepcopy((w, optimizer))
+    assert copied.parameters()[0] is both
+    for o, t in ((optimizer, w), (resumed, twin), (copied, both)):
+        steps(o, t, 2)
+    assert w.item() == twin.item() == both.item()
+    with pytest.raises(ValueError, match="expected 1 and 1"):
+        resumed.load_state_dict({"groups": [], "states": []})
+    if kind is optim.Adam:
+        with pytest.raises(ValueError, match=r"shape \(2,\) was given"):
+            resumed.load_state_dict({"groups": [{}], "states": [{"mean": np.zeros(2)}]})
+
+
+def test_schedules():
+    def rates(make, steps=4):
+        optimizer = optim.SGD([tgs.ones(1, requires_grad=True)], lr=1.0)
+        schedule, seen = make(optimizer), []
+        for _ in range(steps):
+            seen.append(optimizer.groups[0]["lr"])
+            schedule.step()
+        return seen
+
+    assert rates(lambda o: optim.StepLR(o, 2, 0.5)) == [1, 1, 0.5, 0.5]
+    assert rates(lambda o: optim.ExponentialLR(o, 0.5)) == [1, 0.5, 0.25, 0.125]
+    assert rates(lambda o: optim.WarmupLR(o, 2)) == [0.5, 1, 1, 1]
+    cosine = rates(lambda o: optim.CosineAnnealingLR(o, 2, final=0.2))
+    assert cosine == pytest.approx([1, 0.6, 0.2, 0.2])
+    assert rates(lambda o: optim.Schedule(o, lambda n: 1 / (n + 1))) == [1, 1 / 2, 1 / 3, 1 / 4]
+    optimizer = optim.SGD([tgs.ones(1, requires_grad=True)], lr=1.0)
+    schedule = optim.ExponentialLR(optimizer, 0.5)
+    schedule.load_state_dict({"count": 3, "start": [1.0]})
+    assert optimizer.groups[0]["lr"] == 0.125
+    assert schedule.state_dict() == {"count": 3, "start": [1.0]}
+
+
+def test_clipping():
+    a, b, none = (tgs.ones(1, requires_grad=True) for _ in range(3))
+    a.grad, b.grad = [3.0], [-4.0]
+    assert optim.clip_grad_norm_([a, b, none], 10.0) == pytest.approx(5)
+    assert a.grad.item() == 3
+    assert optim.clip_grad_norm_([a, b, none], 1.0) == pytest.approx(5)
+    assert (a.grad.item(), b.grad.item()) == pytest.approx((0.6, -0.8))
+    optim.clip_grad_value_([a, b], 0.7)
+    assert (a.grad.item(), b.grad.item()) == pytest.approx((0.6, -0.7))
+    assert optim.clip_grad_norm_(none, 1.0) == 0
+    a.grad = [1e30]  # its square overflows float32
+    assert optim.clip_grad_norm_(a, 1.0) == pytest.approx(1e30)
+    assert a.grad.item() == pytest.approx(1)
+    a.grad = [np.nan]
+    assert math.isnan(optim.clip_grad_norm_(a, 1.0))
+
+
+W = tgs.ones(1, requires_grad=True)
+BAD = {
+    "no parameters were given": lambda: optim.SGD([]),
+    "expected tensors; pass model.parameters": lambda: optim.SGD([np.ones(1)]),
+    "was given twice": lambda: optim.SGD([W, W]),
+    "lr = -1": lambda: optim.SGD([W], lr=-1),
+    "momentum = 1": lambda: optim.SGD([W], momentum=1),
+    "nesterov was given without momentum": lambda: optim.SGD([W], nesterov=True),
+    r"betas = 1\.0 was given": lambda: optim.Adam([W], betas=(0.9, 1.0)),
+    "expected 'params' and any of": lambda: optim.SGD([{"params": [W], "learning_rate": 1}]),
+    "max_norm = 0": lambda: optim.clip_grad_norm_([W], 0),
+    "limit = -1": lambda: optim.clip_grad_value_([W], -1),
+    "step_size = 0": lambda: optim.StepLR(optim.SGD([W]), 0),
+    "steps = 0": lambda: optim.CosineAnnealingLR(optim.SGD([W]), 0),
+}
+
+
+@pytest.mark.parametrize("words", BAD)
+def test_bad_input(words):
+    with pytest.raises(ValueError, match=words):
+        BAD[words]()
+
+
+def test_computed_tensors_are_refused():
+    with pytest.raises(tgs.TapeError, match="expected leaves"):
+        optim.SGD([W * 2])

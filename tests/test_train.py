@@ -1,0 +1,205 @@
+"""fit: what it does each epoch, when it stops, and what is left when something goes wrong."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import pytest
+
+import tinygrad_seq as tgs
+from tinygrad_seq import data, nn, optim, train
+
+mse = nn.functional.mse_loss
+
+
+def problem(rng, n=40):
+    x = rng.standard_normal((n, 3))
+    return x, x @ np.array([[1.0], [-2.0], [0.5]])
+
+
+def model_and_optimizer(lr=0.05):
+    model = nn.Linear(3, 1, rng=0)
+    return model, optim.Adam(model.parameters(), lr=lr)
+
+
+def test_it_learns(rng):
+    x, y = problem(rng)
+    model, optimizer = model_and_optimizer()
+    history = train.fit(
+        model,
+        data.Batches(x, y, batch_size=8, rng=0),
+        mse,
+        optimizer,
+        epochs=60,
+        clip_norm=10.0,
+        validation=[(x, y)],
+        progress=False,
+    )
+    assert history.loss[-1] < 1e-3 * history.loss[0]
+    assert len(history) == len(history.validation) == len(history.norm) == 60
+    assert history["loss"] is history.loss
+    assert history.validation[-1] == pytest.approx(train.evaluate(model, [(x, y)], mse))
+    np.testing.assert_allclose(model.weight.numpy(), [[1, -2, 0.5]], atol=0.05)
+    with pytest.raises(ValueError, match="'losses' was asked for"):
+        history["losses"]
+
+
+def test_it_is_the_open_loop(rng):
+    x, y = problem(rng)
+    by_fit, optimizer = model_and_optimizer()
+    history = train.fit(
+        by_fit, data.Batches(x, y, batch_size=16, rng=1), mse, optimizer, epochs=3, progress=False
+    )
+    by_hand, optimizer = model_and_optimizer()
+    batches = data.Batches(x, y, batch_size=16, rng=1)
+    losses = []
+    for _ in range(3):
+        total = 0.0
+        for inputs, targets in batches:
+            loss = mse(by_hand(inputs.astype("f4")), targets.astype("f4"))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            total += loss.item() * targets.size
+        losses.append(total / y.size)
+    assert history.loss == losses
+    np.testing.assert_array_equal(by_fit.weight, by_hand.weight)
+
+
+def test_lengths_go_to_the_model(rng):
+    class Last(nn.Module):
+        def __init__(self):
+            self.rnn = nn.GRU(2, 4, rng=0)
+            self.head = nn.Linear(4, 1, rng=0)
+
+        def forward(self, x, lengths):
+            return self.head(self.rnn(x, lengths=lengths)[1][0])
+
+    x, y = rng.standard_normal((5, 12, 2)), rng.standard_normal((12, 1))
+    lengths = rng.integers(0, 6, 12)
+    model = Last()
+    batches = data.Batches(x, y.T, lengths, batch_size=4, axis=1, rng=0)
+    turned = [(a, b.T, c) for a, b, c in batches]
+    optimizer = optim.Adam(model.parameters())
+    history = train.fit(model, turned, mse, optimizer, epochs=2, progress=False)
+    assert history.loss[1] < history.loss[0]
+
+
+def test_early_stopping_restores_the_best(rng):
+    x, y = problem(rng)
+    model, optimizer = model_and_optimizer(lr=0.3)
+    values = iter([3.0, 1.0, 2.0, 2.5, 2.6, 0.0])
+    seen = []
+
+    def loss(p, t):
+        if model.training:
+            return mse(p, t)
+        seen.append(model.state_dict())
+        return tgs.tensor(next(values))
+
+    history = train.fit(
+        model, [(x, y)], loss, optimizer, epochs=50, validation=[(x, y)], patience=2,
+        progress=False,
+    )  # fmt: skip
+    assert history.validation == [3.0, 1.0, 2.0, 2.5]
+    assert history.best_epoch == 1
+    assert history.stopped_early
+    np.testing.assert_array_equal(model.weight, seen[1]["weight"])
+    assert model.training
+
+
+def test_schedule_and_eval_mode(rng):
+    x, y = problem(rng)
+    model = nn.Sequential(nn.Dropout(0.5, rng=0), nn.Linear(3, 1, rng=0))
+    optimizer = optim.SGD(model.parameters(), lr=1.0)
+    schedule = optim.ExponentialLR(optimizer, 0.1)
+    model.eval()
+    train.fit(
+        model, [(x, y)], mse, optimizer, epochs=2, schedule=schedule, validation=[(x, y)],
+        progress=False,
+    )  # fmt: skip
+    assert optimizer.groups[0]["lr"] == pytest.approx(0.01)
+    assert not model.training  # as it was before
+    assert train.evaluate(model, [(x, y)], mse) == train.evaluate(model, [(x, y)], mse)
+
+
+def test_interrupt_keeps_the_history(rng):
+    x, y = problem(rng)
+    model, optimizer = model_and_optimizer()
+    count = 0
+
+    def batches():
+        nonlocal count
+        while True:
+            count += 1
+            if count == 7:
+                raise KeyboardInterrupt
+            yield x, y
+            if count % 2 == 0:
+                return
+
+    class Loader:
+        def __iter__(self):
+            return batches()
+
+    history = train.fit(model, Loader(), mse, optimizer, epochs=50, progress=False)
+    assert history.interrupted
+    assert len(history) == 3
+
+
+def test_nan_is_stopped_before_the_weights(rng):
+    x, y = problem(rng)
+    model, optimizer = model_and_optimizer()
+    before = model.state_dict()
+    x[5, 1] = np.nan
+    with pytest.raises(ValueError, match="epoch 0, batch 0: the loss is nan; the weights are"):
+        train.fit(model, [(x, y)], mse, optimizer, epochs=2, progress=False)
+    np.testing.assert_array_equal(model.weight, before["weight"])
+
+    def steep(p, t):
+        return tgs.sqrt(((p - p.detach()) ** 2).sum())  # 0, with a gradient of 0/0
+
+    with (
+        pytest.raises(ValueError, match="norm of the gradient is nan"),
+        np.errstate(all="ignore"),
+    ):
+        train.fit(
+            model, [(np.ones((2, 3)), y[:2])], steep, optimizer, epochs=1, clip_norm=1.0,
+            progress=False,
+        )  # fmt: skip
+    np.testing.assert_array_equal(model.weight, before["weight"])
+
+
+def test_bad_batches(rng):
+    x, y = problem(rng)
+    model, optimizer = model_and_optimizer()
+    common = {"loss": mse, "optimizer": optimizer, "progress": False}
+    with pytest.raises(ValueError, match="no examples in epoch 1; an iterator can be passed only"):
+        train.fit(model, iter([(x, y)]), epochs=2, **common)
+    with pytest.raises(ValueError, match="no examples in epoch 0"):
+        train.fit(model, [], epochs=2, **common)
+    with pytest.raises(ValueError, match=r"a batch of 1 was given, expected \(inputs, targets\)"):
+        train.fit(model, [(x,)], epochs=1, **common)
+    with pytest.raises(ValueError, match="a batch of ndarray was given"):
+        train.fit(model, [x], epochs=1, **common)
+    with pytest.raises(ValueError, match="epochs = -1"):
+        train.fit(model, [(x, y)], epochs=-1, **common)
+    with pytest.raises(ValueError, match="patience = 0"):
+        train.fit(model, [(x, y)], epochs=1, patience=0, **common)
+    with pytest.raises(ValueError, match="gave no examples"):
+        train.evaluate(model, [], mse)
+    assert len(train.fit(model, [(x, y)], epochs=0, **common)) == 0
+
+
+def test_progress(rng, capsys, monkeypatch):
+    x, y = problem(rng)
+    model, optimizer = model_and_optimizer()
+    pytest.importorskip("tqdm")
+    train.fit(model, [(x, y)], mse, optimizer, epochs=2, validation=[(x, y)])
+    assert "2/2" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "tqdm", None)
+    train.fit(model, [(x, y)], mse, optimizer, epochs=2)
+    shown = capsys.readouterr().err
+    assert "pip install tqdm" in shown
+    assert "epoch 2/2: loss" in shown
