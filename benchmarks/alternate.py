@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 
 
@@ -22,7 +22,7 @@ def serve(answer: Callable[[str], float]) -> None:
 
 
 def alternate(
-    commands: dict[str, Sequence[str]], questions: Sequence[str], turns: int = 7
+    commands: Mapping[str, Sequence[str]], questions: Sequence[str], turns: int = 7
 ) -> dict[str, dict[str, list[float]]]:
     """``{question: {program: [answers]}}``; a program that does not start is left out."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("OPENBLAS_")}

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from importlib import import_module
 from statistics import median
 from time import perf_counter
+from typing import Any
 
 from alternate import alternate, ratio, serve
 
@@ -17,10 +19,7 @@ QUESTIONS = {"chain": "one operation in a chain", "backward": "a separate small 
 
 
 def measure(library: str) -> Callable[[str], float]:
-    if library == "torch":
-        import torch as lib
-    else:
-        import tinygrad_seq as lib
+    lib: Any = import_module(library)
     w, start = lib.randn(8, 8, requires_grad=True), lib.randn(4, 8)
     x = lib.randn(4, 8, requires_grad=True)
 

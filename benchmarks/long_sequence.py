@@ -1,4 +1,4 @@
-"""An LSTM unrolled over thousands of steps: time and memory, ``python benchmarks/long_sequence.py``.
+"""An LSTM over thousands of steps, time and memory: ``python benchmarks/long_sequence.py``.
 
 Memory is what Python and NumPy hold (tracemalloc): before, at the end of the forward pass, and
 after backward and ``del``. The garbage collector is off, so what is freed is freed at once.

@@ -25,6 +25,7 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
 
@@ -36,6 +37,7 @@ HORIZONS = (1, 3, 6, 12)
 LAGS = 12  # what AR and the dense network see
 STEPS = 36  # how long a sequence the recurrent network is trained on
 MEMORY = 60  # how much history it reads before it forecasts
+Forecasts = dict[str, list[np.ndarray]]  # by method, one for each seed
 LAYERS = {"rnn": nn.RNN, "lstm": nn.LSTM, "gru": nn.GRU}
 
 
@@ -58,7 +60,7 @@ class Series:
         self.scale = float(anomalies[: self.train].std()) or 1.0
         self.anomalies = anomalies / self.scale
 
-    def to_values(self, forecasts: np.ndarray) -> np.ndarray:
+    def to_values(self, forecasts: np.ndarray) -> Any:
         """Anomalies (origins, horizon) back to the unit of the measurements."""
         ahead = self.origins[:, None] + 1 + np.arange(forecasts.shape[1])
         return forecasts * self.scale + self.means[self.season[ahead]]
@@ -124,7 +126,7 @@ def fit_dense(series: Series, seed: int, epochs: int) -> np.ndarray:
     x, y = data.windows(series.anomalies[: series.train], LAGS)
     train(model, x, y[:, None], 0, seed, epochs)
 
-    def predict(window: np.ndarray) -> np.ndarray:
+    def predict(window: np.ndarray) -> Any:
         with tgs.no_grad():
             return model(window.astype(np.float32)).numpy()[:, 0]
 
@@ -166,7 +168,7 @@ def fit_recurrent(series: Series, cell: str, seed: int, epochs: int) -> np.ndarr
     return np.stack(forecasts, axis=1)
 
 
-def forecast_all(series: Series, cell: str, seeds: list[int], epochs: int) -> dict[str, list]:
+def forecast_all(series: Series, cell: str, seeds: list[int], epochs: int) -> Forecasts:
     """For each method its forecasts (origins, 12) in the unit of the series, one for each seed."""
     origins, ahead = series.origins, np.arange(1, max(HORIZONS) + 1)
     values, known = series.values, slice(series.train)
@@ -187,7 +189,7 @@ def forecast_all(series: Series, cell: str, seeds: list[int], epochs: int) -> di
     }
 
 
-def progress(seeds: list[int]) -> object:
+def progress(seeds: list[int]) -> Any:
     try:
         from tqdm import tqdm
     except ImportError:
@@ -196,13 +198,13 @@ def progress(seeds: list[int]) -> object:
     return tqdm(seeds, desc="training", unit="seed")
 
 
-def table(series: Series, forecasts: dict[str, list], unit: str) -> dict[str, list[float]]:
+def table(series: Series, forecasts: Forecasts, unit: str) -> dict[str, list[float]]:
     """Print RMSE by method and horizon, the best of each column marked, and who wins."""
     errors = {
         name: [median(series.rmse(f, h) for f in runs) for h in HORIZONS]
         for name, runs in forecasts.items()
     }
-    best = [min(errors, key=lambda name, k=k: errors[name][k]) for k in range(len(HORIZONS))]
+    best = [min((row[k], name) for name, row in errors.items())[1] for k in range(len(HORIZONS))]
     count = max(len(runs) for runs in forecasts.values())
     print(f"RMSE in {unit} over the last {series.held_out}, networks the median of {count} seeds")
     print("steps ahead".ljust(22) + "".join(f"{h:>9}" for h in HORIZONS))
@@ -214,7 +216,7 @@ def table(series: Series, forecasts: dict[str, list], unit: str) -> dict[str, li
 
 
 def picture(
-    series: Series, forecasts: dict[str, list], cell: str, unit: str, labels: list[str], path: Path
+    series: Series, forecasts: Forecasts, cell: str, unit: str, labels: list[str], path: Path
 ) -> None:
     try:
         import matplotlib

@@ -32,6 +32,6 @@ def cuda() -> str:
         return "no: the package numba-cuda is not installed"
     from numba import cuda as numba_cuda
 
-    if not numba_cuda.is_available():
+    if not numba_cuda.is_available():  # type: ignore[no-untyped-call]
         return "no: numba-cuda is installed but finds no driver or no device"
     return "a device is there, but this version computes on the CPU alone"

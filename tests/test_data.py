@@ -68,7 +68,7 @@ class TestBatches:
     def test_steps_first(self):
         x, y = np.zeros((7, 5, 2)), np.arange(5)
         batches = data.Batches(x, y, batch_size=2, axis=1, shuffle=False)
-        assert [(a.shape, b.tolist()) for a, b in batches][0] == ((7, 2, 2), [0, 1])
+        assert next((a.shape, b.tolist()) for a, b in batches) == ((7, 2, 2), [0, 1])
 
     def test_empty(self):
         assert list(data.Batches(np.zeros((0, 2)), batch_size=2)) == []

@@ -110,7 +110,7 @@ def test_groups_and_frozen_parameters():
 def test_a_step_without_gradients_raises():
     a, b = tgs.ones(1, requires_grad=True), tgs.ones(1, requires_grad=True)
     optimizer = optim.Adam([a, b])
-    with pytest.raises(tgs.TapeError, match="no parameter has a gradient; call loss.backward"):
+    with pytest.raises(tgs.TapeError, match=r"no parameter has a gradient; call loss\.backward"):
         optimizer.step()
     a.grad = [1.0]
     optimizer.step()  # one is enough

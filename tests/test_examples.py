@@ -1,0 +1,88 @@
+"""The examples at a small size, and the forecast at its own."""
+
+from __future__ import annotations
+
+import runpy
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+def example(name: str) -> dict:
+    return runpy.run_path(str(EXAMPLES / f"{name}.py"))
+
+
+def test_every_example_is_tested():
+    assert {p.stem for p in EXAMPLES.glob("*.py")} == {
+        "four_steps",
+        "read_the_tape",
+        "temperature_forecast",
+    }
+
+
+def test_four_steps(capsys):
+    by_hand, with_fit = example("four_steps")["main"](["--epochs", "3"])
+    assert by_hand == with_fit
+    assert by_hand[-1] < 0.3 * by_hand[0]
+    assert "epoch 2: loss" in capsys.readouterr().out
+
+
+def test_read_the_tape(capsys):
+    shared, by_step = example("read_the_tape")["main"]()
+    np.testing.assert_allclose(shared, by_step.sum(axis=0), rtol=1e-12)
+    assert (by_step[0] == 0).all()
+    assert "gradcheck: True" in capsys.readouterr().out
+
+
+class TestForecast:
+    main = staticmethod(example("temperature_forecast")["main"])
+
+    def test_the_lstm_beats_what_it_must(self, tmp_path, capsys):
+        """The figures that are known for this series, and the bar, over five seeds."""
+        pytest.importorskip("matplotlib")
+        picture = tmp_path / "forecast.png"
+        errors = self.main(["--output", str(picture)])
+        at_one = {name: row[0] for name, row in errors.items()}
+        assert at_one["persistence"] == pytest.approx(1.17, abs=0.005)
+        assert at_one["climatology"] == pytest.approx(0.775, abs=0.005)
+        assert at_one["AR(12)"] == pytest.approx(0.513, abs=0.005)
+        assert at_one["AR(12) on anomalies"] == pytest.approx(0.455, abs=0.005)
+        assert at_one["LSTM"] < min(
+            at_one[name] for name in ("persistence", "climatology", "AR(12)", "dense network")
+        )
+        shown = capsys.readouterr().out
+        assert "median of 5 seeds" in shown
+        best = min(at_one, key=at_one.get)
+        assert f"One step ahead the best is: {best}." in shown
+        assert picture.stat().st_size > 10_000
+
+    @pytest.mark.parametrize("cell", ["rnn", "gru"])
+    def test_other_cells(self, cell, capsys):
+        errors = self.main(
+            ["--cell", cell, "--seeds", "1", "--epochs", "1", "--seed", "3", "--no-plot"]
+        )
+        assert all(np.isfinite(row).all() for row in errors.values())
+        assert cell.upper() in capsys.readouterr().out
+
+    def test_somebodys_own_series(self, tmp_path, capsys):
+        path = tmp_path / "mine.csv"
+        t = np.arange(200)
+        rows = [f"{k},{np.sin(0.5 * k) + 0.01 * k:.6f},x" for k in t]
+        path.write_text("\n".join(["k,level,note", *rows]), encoding="utf-8")
+        small = ["--seeds", "1", "--epochs", "1", "--no-plot", "--held-out", "30"]
+        self.main(["--csv", str(path), "--column", "level", "--period", "1", *small])
+        assert "RMSE in level over the last 30" in capsys.readouterr().out
+        for wrong, words in (
+            (["--csv", str(path), "--column", "depth"], "no column 'depth'"),
+            (["--csv", str(path), "--column", "note"], "column 'note' holds 'x'"),
+            (["--csv", str(tmp_path / "none.csv")], "No such file"),
+            (["--period", "0"], "1 or more"),
+        ):
+            with pytest.raises(SystemExit):
+                self.main([*wrong, *small])
+            assert words in capsys.readouterr().err
+        with pytest.raises(SystemExit, match="are needed to train"):
+            self.main(["--csv", str(path), "--column", "level", "--held-out", "150"])

@@ -1,0 +1,187 @@
+"""The package as others meet it: imports, installed forms, command line, README."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import tinygrad_seq as tgs
+from tinygrad_seq.__main__ import main
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "tinygrad_seq"
+
+# From the bottom up: each room may import those before it, and nothing after it.
+ROOMS = [
+    "errors",
+    "special",
+    "rules",
+    "tape",
+    "tensors",
+    "elementwise",
+    "structural",
+    "trees",
+    "transforms",
+    "creation",
+    "recurrence",
+    "nn",
+    "optim",
+    "data",
+    "train",
+    "__main__",
+]
+
+
+def sources() -> list[Path]:
+    return [p for p in sorted(PACKAGE.rglob("*.py")) if p != PACKAGE / "__init__.py"]
+
+
+def room_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported(path: Path) -> set[str]:
+    """The rooms that a file imports from."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("tinygrad_seq"):
+            parts = node.module.split(".")
+            found |= {parts[1]} if len(parts) > 1 else {alias.name for alias in node.names}
+    return found
+
+
+@pytest.mark.parametrize("path", sources(), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_run_one_way(path):
+    room = room_of(path)
+    assert room in ROOMS, f"{room} has no place in the order"
+    later = {r for r in imported(path) - {"kernels", room} if ROOMS.index(r) > ROOMS.index(room)}
+    assert not later, f"{path} imports {later}, which come after {room}"
+
+
+def test_kernels_see_no_tensor():
+    for path in (ROOT / "kernels").glob("*.py"):
+        assert imported(path) <= {"kernels"}, path
+
+
+def test_no_module_has_a_public_functions_name():
+    modules = {p.stem for p in PACKAGE.rglob("*.py")} | {p.name for p in PACKAGE.iterdir()}
+    public = {name for name in vars(tgs) if callable(getattr(tgs, name))}
+    assert not modules & public
+
+
+def test_every_file_says_what_lives_there():
+    for path in [*PACKAGE.rglob("*.py"), *(ROOT / "kernels").glob("*.py")]:
+        assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))), path
+
+
+def test_public_names_have_docstrings():
+    for name in vars(tgs):
+        if not name.startswith("_"):
+            assert getattr(tgs, name).__doc__, name
+
+
+def run(*arguments: str, **options) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, *arguments], capture_output=True, text=True, check=True, **options
+    )
+
+
+def test_importing_does_not_import_numba():
+    code = "import sys, tinygrad_seq; print([m for m in sys.modules if 'numba' in m])"
+    assert run("-c", code).stdout.strip() == "[]"
+
+
+def test_importing_is_quick():
+    def seconds(module: str) -> float:
+        code = (
+            f"import time; a = time.perf_counter(); import {module}; print(time.perf_counter() - a)"
+        )
+        return min(float(run("-c", code).stdout) for _ in range(3))
+
+    assert seconds("tinygrad_seq") <= seconds("numpy") + 0.3
+
+
+def test_version_is_the_projects():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert tgs.__version__ == project["version"]
+    assert [re.split("[>=]", d)[0] for d in project["dependencies"]] == ["numpy", "numba"]
+
+
+def test_info(capsys):
+    assert main(["info"]) == 0
+    shown = capsys.readouterr().out
+    for word in ("tinygrad-seq", "numpy", "numba", "python", "cores", "vectors", "cuda"):
+        assert word in shown
+    with pytest.raises(SystemExit):
+        main(["inform"])
+    capsys.readouterr()
+
+
+def test_editable_install_finds_the_kernels():
+    """Whichever way it is installed here, the kernels imported are those of this checkout."""
+    from tinygrad_seq.kernels import machine
+
+    here = (ROOT / "kernels" / "machine.py").read_text(encoding="utf-8")
+    assert Path(machine.__file__).read_text(encoding="utf-8") == here
+    assert machine.cores() >= 1
+
+
+def test_wheel(tmp_path):
+    """A wheel holds every module, the kernels among them, and works without the checkout."""
+    build = ["-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-q", "-w", str(tmp_path)]
+    copy = tmp_path / "source"
+    copy.mkdir()
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        (copy / name).write_bytes((ROOT / name).read_bytes())
+    for folder in (PACKAGE, ROOT / "kernels"):
+        for path in folder.rglob("*"):
+            if path.suffix in {".py", ".typed"}:
+                target = copy / path.relative_to(ROOT)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(path.read_bytes())
+    run(*build, str(copy))
+    (wheel,) = tmp_path.glob("*.whl")
+    unpacked = tmp_path / "installed"
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(unpacked)
+        names = set(archive.namelist())
+    for path in [*PACKAGE.rglob("*.py"), PACKAGE / "py.typed"]:
+        assert str(path.relative_to(ROOT)) in names
+    for path in (ROOT / "kernels").rglob("*.py"):
+        assert f"tinygrad_seq/{path.relative_to(ROOT)}" in names
+    assert not any(name.startswith(("tests", "kernels", "examples")) for name in names)
+    code = (
+        "import tinygrad_seq, tinygrad_seq.kernels.machine as m; "
+        "from tinygrad_seq import nn; nn.LSTM(1, 2)(tinygrad_seq.zeros(2, 1, 1)); "
+        "print(tinygrad_seq.__file__, m.__file__)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(unpacked)}
+    files = run("-c", code, env=environment, cwd=tmp_path).stdout.split()
+    assert all(Path(file).is_relative_to(unpacked) for file in files)
+
+
+def snippets() -> list[str]:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    return re.findall(r"```python\n(.*?)```", text, re.S)
+
+
+@pytest.mark.parametrize("code", snippets(), ids=range(len(snippets())))
+def test_readme_snippets_run(code, capsys):
+    space: dict = {}
+    exec(code, space)
+    if "MinimalGatedUnit" in code:
+        assert float(space["loss"]) < 0.2
+        body = code[code.index("class") : code.index("tgs.manual_seed")].splitlines()
+        assert len([line for line in body if line]) == 10
+    if "tape" in space:
+        text = (ROOT / "README.md").read_text(encoding="utf-8")
+        table = capsys.readouterr().out.split("tensor(")[0].strip()
+        assert table in text

@@ -1,0 +1,31 @@
+"""PyTorch as a second opinion, where it is installed: ``pip install torch``."""
+
+from __future__ import annotations
+
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+pytest.importorskip("torch", reason="PyTorch is not installed; it is an optional second opinion")
+agreement = runpy.run_path(str(BENCHMARKS / "agreement.py"))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # PyTorch's own, about NumPy 2
+@pytest.mark.parametrize("both", [False, True])
+@pytest.mark.parametrize("kind", ["RNN", "LSTM", "GRU"])
+def test_layers_agree(kind, both):
+    for shape in ((4, 3, 2, 5), (1, 1, 1, 1), (9, 2, 3, 4)):
+        assert agreement["compare"](kind, shape, 2, both) < 1e-9
+
+
+def test_a_small_operation_costs_no_more():
+    out = subprocess.run(
+        [sys.executable, str(BENCHMARKS / "eager.py")], capture_output=True, text=True, check=True
+    ).stdout
+    ratios = [float(line.split()[-1]) for line in out.splitlines()]
+    assert len(ratios) == 2
+    assert min(ratios) >= 1, out
