@@ -118,7 +118,7 @@ def test_version_is_the_projects():
 def test_info(capsys):
     assert main(["info"]) == 0
     shown = capsys.readouterr().out
-    for word in ("tinygrad-seq", "numpy", "numba", "python", "cores", "vectors", "cuda"):
+    for word in ("tinygrad-seq", "numpy", "numba", "python", "threads", "vectors", "cuda"):
         assert word in shown
     with pytest.raises(SystemExit):
         main(["inform"])

@@ -25,7 +25,7 @@ def info() -> dict[str, str]:
         **{package: installed(package) for package in packages},
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "cores": f"{machine.cores()} usable by this process",
+        "threads": f"{machine.cores()}, the cores that this process may use",
         "vectors": f"{bits} bits ({feature})",
         "cuda": machine.cuda(),
     }

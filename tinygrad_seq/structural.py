@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
-from tinygrad_seq.elementwise import exp, log, square
+from tinygrad_seq.elementwise import abs, exp, log, square, where
 from tinygrad_seq.errors import ShapeError
 from tinygrad_seq.rules import Array, Operation
 from tinygrad_seq.tape import Arithmetic, Entry, Piece
@@ -132,11 +132,11 @@ def matmul(a: TensorLike, b: TensorLike) -> Tensor:
 
 
 def _max_vjp(g: Any, x: Any, y: Any, axes: tuple[int, ...], keepdims: bool) -> Any:
-    """Equal maxima share the gradient equally. Which they are does not vary, so it is data."""
-    values, largest = (t._data if isinstance(t, Tensor) else t for t in (x, y))
-    tied = values == largest.reshape(_with_ones(values.shape, axes))
-    count = np.maximum(tied.sum(axis=axes, keepdims=True), 1)
-    return _spread(g, values.shape, axes) * (tied / count).astype(values.dtype)
+    """Equal maxima share the gradient equally."""
+    kept = _with_ones(x.shape, axes)
+    tied = x == y.reshape(kept)
+    count = tied.sum(axis=axes, keepdims=True)
+    return tied * (g.reshape(kept) / (count + (count == 0)))  # none are equal where one is NaN
 
 
 SUM = Operation(
@@ -198,8 +198,8 @@ def logsumexp(x: TensorLike, axis: Axis = None, keepdims: bool = False) -> Tenso
     """log Σ exp(x) over ``axis``, computed so that nothing overflows."""
     x = as_tensor(x, "logsumexp")
     axes = _axes(axis, x.ndim, "logsumexp")
-    shift = x._data.max(axis=axes, keepdims=True)
-    shift = wrap(np.where(np.isfinite(shift), shift, 0).astype(x.dtype), None)
+    shift = max(x.detach(), axes, keepdims=True)
+    shift = where(abs(shift) < np.inf, shift, 0.0)
     y = log(sum(exp(x - shift), axes, keepdims=True)) + shift
     return y if keepdims else squeeze(y, axes)
 
@@ -208,7 +208,7 @@ def softmax(x: TensorLike, axis: int = -1) -> Tensor:
     """exp(x) / Σ exp(x) along ``axis``."""
     x = as_tensor(x, "softmax")
     axes = _axes(axis, x.ndim, "softmax")
-    e = exp(x - wrap(x._data.max(axis=axes, keepdims=True), None))
+    e = exp(x - max(x.detach(), axes, keepdims=True))
     return e / sum(e, axes, keepdims=True)
 
 
