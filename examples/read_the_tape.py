@@ -11,6 +11,7 @@ import numpy as np
 
 import tinygrad_seq as tgs
 from tinygrad_seq import nn
+from tinygrad_seq.rules import RULES
 
 
 def heading(text: str) -> None:
@@ -24,9 +25,9 @@ def one_operation() -> None:
     with tgs.Tape(x=x) as tape:
         y = tgs.tanh(x)
     print(tape)
-    # Each operation knows one line about its derivative. For tanh, with g the gradient that
+    # Each operation has one line of text for each derivative. For tanh, with g the gradient that
     # arrives at the output y:
-    print("tanh's derivative:  x.grad = g * (1 - y * y)")
+    print("tanh's derivative ", RULES["tanh"].derivatives["x"])
     # Going backward means to hand g from the output to the input. Here g is ones.
     y.backward(np.ones(3))
     print("x.grad            ", x.grad.numpy())
@@ -64,17 +65,18 @@ def three_steps() -> tuple[np.ndarray, np.ndarray]:
     # The same cell at every step: h' = tanh(W x + U h + b). tgs.unroll is a loop of such steps.
     cell = nn.RNNCell(2, 3, dtype="float64", rng=0)
     xs = tgs.randn(3, 1, 2, dtype="float64", rng=1)
-    with tgs.Tape(W=cell.weight_ih, U=cell.weight_hh, b=cell.bias, xs=xs) as tape:
+    with tgs.Tape(W=cell.weight_ih, U=cell.weight_hh, b=cell.bias) as tape:
         ys, _ = tgs.unroll(cell, xs)
         loss = (ys[2] ** 2).sum()
     print(tape)
-    print("The weights W, U and b have one line each; all three steps point to them.")
+    print("The constants are the inputs x of each step and the zero state. The weights W, U and b")
+    print("have one line each; every step points to them (to W and U through their transposes).")
     loss.backward()
     shared = cell.weight_hh.grad.numpy()
 
     # Now give each step weights of its own, with the same values. The tape can then tell the
     # steps apart, and each copy gets the gradient that its own step contributes.
-    copies = [tgs.tensor(cell.weight_hh, requires_grad=True) for _ in range(3)]
+    copies = [tgs.tensor(cell.weight_hh.detach(), requires_grad=True) for _ in range(3)]
     h = cell.initial_state(1)
     for t, own in enumerate(copies):
         h = tgs.tanh(xs[t] @ cell.weight_ih.T + h @ own.T + cell.bias)

@@ -10,13 +10,15 @@ square error of the forecasts for those, 1, 3, 6 and 12 months ahead:
     AR(12)          linear in the last 12 values, fitted by least squares
     AR(12) on anomalies   the same on values less month means
     dense network   a layer of 32 units on the last 12 anomalies
-    LSTM            reads the anomalies one by one; --cell rnn or gru for others
+    LSTM            reads the anomalies and the time of year one by one; --cell rnn or gru
+                    for others
 
 The networks are trained to predict the next month; further ahead, predictions are fed back in.
 Each is the median of several seeds. A validation part at the end of the training years decides
 when to stop. The picture shows measurements and forecasts of the months held out.
 
-Your own series: --csv FILE --column NAME, --period 12 for the length of a season (1 for none).
+Your own series: --csv FILE --column NAME, with --period for the rows in a season (1 for none) and
+--held-out for the rows to test on.
 """
 
 from __future__ import annotations
@@ -145,7 +147,8 @@ class Forecaster(nn.Module):
 
     def step(self, x: tgs.Tensor, state: object) -> tuple[tgs.Tensor, object]:
         ys, state = self.recurrent(x, state)
-        return x[:, :, :1] + 0.1 * self.head(ys), state  # what it adds to persistence
+        # What it adds to persistence: little at first, so that training starts from that.
+        return x[:, :, :1] + 0.1 * self.head(ys), state
 
 
 def fit_recurrent(series: Series, cell: str, seed: int, epochs: int) -> np.ndarray:
@@ -249,12 +252,17 @@ def picture(
 
 
 def main(arguments: list[str] | None = None) -> dict[str, list[float]]:
-    parser = argparse.ArgumentParser(description="Forecast a series with a recurrent network.")
+    parser = argparse.ArgumentParser(
+        description="Forecast a series with a recurrent network.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
     parser.add_argument("--cell", choices=sorted(LAYERS), default="lstm")
     parser.add_argument("--csv", type=Path, default=CSV, help="a CSV file with a header line")
     parser.add_argument("--column", help="its column of numbers")
     parser.add_argument("--period", type=int, default=12, help="rows in a season, 1 for none")
-    parser.add_argument("--held-out", type=int, default=132, help="rows at the end to test on")
+    parser.add_argument(
+        "--held-out", type=int, help="rows at the end to test on (132; of your own series a fifth)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="the first seed")
     parser.add_argument("--seeds", type=int, default=5, help="how many to take the median of")
     parser.add_argument("--epochs", type=int, default=60, help="at most; validation stops earlier")
@@ -268,7 +276,9 @@ def main(arguments: list[str] | None = None) -> dict[str, list[float]]:
     except (OSError, ValueError) as error:
         parser.error(str(error))
     unit = "°C" if given.csv == CSV else (given.column or "the series' unit")
-    series = Series(values, given.period, given.held_out)
+    held_out = given.held_out or (132 if given.csv == CSV else len(values) // 5)
+    print(f"{len(values)} rows, a season of {given.period}, the last {held_out} held out")
+    series = Series(values, given.period, held_out)
     seeds = list(range(given.seed, given.seed + given.seeds))
     forecasts = forecast_all(series, given.cell, seeds, given.epochs)
     errors = table(series, forecasts, unit)

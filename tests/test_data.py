@@ -70,6 +70,14 @@ class TestBatches:
         batches = data.Batches(x, y, batch_size=2, axis=1, shuffle=False)
         assert next((a.shape, b.tolist()) for a, b in batches) == ((7, 2, 2), [0, 1])
 
+    def test_an_axis_for_each_array(self):
+        x, y = np.arange(8).reshape(2, 4, 1), np.arange(16).reshape(4, 4)
+        for a, b in data.Batches(x, y, batch_size=3, axis=(1, 0), shuffle=False):
+            np.testing.assert_array_equal(a[0, :, 0] * 4, b[:, 0])
+        (_, a), (_, b) = data.train_test_split(x, y, held_out=1, axis=(1, 0))
+        assert a.shape == (2, 1, 1)
+        assert b.shape == (1, 4)
+
     def test_empty(self):
         assert list(data.Batches(np.zeros((0, 2)), batch_size=2)) == []
 
@@ -127,10 +135,10 @@ BAD = {
     "no sequences": lambda: data.pad_sequences([]),
     "equal further axes": lambda: data.pad_sequences([np.ones((2, 3)), np.ones((2, 2))]),
     "batch_size = 0": lambda: data.Batches([1, 2], batch_size=0),
-    r"arrays with \[2, 3\] examples": lambda: data.Batches([1, 2], [1, 2, 3], batch_size=1),
+    r"have \[2, 3\] examples": lambda: data.Batches([1, 2], [1, 2, 3], batch_size=1),
     "no arrays": lambda: data.Batches(batch_size=1),
     "held_out = 2 of 2": lambda: data.train_test_split([1, 2], held_out=2),
-    r"\[1, 2\] examples": lambda: data.train_test_split([1, 2], [1], held_out=1),
+    r"\[2, 1\] examples": lambda: data.train_test_split([1, 2], [1], held_out=1),
 }
 
 

@@ -171,6 +171,11 @@ def test_extreme_arguments():
         y.sum().backward()
         assert np.isfinite(big.grad.numpy()).all()
     assert tgs.sigmoid(tgs.tensor(-20.0)).item() == pytest.approx(math.exp(-20), rel=1e-5)
+    for dtype, low in (("float16", -15.0), ("float32", -87.0), ("float64", -700.0)):
+        y = tgs.sigmoid(tgs.tensor([low, -low], dtype=dtype)).numpy()
+        assert y[0] == pytest.approx(math.exp(low), rel=0.1)
+        assert y[1] == 1
+    assert tgs.gradcheck(lambda x: tgs.log(tgs.sigmoid(x)), np.array([-300.0, 300.0]))
     assert (tgs.tensor([0.0, 2.0]) ** 0).tolist() == [1, 1]
     zero = tgs.tensor([0.0, 3.0], requires_grad=True)
     (zero**0 + zero**1 + zero**2 + zero**3).sum().backward()
@@ -208,5 +213,28 @@ def test_shapes_that_do_not_fit():
             left * right
     with pytest.raises(tgs.ShapeError):
         a < b  # noqa: B015
+    with pytest.raises(tgs.ShapeError, match="less: a"):
+        a < b  # noqa: B015
     with pytest.raises(ValueError, match="tanh: a str was given"):
         tgs.tanh("x")
+    with pytest.raises(ValueError, match="Integers to negative integer powers"):
+        tgs.tensor([1, 2]) ** -1
+    with pytest.raises(ValueError, match=r"add: .*300"):
+        tgs.tensor([1], dtype="int8") + 300
+
+
+def test_in_place_operators():
+    x = tgs.tensor([1.0], requires_grad=True)
+    h = x * 2
+    h += 1
+    h *= x
+    h -= 1
+    h /= 2
+    assert h.item() == 1
+    h.backward()
+    assert x.grad.item() == 2.5
+    with pytest.raises(tgs.TapeError, match=r"write t\.data = t\.data - value"):
+        x -= 0.1 * x.grad
+    x.data = x.data - 0.1 * x.grad
+    assert x.item() == 0.75
+    assert (+x) is x

@@ -74,7 +74,9 @@ class TestForecast:
         path.write_text("\n".join(["k,level,note", *rows]), encoding="utf-8")
         small = ["--seeds", "1", "--epochs", "1", "--no-plot", "--held-out", "30"]
         self.main(["--csv", str(path), "--column", "level", "--period", "1", *small])
-        assert "RMSE in level over the last 30" in capsys.readouterr().out
+        shown = capsys.readouterr().out
+        assert "200 rows, a season of 1, the last 30 held out" in shown
+        assert "RMSE in level over the last 30" in shown
         for wrong, words in (
             (["--csv", str(path), "--column", "depth"], "no column 'depth'"),
             (["--csv", str(path), "--column", "note"], "column 'note' holds 'x'"),

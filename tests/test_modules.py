@@ -113,10 +113,20 @@ def test_registering():
     assert [n for n, _ in module.named_parameters()] == ["w", "frozen"]
     module.w = tgs.zeros(2, requires_grad=True)
     assert len(list(module.parameters())) == 2
-    with pytest.raises(ValueError, match="a computed tensor was assigned"):
+    with pytest.raises(ValueError, match="a tensor computed from others was assigned"):
         module.w = module.w * 2
     with pytest.raises(ValueError, match="a list of parameters"):
         module.ws = [tgs.ones(1, requires_grad=True)]
+    with pytest.raises(ValueError, match="a ndarray was assigned to a parameter"):
+        module.w = np.ones(2)
+    with pytest.raises(ValueError, match=r"write nn\.parameter\(values\)"):
+        module.u = 0.1 * tgs.randn(2, requires_grad=True)
+    module.u = nn.parameter(0.1 * tgs.randn(2))
+    assert module.u.requires_grad
+    assert nn.parameter(nn.init.identity(2, 2)).dtype == np.float32
+    with pytest.raises(ValueError, match="expected a floating one"):
+        nn.parameter([1], "int64")
+    module.u = None
     del module.w
     assert [n for n, _ in module.named_parameters()] == ["frozen"]
     module.frozen = None
@@ -181,11 +191,18 @@ def test_dropout(rng):
     assert abs(y.mean() - 1) < 0.02
     x = tgs.ones(4)
     assert layer.eval()(x) is x
+    seeded = nn.Dropout(0.5, rng=0)
+    first, second = seeded(tgs.ones(64)), seeded(tgs.ones(64))
+    assert first.tolist() != second.tolist()
+    assert nn.Dropout(0.5, rng=0)(tgs.ones(64)).tolist() == first.tolist()
+    assert repr(layer) == "Dropout(p=0.25)"
 
 
 def test_sequential_passes_the_sequence_on():
     model = nn.Sequential(nn.LSTM(2, 3), nn.Linear(3, 1), tgs.tanh)
     assert model(np.zeros((4, 5, 2), "f4")).shape == (4, 5, 1)
+    assert len(model) == 3
+    assert isinstance(model[1], nn.Linear)
     with pytest.raises(ValueError, match="modules or functions"):
         nn.Sequential(3)
 

@@ -128,7 +128,7 @@ def test_state_goes_on_where_it_was(kind):
     w = tgs.tensor([1.0], dtype="float64", requires_grad=True)
     optimizer = kind([w], lr=0.1, **options)
     steps(optimizer, w, 3)
-    twin = tgs.tensor(w, requires_grad=True)
+    twin = tgs.tensor(w.detach(), requires_grad=True)
     resumed = kind([twin], lr=99.0, **options)
     resumed.load_state_dict(pickle.loads(pickle.dumps(optimizer.state_dict())))
     both, copied = copy.deepcopy((w, optimizer))
@@ -148,7 +148,7 @@ def test_schedules():
         optimizer = optim.SGD([tgs.ones(1, requires_grad=True)], lr=1.0)
         schedule, seen = make(optimizer), []
         for _ in range(steps):
-            seen.append(optimizer.groups[0]["lr"])
+            seen.append(optimizer.param_groups[0]["lr"])
             schedule.step()
         return seen
 
@@ -161,7 +161,7 @@ def test_schedules():
     optimizer = optim.SGD([tgs.ones(1, requires_grad=True)], lr=1.0)
     schedule = optim.ExponentialLR(optimizer, 0.5)
     schedule.load_state_dict({"count": 3, "start": [1.0]})
-    assert optimizer.groups[0]["lr"] == 0.125
+    assert optimizer.param_groups[0]["lr"] == 0.125
     assert schedule.state_dict() == {"count": 3, "start": [1.0]}
 
 
@@ -187,10 +187,12 @@ BAD = {
     "no parameters were given": lambda: optim.SGD([]),
     "expected tensors; pass model.parameters": lambda: optim.SGD([np.ones(1)]),
     "was given twice": lambda: optim.SGD([W, W]),
+    r"pass model\.parameters\(\)": lambda: optim.SGD(tgs.nn.Linear(1, 1)),
+    "lr = inf": lambda: optim.SGD([W], lr=math.inf),
     "lr = -1": lambda: optim.SGD([W], lr=-1),
     "momentum = 1": lambda: optim.SGD([W], momentum=1),
     "nesterov was given without momentum": lambda: optim.SGD([W], nesterov=True),
-    r"betas = 1\.0 was given": lambda: optim.Adam([W], betas=(0.9, 1.0)),
+    r"betas = \(0\.9, 1\.0\) was given": lambda: optim.Adam([W], betas=(0.9, 1.0)),
     "expected 'params' and any of": lambda: optim.SGD([{"params": [W], "learning_rate": 1}]),
     "max_norm = 0": lambda: optim.clip_grad_norm_([W], 0),
     "limit = -1": lambda: optim.clip_grad_value_([W], -1),
@@ -203,6 +205,12 @@ BAD = {
 def test_bad_input(words):
     with pytest.raises(ValueError, match=words):
         BAD[words]()
+
+
+def test_one_tensor_will_do():
+    optimizer = optim.SGD(W, lr=0.5)
+    assert optimizer.parameters()[0] is W
+    assert repr(optimizer).startswith("SGD({'lr': 0.5")
 
 
 def test_computed_tensors_are_refused():

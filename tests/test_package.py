@@ -25,11 +25,14 @@ ROOMS = [
     "special",
     "rules",
     "tape",
+    "listing",
     "tensors",
     "elementwise",
     "structural",
+    "composites",
     "trees",
     "transforms",
+    "checking",
     "creation",
     "recurrence",
     "nn",
@@ -174,7 +177,8 @@ def snippets() -> list[str]:
 
 
 @pytest.mark.parametrize("code", snippets(), ids=range(len(snippets())))
-def test_readme_snippets_run(code, capsys):
+def test_readme_snippets_run(code, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     space: dict = {}
     exec(code, space)
     if "MinimalGatedUnit" in code:

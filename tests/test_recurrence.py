@@ -204,7 +204,7 @@ def test_backward_through_many_steps_has_the_sum_of_their_gradients(rng):
     cell = nn.RNNCell(2, 3, dtype="float64", rng=rng)
     xs = rng.standard_normal((6, 2, 2))
     tgs.unroll(cell, xs)[0][-1].sum().backward()
-    copies = [tgs.tensor(cell.weight_hh, requires_grad=True) for _ in range(6)]
+    copies = [tgs.tensor(cell.weight_hh.detach(), requires_grad=True) for _ in range(6)]
     h = cell.initial_state(2)
     for t, own in enumerate(copies):
         h = tgs.tanh(xs[t] @ cell.weight_ih.T + h @ own.T + cell.bias)
@@ -231,14 +231,16 @@ BAD = {
     r"state has shape \(3, 3\), expected \(5, ...\)": lambda: tgs.unroll(
         CELL, X, np.zeros((3, 3), "f4")
     ),
-    r"state is \(\*, \*\), but initial_state gives \*": lambda: tgs.unroll(
+    r"state is \(a tensor, a tensor\), but initial_state gives a tensor": lambda: tgs.unroll(
         CELL, X, (np.zeros((5, 3), "f4"),) * 2
     ),
     r"state is float32\(5, 4\), but initial_state gives float32\(5, 3\)": lambda: tgs.unroll(
         CELL, X, np.zeros((5, 4), "f4")
     ),
     "state has dtype int64": lambda: tgs.unroll(CELL, X, np.zeros((5, 3), int)),
-    "share one dtype": lambda: tgs.unroll(CELL, X.astype("f8")),
+    "share one dtype, and xs is float64: convert": lambda: tgs.unroll(CELL, X.astype("f8")),
+    "given as the cell": lambda: tgs.unroll(nn.GRUCell, X),
+    "expected a list of cells": lambda: nn.Recurrent(CELL),
     "tgs.stack makes one tensor": lambda: tgs.unroll(CELL, [X[0], X[1]]),
     "T and B must agree": lambda: tgs.unroll(CELL, (X, X[:2])),
     "nonlinearity: 'than' was given": lambda: nn.RNNCell(2, 3, "than"),
@@ -246,7 +248,9 @@ BAD = {
     "initialiser: 'zeros' was given": lambda: nn.RNNCell(2, 3, recurrent="zeros"),
     "x has shape .* expected 7 elements": lambda: nn.LSTM(7, 3)(X),
     r"x has shape \(4, 5\), expected \(T, B, I\)": lambda: nn.LSTM(2, 3)(X[:, :, 0]),
-    r"expected \(\*, \*\) with leaves": lambda: nn.LSTM(2, 3)(X, np.zeros((1, 5, 3), "f4")),
+    r"state is a tensor, expected \(a tensor, a tensor\) with leaves": lambda: nn.LSTM(2, 3)(
+        X, np.zeros((1, 5, 3), "f4")
+    ),
     "layers times directions first": lambda: nn.GRU(2, 3)(X, np.zeros((2, 5, 3), "f4")),
     "one for each cell": lambda: nn.Recurrent([CELL])(X, (X, X)),
     "expected 2 for each layer": lambda: nn.Recurrent([CELL], bidirectional=True),
@@ -282,7 +286,9 @@ def test_a_state_that_changes():
     start = np.zeros((5, 2), "f4")
     with pytest.raises(tgs.ShapeError, match=r"at step 0 .* state that is float32\(5, 1\)"):
         tgs.unroll(lambda x, s: (x, s[:, :1]), X, start)
-    with pytest.raises(tgs.ShapeError, match=r"that is \(\*, \*\), but it was given \*"):
+    with pytest.raises(
+        tgs.ShapeError, match=r"that is \(a tensor, a tensor\), but it was given a tensor"
+    ):
         tgs.unroll(lambda x, s: (x, (s, s)), X, start)
 
 

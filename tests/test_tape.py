@@ -12,7 +12,7 @@ import pytest
 
 import tinygrad_seq as tgs
 from tinygrad_seq.tape import Entry, walk
-from tinygrad_seq.tensors import leaf_of
+from tinygrad_seq.tensors import entry_of
 
 
 def leaf(*values: float) -> tgs.Tensor:
@@ -99,6 +99,15 @@ def test_check_finds_what_is_wrong():
     wrong._lines[1], wrong._lines[2] = wrong._lines[2], wrong._lines[1]
     with pytest.raises(tgs.TapeError, match="own index"):
         wrong.check()
+    for change in ({"shape": (3,)}, {"dtype": np.dtype("f8")}):
+        x = leaf(1.0)
+        with tgs.Tape() as numbers:
+            x + 2
+        numbers._lines[1] = replace(numbers._lines[1], **change)
+        with pytest.raises(tgs.TapeError, match="its inputs make"):
+            numbers.check()
+    with pytest.raises(ValueError, match="expected a tensor to list by name"):
+        tgs.Tape(x=np.ones(2))
     x = leaf(1.0)
     with tgs.Tape() as stale:
         y = x * x
@@ -304,6 +313,26 @@ def test_threads_accumulate_into_one_leaf():
     assert x.grad.tolist() == [2 * 4 * 300]
 
 
+def test_check_after_a_part_was_freed():
+    x = leaf(1.0, 2.0)
+    with tgs.Tape() as tape:
+        y = x.reshape(2, 1)
+        a, b = (y * y).sum(), y * y
+    a.backward()
+    x.data = [3.0, 4.0]
+    tape._lines = tape._lines[:]
+    with pytest.raises(tgs.TapeError, match="freed"):
+        b.sum().backward()
+    tape.check()
+
+
+def test_no_grad_nests():
+    x, off = leaf(1.0), tgs.no_grad()
+    with off, off:
+        pass
+    assert (x * 2).requires_grad
+
+
 def test_no_grad_decorates():
     x = leaf(1.0)
 
@@ -320,7 +349,7 @@ def test_no_grad_decorates():
 def test_walk_returns_only_what_is_wanted():
     a, b = leaf(1.0), leaf(2.0)
     y = a * b
-    from tinygrad_seq.structural import OVER_ARRAYS
+    from tinygrad_seq.structural import ARRAYS
 
-    found = walk({y._entry: np.ones(1, "f4")}, OVER_ARRAYS, [leaf_of(a)])
+    found = walk({y._entry: np.ones(1, "f4")}, ARRAYS, [entry_of(a)])
     assert list(found) == [a._entry]

@@ -140,6 +140,10 @@ def test_detach_and_to():
     t = tgs.tensor([1.0, 2.0], requires_grad=True)
     y = t * 2
     assert not y.detach().requires_grad
+    with pytest.raises(tgs.TapeError, match=r"make the copy of t\.detach\(\)"):
+        tgs.tensor(t)
+    with tgs.no_grad():
+        assert not tgs.tensor(t).requires_grad
     assert t.to("float64").dtype == np.float64
     assert t.to("cpu") is t
     assert t.to(np.int64).dtype == np.int64
@@ -158,6 +162,27 @@ def test_freezing():
     assert t.grad.tolist() == [2]
     with pytest.raises(tgs.TapeError, match="detach"):
         (t * 2).requires_grad = False
+
+
+def test_freezing_between_forward_and_backward():
+    """What was recorded while it was trainable still finds the tensor."""
+    t = tgs.tensor([1.0], requires_grad=True)
+    y = t * 3
+    t.requires_grad = False
+    z = t * 5  # a constant here
+    t.requires_grad = True
+    (y * z).backward()
+    assert t.grad.tolist() == [15]
+    y = t * t
+    t.requires_grad = False
+    t.data = [2.0]
+    with pytest.raises(tgs.TapeError, match="assigned since"):
+        y.backward()
+    linear = tgs.nn.Linear(1, 1)
+    y = linear(np.ones((1, 1), "f4"))
+    linear.to("float64")
+    y.backward()
+    assert linear.weight.grad.dtype == np.float64
 
 
 @pytest.mark.parametrize("dtype", ["int64", "bool", "uint8"])
@@ -208,6 +233,27 @@ def test_bad_input(words):
         BAD[words]()
 
 
-def test_numpy_functions_refuse_to_leave_the_tape_by_ufunc():
+def test_numpy_functions_do_not_leave_the_tape_unnoticed():
+    t = tgs.tensor([[1.0, 2.0]], requires_grad=True)
     with pytest.raises(TypeError):
-        np.tanh(tgs.ones(2))
+        np.tanh(t)
+    for function in (np.sum, np.mean, np.max, np.transpose, lambda t: np.concatenate([t, t])):
+        with pytest.raises(tgs.TapeError, match=r"would be off the tape; use tgs\."):
+            function(t)
+        assert isinstance(function(t.detach()), (np.ndarray, np.generic))
+    assert np.allclose(t, [[1, 2]])
+    assert np.array_equal(t, t)
+    assert np.argmax(t) == 1
+    with tgs.no_grad():
+        assert np.sum(t) == 3
+
+
+def test_argmax():
+    t = tgs.tensor([[1.0, 3.0, 3.0], [2.0, 0.0, 1.0]], requires_grad=True)
+    assert tgs.argmax(t, axis=1).tolist() == [1, 0]
+    assert t.argmax().item() == 1
+    assert tgs.argmin(t, axis=0).tolist() == [0, 1, 1]
+    with pytest.raises(tgs.ShapeError, match="argmax: shape"):
+        tgs.argmax(t[:0])
+    with pytest.raises(tgs.ShapeError, match="argmin: axis 2"):
+        tgs.argmin(t, axis=2)

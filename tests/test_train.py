@@ -86,6 +86,49 @@ def test_lengths_go_to_the_model(rng):
     assert history.loss[1] < history.loss[0]
 
 
+def test_padding_has_no_weight_in_the_mean_loss(rng):
+    """The mean over two batches is the mean over their steps as one batch."""
+
+    class PerStep(nn.Module):
+        def __init__(self):
+            self.head = nn.Linear(2, 1, rng=0)
+
+        def forward(self, x, lengths):
+            return self.head(x)
+
+    def loss(p, t):
+        return mse(p, t, t > -1e8)
+
+    x, y = rng.standard_normal((5, 6, 2)), rng.standard_normal((5, 6, 1))
+    lengths = np.array([5, 4, 1, 0, 2, 5])
+    y[np.arange(5)[:, None] >= lengths] = -1e9
+    model = PerStep()
+    halves = [(x[:, k : k + 3], y[:, k : k + 3], lengths[k : k + 3]) for k in (0, 3)]
+    whole = train.evaluate(model, [(x, y, lengths)], loss)
+    assert train.evaluate(model, halves, loss) == pytest.approx(whole, rel=1e-6)
+
+
+def test_predict(rng):
+    model = nn.Sequential(nn.Dropout(0.5, rng=0), nn.Linear(3, 1, rng=0))
+    x, _ = problem(rng)
+    y = train.predict(model, x)
+    assert not y.requires_grad
+    assert y.dtype == np.float32
+    assert model.training
+    np.testing.assert_array_equal(y, train.predict(model, x))
+
+
+def test_losses_of_another_kind(rng):
+    x, y = problem(rng)
+    model, optimizer = model_and_optimizer()
+    for loss, words in (
+        (lambda p, t: 1.0, "fit: the loss returned a float, expected one number"),
+        (lambda p, t: p - t, r"fit: the loss returned shape \(40, 1\)"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            train.fit(model, [(x, y)], loss, optimizer, epochs=1, progress=False)
+
+
 def test_early_stopping_restores_the_best(rng):
     x, y = problem(rng)
     model, optimizer = model_and_optimizer(lr=0.3)
@@ -119,7 +162,7 @@ def test_schedule_and_eval_mode(rng):
         model, [(x, y)], mse, optimizer, epochs=2, schedule=schedule, validation=[(x, y)],
         progress=False,
     )  # fmt: skip
-    assert optimizer.groups[0]["lr"] == pytest.approx(0.01)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.01)
     assert not model.training  # as it was before
     assert train.evaluate(model, [(x, y)], mse) == train.evaluate(model, [(x, y)], mse)
 

@@ -1,6 +1,23 @@
 """tinygrad_seq: a tape, and recurrent networks on it. The public names, nothing else."""
 
 from tinygrad_seq import data, nn, optim, train
+from tinygrad_seq.checking import gradcheck
+from tinygrad_seq.composites import (
+    argmax,
+    argmin,
+    expand_dims,
+    flip,
+    log_softmax,
+    logsumexp,
+    mean,
+    min,
+    softmax,
+    split,
+    squeeze,
+    take,
+    take_along_axis,
+    var,
+)
 from tinygrad_seq.creation import (
     arange,
     eye,
@@ -44,35 +61,24 @@ from tinygrad_seq.elementwise import (
     where,
 )
 from tinygrad_seq.errors import ShapeError, TapeError, TraceError
+from tinygrad_seq.listing import Tape
 from tinygrad_seq.recurrence import unroll
 from tinygrad_seq.structural import (
     astype,
     broadcast_to,
     concat,
     cumsum,
-    expand_dims,
-    flip,
-    log_softmax,
-    logsumexp,
     matmul,
     max,
-    mean,
-    min,
     pad,
     permute_dims,
     reshape,
-    softmax,
-    split,
-    squeeze,
     stack,
     sum,
-    take,
-    take_along_axis,
-    var,
 )
-from tinygrad_seq.tape import Tape, no_grad
+from tinygrad_seq.tape import no_grad
 from tinygrad_seq.tensors import Tensor
-from tinygrad_seq.transforms import grad, gradcheck, jvp, value_and_grad, vjp
+from tinygrad_seq.transforms import grad, jvp, value_and_grad, vjp
 
 __version__ = "0.1.0"
 
@@ -85,6 +91,8 @@ __all__ = [
     "abs",
     "add",
     "arange",
+    "argmax",
+    "argmin",
     "astype",
     "broadcast_to",
     "clip",

@@ -13,24 +13,59 @@ from typing import Any
 
 import numpy as np
 
+from tinygrad_seq.errors import TapeError
 from tinygrad_seq.rules import RULES, Rule, read_over_tensors
-from tinygrad_seq.tape import Entry, recording
 from tinygrad_seq.tensors import (
     DEFAULT_FLOAT,
     Tensor,
     TensorLike,
     apply,
     as_tensor,
-    ndarray,
     promote,
-    record,
-    shape_error,
+    refusal,
     wrap,
 )
 
 Unary = Callable[[TensorLike], Tensor]
 Binary = Callable[[TensorLike, TensorLike], Tensor]
-_KEEP_INTEGERS = {"abs", "negative", "sign", "square", "relu"}
+
+
+def _function(name: str) -> Any:
+    """The rule of this name as a function over tensors.
+
+    Floating tensors of one dtype, and Python numbers beside them, go straight to ``apply``;
+    whatever needs more thought goes to ``_general``.
+    """
+    rule = RULES[name]
+
+    def unary(x: TensorLike) -> Tensor:
+        if type(x) is Tensor and x._data.dtype.kind == "f":
+            return apply(rule, (x,))
+        return _general(rule, x)
+
+    def binary(a: TensorLike, b: TensorLike) -> Tensor:
+        first, second = type(a), type(b)
+        if first is Tensor and a._data.dtype.kind == "f":  # type: ignore[union-attr]
+            if second is float or second is int:
+                return apply(rule, (a, b))
+            if second is Tensor and b._data.dtype is a._data.dtype:  # type: ignore[union-attr]
+                return apply(rule, (a, b))
+        return _general(rule, a, b)
+
+    function = unary if len(rule.inputs) == 1 else binary
+    function.__name__ = function.__qualname__ = name
+    function.__doc__ = _documentation(rule)
+    return function
+
+
+def _documentation(rule: Rule, more: str = "") -> str:
+    gradients = "\n".join(f"    d{k} = {vjp}" for k, vjp in rule.derivatives.items())
+    return (
+        f"{rule.doc}, elementwise.{more}\n\n"
+        "Takes tensors, arrays and numbers whose shapes broadcast, and gives a tensor of the\n"
+        "broadcast shape. Integers give float32 where the result is not whole. Raises ShapeError.\n"
+        f"With g the gradient of the output y:\n\n{gradients}\n"
+    )
 
 
 def _operand(value: Any, operation: str) -> Any:
@@ -41,7 +76,7 @@ def _operand(value: Any, operation: str) -> Any:
 
 
 def _general(rule: Rule, *inputs: Any) -> Tensor:
-    """What the short ways below leave out: arrays, numbers alone, mixed and integer dtypes."""
+    """Any operands: arrays, numbers alone, mixed and integer dtypes."""
     operands = [_operand(value, rule.name) for value in inputs]
     if not any(isinstance(operand, Tensor) for operand in operands):
         operands = [as_tensor(operand) for operand in operands]
@@ -53,136 +88,50 @@ def _general(rule: Rule, *inputs: Any) -> Tensor:
     return out
 
 
-def _unary(rule: Rule) -> Any:
-    forward = rule.forward
-    keep_x, keep_y = (rule.values > 0 and place not in rule.drops[-1] for place in (0, 1))
-    takes_integers = rule.name in _KEEP_INTEGERS
-
-    def function(x: TensorLike) -> Tensor:
-        if type(x) is not Tensor:
-            return _general(rule, x)
-        array, entry = x._data, x._entry
-        if entry is None or not entry.requires_grad or not recording.enabled:
-            if array.dtype.kind != "f" and not takes_integers:
-                return _general(rule, x)
-            y = forward(array)
-            return wrap(y if type(y) is ndarray else np.asarray(y), None)
-        y = forward(array)
-        if type(y) is not ndarray:
-            y = np.asarray(y)
-        if recording.tapes:
-            return record(rule, (x,), (array,), y, 1)
-        saved = (array if keep_x else None, y if keep_y else None) if keep_x or keep_y else ()
-        return wrap(y, Entry(rule, (entry,), saved, y.shape, y.dtype))
-
-    return _named(function, rule)
-
-
-def _binary(rule: Rule) -> Any:
-    forward = rule.forward
-
-    def function(a: TensorLike, b: TensorLike) -> Tensor:
-        needs = 0
-        if type(a) is Tensor:
-            u, entry = a._data, a._entry
-            if entry is not None and entry.requires_grad:
-                needs = 1
-            if type(b) is Tensor:
-                v, entry = b._data, b._entry
-                if u.dtype is not v.dtype:
-                    return _general(rule, a, b)
-                if entry is not None and entry.requires_grad:
-                    needs += 2
-            elif type(b) is float or type(b) is int:
-                v = b
-            else:
-                return _general(rule, a, b)
-        elif type(b) is Tensor and (type(a) is float or type(a) is int):
-            u, v, entry = a, b._data, b._entry
-            if entry is not None and entry.requires_grad:
-                needs = 2
-        else:
-            return _general(rule, a, b)
-        if not needs and (u if v is b else v).dtype.kind != "f":
-            return _general(rule, a, b)
-        try:
-            y = forward(u, v)
-        except ValueError as error:
-            raise shape_error(rule, (u, v), error) from None
-        if type(y) is not ndarray:
-            y = np.asarray(y)
-        if needs and recording.enabled:
-            return record(rule, (a, b), (u, v), y, needs)
-        return wrap(y, None)
-
-    return _named(function, rule)
-
-
-def _named(function: Any, rule: Rule) -> Any:
-    function.__name__ = function.__qualname__ = rule.name
-    gradients = "".join(f"\n\n    d{k} = {text}" for k, text in rule.derivatives.items())
-    function.__doc__ = (
-        f"{rule.doc}, elementwise.\n\n"
-        f"Takes tensors, arrays or numbers of shapes that broadcast; integers give float32 where\n"
-        f"the result is not whole. With g the gradient of the output y:{gradients}\n"
-    )
-    return function
-
-
-add: Binary = _binary(RULES["add"])
-subtract: Binary = _binary(RULES["subtract"])
-multiply: Binary = _binary(RULES["multiply"])
-divide: Binary = _binary(RULES["divide"])
-maximum: Binary = _binary(RULES["maximum"])
-minimum: Binary = _binary(RULES["minimum"])
-_power: Binary = _binary(RULES["power"])
-negative: Unary = _unary(RULES["negative"])
-exp: Unary = _unary(RULES["exp"])
-expm1: Unary = _unary(RULES["expm1"])
-log: Unary = _unary(RULES["log"])
-log1p: Unary = _unary(RULES["log1p"])
-sqrt: Unary = _unary(RULES["sqrt"])
-square: Unary = _unary(RULES["square"])
-abs: Unary = _unary(RULES["abs"])
-sign: Unary = _unary(RULES["sign"])
-sin: Unary = _unary(RULES["sin"])
-cos: Unary = _unary(RULES["cos"])
-tanh: Unary = _unary(RULES["tanh"])
-sigmoid: Unary = _unary(RULES["sigmoid"])
-relu: Unary = _unary(RULES["relu"])
-softplus: Unary = _unary(RULES["softplus"])
-silu: Unary = _unary(RULES["silu"])
-gelu: Unary = _unary(RULES["gelu"])
-erf: Unary = _unary(RULES["erf"])
+add: Binary = _function("add")
+subtract: Binary = _function("subtract")
+multiply: Binary = _function("multiply")
+divide: Binary = _function("divide")
+maximum: Binary = _function("maximum")
+minimum: Binary = _function("minimum")
+_power: Binary = _function("power")
+negative: Unary = _function("negative")
+exp: Unary = _function("exp")
+expm1: Unary = _function("expm1")
+log: Unary = _function("log")
+log1p: Unary = _function("log1p")
+sqrt: Unary = _function("sqrt")
+square: Unary = _function("square")
+abs: Unary = _function("abs")
+sign: Unary = _function("sign")
+sin: Unary = _function("sin")
+cos: Unary = _function("cos")
+tanh: Unary = _function("tanh")
+sigmoid: Unary = _function("sigmoid")
+relu: Unary = _function("relu")
+softplus: Unary = _function("softplus")
+silu: Unary = _function("silu")
+gelu: Unary = _function("gelu")
+erf: Unary = _function("erf")
 
 
 def power(a: TensorLike, b: TensorLike) -> Tensor:
-    """a to the power b, elementwise; where b requires a gradient, a must not be negative."""
-    return square(a) if type(b) is int and b == 2 else _power(a, b)
+    if type(b) is int and b == 2:
+        return square(a)
+    if isinstance(a, (float, int)) and isinstance(b, Tensor) and b.dtype.kind == "f":
+        a = wrap(np.asarray(a, b.dtype), None)  # so that log(a) is taken in b's dtype
+    return _power(a, b)
 
 
 def leaky_relu(x: TensorLike, slope: TensorLike = 0.01) -> Tensor:
-    """x where x > 0, else slope·x, elementwise."""
     return _general(RULES["leaky_relu"], as_tensor(_operand(x, "leaky_relu")), slope)
 
 
 def elu(x: TensorLike, alpha: TensorLike = 1.0) -> Tensor:
-    """x where x > 0, else alpha·(eˣ − 1), elementwise (Clevert, Unterthiner, Hochreiter 2016)."""
     return _general(RULES["elu"], as_tensor(_operand(x, "elu")), alpha)
 
 
-def clip(x: TensorLike, low: TensorLike | None = None, high: TensorLike | None = None) -> Tensor:
-    """x held between ``low`` and ``high``, elementwise; None leaves that side open."""
-    if low is not None:
-        x = maximum(x, low)
-    return as_tensor(x, "clip") if high is None else minimum(x, high)
-
-
 def where(condition: TensorLike, a: TensorLike, b: TensorLike) -> Tensor:
-    """a where the boolean ``condition`` holds, else b, elementwise.
-
-    It selects: what is not selected may be anything, NaN too, and gets a gradient of zero.
-    """
     chosen = as_tensor(condition, "where")
     if chosen.dtype != np.bool_:
         raise ValueError(
@@ -195,31 +144,42 @@ def where(condition: TensorLike, a: TensorLike, b: TensorLike) -> Tensor:
     return apply(RULES["where"], [chosen, *pair])
 
 
+power.__doc__ = _documentation(RULES["power"])
+leaky_relu.__doc__ = _documentation(RULES["leaky_relu"])
+elu.__doc__ = _documentation(RULES["elu"], " (Clevert, Unterthiner, Hochreiter 2016)")
+where.__doc__ = _documentation(
+    RULES["where"],
+    " The condition is boolean.\nIt selects: what is not selected may be anything, NaN too, and "
+    "gets a gradient of zero.",
+)
+
+
+def clip(x: TensorLike, low: TensorLike | None = None, high: TensorLike | None = None) -> Tensor:
+    """x held between ``low`` and ``high``, elementwise; None leaves that side open.
+
+    It is minimum(maximum(x, low), high), with their gradients.
+    """
+    if low is not None:
+        x = maximum(x, low)
+    return as_tensor(x, "clip") if high is None else minimum(x, high)
+
+
+read_over_tensors({name: globals()[name] for name in RULES})
+
+
+# Operators -----------------------------------------------------------------------------------
+
+
 def _comparison(ufunc: Any) -> Callable[[Any, Any], Tensor]:
     def compare(a: Any, b: Any) -> Tensor:
         arrays = [t._data if isinstance(t, Tensor) else t for t in (a, b)]
         try:
             return wrap(np.asarray(ufunc(*arrays)), None)
-        except ValueError:
-            shapes = " and ".join(str(np.shape(array)) for array in arrays)
-            raise shape_error(RULES["subtract"], arrays, ValueError(shapes)) from None
+        except ValueError as error:
+            raise refusal(ufunc.__name__, "ab", arrays, error) from None
 
     return compare
 
-
-def _where_read(condition: Any, a: Any, b: Any) -> Any:
-    """``where`` in a rule's text: there a condition on a Python number picks a Python number."""
-    if isinstance(condition, bool):
-        return a if condition else b
-    return where(condition, a, b)
-
-
-read_over_tensors(
-    {
-        **{name: globals()[name] for name in RULES if name in globals()},
-        "where": _where_read,
-    }
-)
 
 for _name, _ufunc in {
     "__lt__": np.less,
@@ -241,7 +201,26 @@ def _reflected(function: Binary) -> Binary:
     return operator
 
 
+def _in_place(function: Binary, symbol: str) -> Any:
+    """``h += x`` is h = h + x. On a parameter that would leave the parameter as it was."""
+
+    def operator(a: Tensor, b: TensorLike) -> Tensor:
+        if a.requires_grad and a.is_leaf:
+            raise TapeError(
+                f"t {symbol}= value: tensors do not change in place, so this would leave the leaf "
+                f"as it is and make another tensor; write t.data = t.data {symbol} value to update "
+                f"it, or t = t {symbol} value to compute with it"
+            )
+        return function(a, b)
+
+    return operator
+
+
 _OPERATORS: dict[str, Any] = {
+    "__iadd__": _in_place(add, "+"),
+    "__isub__": _in_place(subtract, "-"),
+    "__imul__": _in_place(multiply, "*"),
+    "__itruediv__": _in_place(divide, "/"),
     "__add__": add,
     "__radd__": add,
     "__sub__": subtract,
@@ -253,6 +232,7 @@ _OPERATORS: dict[str, Any] = {
     "__pow__": power,
     "__rpow__": _reflected(power),
     "__neg__": negative,
+    "__pos__": lambda x: x,
     "__abs__": abs,
     "__invert__": lambda x: wrap(np.invert(x._data), None),
     "exp": exp,

@@ -1,7 +1,7 @@
 """Optimisers, schedules of their learning rate, and clipping of gradients.
 
 An update computes new values and puts them in the parameter's place; nothing that is recorded or
-that somebody looks at changes under them. Imports the engine.
+that somebody looks at changes under them. Imports the engine and nn's Module.
 """
 
 from __future__ import annotations
@@ -13,8 +13,23 @@ from typing import Any
 import numpy as np
 
 from tinygrad_seq.errors import TapeError
+from tinygrad_seq.nn.module import Module
 from tinygrad_seq.tensors import Tensor, replace_data, wrap
 
+__all__ = [
+    "SGD",
+    "Adam",
+    "AdamW",
+    "CosineAnnealingLR",
+    "ExponentialLR",
+    "Optimizer",
+    "RMSprop",
+    "Schedule",
+    "StepLR",
+    "WarmupLR",
+    "clip_grad_norm_",
+    "clip_grad_value_",
+]
 Group = dict[str, Any]
 State = dict[str, Any]
 
@@ -28,11 +43,16 @@ class Optimizer:
     """
 
     def __init__(self, parameters: Iterable[Any], settings: Group) -> None:
-        given = list(parameters)
+        if isinstance(parameters, Module):
+            raise ValueError(
+                f"{type(self).__name__}: a module was given, expected its parameters; pass "
+                "model.parameters()"
+            )
+        given = [parameters] if isinstance(parameters, Tensor) else list(parameters)
         if not given:
             raise ValueError(f"{type(self).__name__}: no parameters were given")
-        groups = given if isinstance(given[0], Mapping) else [{"params": given}]
-        self.groups: list[Group] = []
+        groups: list[Any] = given if isinstance(given[0], Mapping) else [{"params": given}]
+        self.param_groups: list[Group] = []
         seen: set[int] = set()
         for group in groups:
             unknown = set(group) - set(settings) - {"params"}
@@ -47,7 +67,7 @@ class Optimizer:
             for parameter in made["params"]:
                 self._check(parameter, seen)
             check_settings(made, type(self).__name__)
-            self.groups.append(made)
+            self.param_groups.append(made)
         self._states: dict[int, State] = {}
 
     def _check(self, parameter: Any, seen: set[int]) -> None:
@@ -64,7 +84,8 @@ class Optimizer:
         seen.add(id(parameter))
 
     def parameters(self) -> list[Tensor]:
-        return [parameter for group in self.groups for parameter in group["params"]]
+        """The parameters of all groups, in order."""
+        return [parameter for group in self.param_groups for parameter in group["params"]]
 
     def zero_grad(self) -> None:
         """Forget the gradients, which otherwise add up."""
@@ -74,7 +95,7 @@ class Optimizer:
     def step(self) -> None:
         """Update every parameter that has a gradient. Raises TapeError if none has."""
         done = 0
-        for group in self.groups:
+        for group in self.param_groups:
             for parameter in group["params"]:
                 gradient = parameter.grad
                 if gradient is None or not parameter.requires_grad:
@@ -90,25 +111,25 @@ class Optimizer:
             )
 
     def update(self, value: Any, gradient: Any, group: Group, state: State) -> Any:
+        """The new value, an array made anew; ``state`` is this parameter's own, to be changed."""
         raise NotImplementedError
 
     def state_dict(self) -> dict[str, Any]:
         """Settings and the state of each parameter, by position: numbers and copies of arrays."""
         return {
-            "groups": [{k: v for k, v in g.items() if k != "params"} for g in self.groups],
-            "states": [
-                {k: np.copy(v) if isinstance(v, np.ndarray) else v for k, v in state.items()}
-                for state in (self._states.get(id(p), {}) for p in self.parameters())
-            ],
+            "groups": [{k: v for k, v in g.items() if k != "params"} for g in self.param_groups],
+            "states": [_copied(self._states.get(id(p), {})) for p in self.parameters()],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a ``state_dict`` of an optimiser with as many groups and parameters."""
         parameters = self.parameters()
-        if len(state["states"]) != len(parameters) or len(state["groups"]) != len(self.groups):
+        if len(state["states"]) != len(parameters) or len(state["groups"]) != len(
+            self.param_groups
+        ):
             raise ValueError(
                 f"load_state_dict: {len(state['groups'])} groups and {len(state['states'])} "
-                f"parameters were given, expected {len(self.groups)} and {len(parameters)}"
+                f"parameters were given, expected {len(self.param_groups)} and {len(parameters)}"
             )
         for parameter, saved in zip(parameters, state["states"], strict=True):
             for name, value in saved.items():
@@ -117,45 +138,45 @@ class Optimizer:
                         f"load_state_dict: {name} of shape {value.shape} was given for a "
                         f"parameter of shape {parameter.shape}"
                     )
-        for group, saved in zip(self.groups, state["groups"], strict=True):
+        for group, saved in zip(self.param_groups, state["groups"], strict=True):
             group.update(saved)
-        self._states = {
-            id(p): {k: np.copy(v) if isinstance(v, np.ndarray) else v for k, v in s.items()}
-            for p, s in zip(parameters, state["states"], strict=True)
-        }
+        pairs = zip(parameters, state["states"], strict=True)
+        self._states = {id(p): _copied(s) for p, s in pairs}
 
     def __reduce__(self) -> Any:
         # The state is found by the parameter's identity, which another process does not share.
-        return _restore, (type(self), self.groups, self.state_dict())
+        return _restore, (type(self), self.param_groups, self.state_dict())
+
+    def __repr__(self) -> str:
+        groups = [{k: v for k, v in g.items() if k != "params"} for g in self.param_groups]
+        return f"{type(self).__name__}({', '.join(map(str, groups))})"
+
+
+def _copied(state: Mapping[str, Any]) -> State:
+    return {k: np.copy(v) if isinstance(v, np.ndarray) else v for k, v in state.items()}
 
 
 def _restore(kind: type[Optimizer], groups: list[Group], state: dict[str, Any]) -> Optimizer:
     made = kind.__new__(kind)
-    made.groups, made._states = groups, {}
+    made.param_groups, made._states = groups, {}
     made.load_state_dict(state)
     return made
 
 
-_LIMITS = {
-    "lr": (0.0, math.inf),
-    "momentum": (0.0, 1.0),
-    "weight_decay": (0.0, math.inf),
-    "eps": (0.0, math.inf),
-    "alpha": (0.0, 1.0),
-}
+_LIMITS = {"momentum": 1.0, "alpha": 1.0, "betas": 1.0}  # the others may be anything finite
 
 
 def check_settings(group: Group, name: str) -> None:
-    numbers = [(k, group[k]) for k in _LIMITS if k in group]
-    numbers += [("alpha", beta) for beta in group.get("betas", ())]
-    for key, value in numbers:
-        low, high = _LIMITS[key]
-        if not low <= value <= high or (high == 1 and value == 1):
-            shown = "betas" if "betas" in group and key == "alpha" else key
-            raise ValueError(
-                f"{name}: {shown} = {value} was given, expected at least {low:g} and less than "
-                f"{high:g}"
-            )
+    """Raise a ValueError for a setting that is negative, not finite, or 1 where it must be less."""
+    for key in ("lr", "momentum", "weight_decay", "eps", "alpha", "betas"):
+        given = group.get(key, 0.0)
+        limit = _LIMITS.get(key, math.inf)
+        for value in given if isinstance(given, (tuple, list)) else (given,):
+            if not 0 <= value < limit:
+                raise ValueError(
+                    f"{name}: {key} = {given} was given, expected at least 0 and less than "
+                    f"{limit:g}"
+                )
 
 
 class SGD(Optimizer):
@@ -223,20 +244,19 @@ class Adam(Optimizer):
         lr, (beta1, beta2), decay = group["lr"], group["betas"], group["weight_decay"]
         if not state:
             state.update(step=0, mean=np.zeros_like(value), square=np.zeros_like(value))
-        if decay and not self.decoupled:
+        if decay and self.decoupled:
+            value = value - lr * decay * value
+        elif decay:
             gradient = gradient + decay * value
         state["step"] += 1
-        mean, square = state["mean"], state["square"]
-        mean += (1 - beta1) * (gradient - mean)
-        square *= beta2
-        square += (1 - beta2) * (gradient * gradient)
-        size = np.sqrt(square)
-        size *= 1 / math.sqrt(1 - beta2 ** state["step"])
-        size += group["eps"]
-        np.divide(mean, size, out=size)
-        size *= -lr / (1 - beta1 ** state["step"])
-        size += (1 - lr * decay) * value if decay and self.decoupled else value
-        return size
+        m, v = state["mean"], state["square"]
+        m *= beta1
+        m += (1 - beta1) * gradient
+        v *= beta2
+        v += (1 - beta2) * (gradient * gradient)
+        m_hat = m / (1 - beta1 ** state["step"])
+        v_hat = v / (1 - beta2 ** state["step"])
+        return value - lr * m_hat / (np.sqrt(v_hat) + group["eps"])
 
 
 class AdamW(Adam):
@@ -304,15 +324,16 @@ class Schedule:
 
     def __init__(self, optimizer: Optimizer, factor: Callable[[int], float]) -> None:
         self.optimizer, self.factor, self.count = optimizer, factor, 0
-        self.start = [group["lr"] for group in optimizer.groups]
+        self.start = [group["lr"] for group in optimizer.param_groups]
         self._set()
 
     def step(self) -> None:
+        """One step further along the schedule."""
         self.count += 1
         self._set()
 
     def _set(self) -> None:
-        for group, lr in zip(self.optimizer.groups, self.start, strict=True):
+        for group, lr in zip(self.optimizer.param_groups, self.start, strict=True):
             group["lr"] = lr * self.factor(self.count)
 
     def state_dict(self) -> dict[str, Any]:

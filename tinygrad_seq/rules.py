@@ -1,11 +1,13 @@
 """Every elementwise primitive, one entry each: its name, its value, its derivatives.
 
 An entry is text, and the text has three readings. Over NumPy arrays it is the eager operation and
-its backward. Over tensors it is the derivative of the derivative. Over scalars it is the body of a
-generated kernel. A derivative is a vector-Jacobian product: ``g`` is the gradient that arrives from
-the output ``y``, the inputs go by their own names, and the names that a derivative mentions are the
-values that the tape keeps for the way back. That is why tanh is differentiated as
-``g * (1 - y * y)``: ``y`` exists anyhow, and ``x`` may be dropped.
+its backward (where NumPy has a ufunc of the same name, that computes the value). Over tensors it is
+the derivative of the derivative. Over scalars it is the body of a generated kernel.
+
+A derivative is a vector-Jacobian product: ``g`` is the gradient that arrives from the output ``y``,
+and the inputs go by their own names. The names that a derivative mentions are the values that the
+tape keeps for the way back. That is why tanh is differentiated as ``g * (1 - y * y)``: ``y`` exists
+anyhow, and ``x`` may be dropped.
 
 To add a primitive, add an entry here and name it in ``elementwise.py``; its tests are generated.
 Structural operations (products, reductions, shapes) are in ``structural.py``.
@@ -15,7 +17,7 @@ Imports NumPy and ``special.py``, nothing else of this package.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -25,160 +27,128 @@ Array = Any  # np.ndarray; on a device, that device's array
 Function = Callable[..., Any]
 
 
+class Vjps(Protocol):
+    """The derivatives of an operation: ``vjps[k]`` is that of input k."""
+
+    def __getitem__(self, k: int, /) -> Function: ...
+
+
 class Operation:
     """What the tape must know of an operation to run it and to go back through it.
 
-    ``forward(*inputs, *params)`` computes the value from arrays. ``vjps[k](g, *saved)`` is the
-    gradient of input ``k``, where ``saved`` holds the inputs and the output that some derivative
-    uses (``None`` for the others) followed by the params. If no derivative uses any value,
-    ``values`` is 0 and ``saved`` holds the params alone. ``vjps_over_tensors`` are the same
-    derivatives as recorded operations. The first ``shown`` params say what is done, the others are
-    there for the derivatives.
+    ``forward(*inputs, *params)`` computes the value from arrays, and ``vjps[k](g, *saved)`` the
+    gradient of input k: an array that ``unbroadcast`` can sum to the input's shape, or a ``Piece``.
+    ``saved`` is what the tape keeps: the inputs and the output y, with None for those that nobody
+    will use, then the params. Where no derivative uses any value it is the params alone.
+    ``tensor_vjps`` are the derivatives as recorded operations over tensors.
+
+    ``uses[k]`` names the inputs, and ``"y"``, that the derivative of input k mentions. The first
+    ``shown`` params say what is done; the others are there for the derivatives.
     """
 
-    __slots__ = (
-        "drops",
-        "forward",
-        "inputs",
-        "name",
-        "shown",
-        "values",
-        "vjps",
-        "vjps_over_tensors",
-    )
+    __slots__ = ("forward", "inputs", "keeps", "name", "shown", "tensor_vjps", "unused", "vjps")
 
     def __init__(
         self,
         name: str,
         inputs: Sequence[str],
         forward: Function,
-        vjps: Sequence[Function],
+        vjps: Vjps,
         uses: Sequence[set[str]] = (),
         shown: int | None = None,
     ) -> None:
-        self.shown = shown
-        self.name, self.inputs, self.forward, self.vjps = name, tuple(inputs), forward, vjps
-        self.vjps_over_tensors: Sequence[Function] = vjps
-        self.values = len(inputs) + 1 if any(uses) else 0
-        # drops[needs]: the places in (*inputs, y) of the values that no derivative uses when the
-        # inputs in the bit set `needs` want a gradient.
-        self.drops = [
-            [
-                place
-                for place, name in enumerate((*self.inputs, "y"))
-                if not any(name in used for k, used in enumerate(uses) if needs >> k & 1)
-            ]
-            for needs in range(2 ** len(inputs) if self.values else 1)
-        ]
+        self.name, self.inputs, self.forward, self.shown = name, tuple(inputs), forward, shown
+        self.vjps = self.tensor_vjps = vjps
+        # How many values stand before the params in `saved`: the inputs and y, or none.
+        self.keeps = len(inputs) + 1 if any(uses) else 0
+        # unused[needs]: the places of the values to drop, where bit k of `needs` says whether
+        # input k wants a gradient.
+        self.unused: list[list[int]] = []
+        for needs in range(2 ** len(inputs) if self.keeps else 0):
+            used = set().union(*(names for k, names in enumerate(uses) if needs >> k & 1))
+            values = enumerate((*inputs, "y"))
+            self.unused.append([place for place, value in values if value not in used])
 
     def __repr__(self) -> str:
         return f"{self.name}({', '.join(self.inputs)})"
 
 
 class Rule(Operation):
-    """An elementwise operation, defined by text."""
+    """An elementwise operation, defined by text: its value, and a derivative for each input."""
 
-    __slots__ = ("derivatives", "doc", "text")
+    __slots__ = ("arguments", "derivatives", "doc", "text")
 
-    def __init__(self, name: str, inputs: str, text: str, doc: str, **derivatives: str) -> None:
+    def __init__(self, name: str, text: str, doc: str, **derivatives: str) -> None:
         self.text, self.doc, self.derivatives = text, doc, derivatives
-        arguments = inputs.split()
-        uses = [_names(derivatives.get(k, "")) & {*arguments, "y"} for k in arguments]
-        super().__init__(name, arguments, _reading(text, arguments, OVER_ARRAYS), (), uses)
-        self.forward = _AS_UFUNC.get(name, self.forward)
-        self.vjps = self.read_vjps(OVER_ARRAYS)
+        inputs = tuple(derivatives)
+        uses = [names_in(vjp) & {*inputs, "y"} for vjp in derivatives.values()]
+        self.arguments = ("g", *inputs, "y") if any(uses) else ("g",)
+        forward = UFUNCS.get(name) or read(text, inputs, ARRAY_NAMES)
+        super().__init__(name, inputs, forward, self.read_vjps(ARRAY_NAMES), uses)
 
     def read_vjps(self, namespace: dict[str, Any]) -> list[Function]:
-        """The derivatives as functions, their names looked up in ``namespace``."""
-        arguments = ["g", *self.inputs, "y"] if self.values else ["g"]
-        return [
-            _reading(self.derivatives.get(name, "0 * g"), arguments, namespace)
-            for name in self.inputs
-        ]
+        """The derivatives as functions, the names in them looked up in ``namespace``."""
+        return [read(vjp, self.arguments, namespace) for vjp in self.derivatives.values()]
 
 
-def _names(text: str) -> set[str]:
-    return set(compile(text or "0", "<rule>", "eval").co_names)
+def names_in(text: str) -> set[str]:
+    return set(compile(text, "<rule>", "eval").co_names)
 
 
-def _reading(text: str, arguments: Sequence[str], namespace: dict[str, Any]) -> Function:
+def read(text: str, arguments: Sequence[str], namespace: dict[str, Any]) -> Function:
+    """A line of rule text as a function of ``arguments``."""
     return eval(f"lambda {', '.join(arguments)}: {text}", namespace)  # type: ignore[no-any-return]
 
 
-def _where(condition: Array, a: Array, b: Array) -> Array:
-    """A condition on a Python number picks a Python number, which stays weak."""
-    if isinstance(condition, bool):
-        return a if condition else b
-    return np.where(condition, a, b)
-
-
-OVER_ARRAYS: dict[str, Any] = {
-    "abs": np.abs,
-    "cos": np.cos,
-    "erf": erf,
-    "exp": np.exp,
-    "expm1": np.expm1,
-    "log": np.log,
-    "log1p": np.log1p,
-    "maximum": np.maximum,
-    "minimum": np.minimum,
-    "sign": np.sign,
-    "sin": np.sin,
-    "sqrt": np.sqrt,
-    "tanh": np.tanh,
-    "where": _where,
-}
-_AS_UFUNC: dict[str, Function] = {  # one call instead of a lambda around it
+UFUNCS: dict[str, Function] = {
     name: getattr(np, name)
     for name in (
-        *("add", "subtract", "multiply", "divide", "negative", "power", "square", "abs", "cos"),
-        *("exp", "expm1", "log", "log1p", "maximum", "minimum", "sign", "sin", "sqrt", "tanh"),
+        *("abs", "add", "cos", "divide", "exp", "expm1", "log", "log1p", "maximum", "minimum"),
+        *("multiply", "negative", "power", "sign", "sin", "sqrt", "square", "subtract", "tanh"),
     )
 }
+ARRAY_NAMES: dict[str, Any] = {**UFUNCS, "erf": erf, "where": np.where}
 RULES: dict[str, Rule] = {}
 
 
-def rule(name: str, inputs: str, text: str, doc: str, **derivatives: str) -> None:
-    RULES[name] = made = Rule(name, inputs, text, doc, **derivatives)
-    OVER_ARRAYS.setdefault(name, made.forward)
+def rule(name: str, text: str, doc: str, **derivatives: str) -> None:
+    """Enter an operation: its value as text, what it is, and for each input its derivative."""
+    RULES[name] = made = Rule(name, text, doc, **derivatives)
+    ARRAY_NAMES.setdefault(name, made.forward)
 
 
-# Equal values share the gradient of maximum and minimum equally; relu'(0) = abs'(0) = 0.
-rule("add", "a b", "a + b", "a + b", a="g", b="g")
-rule("subtract", "a b", "a - b", "a - b", a="g", b="-g")
-rule("multiply", "a b", "a * b", "a * b", a="g * b", b="g * a")
-rule("divide", "a b", "a / b", "a / b", a="g / b", b="-g * y / b")
-rule("negative", "x", "-x", "-x", x="-g")
+rule("add", "a + b", "a + b", a="g", b="g")
+rule("subtract", "a - b", "a - b", a="g", b="-g")
+rule("multiply", "a * b", "a * b", a="g * b", b="g * a")
+rule("divide", "a / b", "a / b", a="g / b", b="-g * y / b")
+rule("negative", "-x", "-x", x="-g")
 rule(
     "power",
-    "a b",
     "a ** b",
-    "a to the power b; b's own derivative needs a ≥ 0",
-    a="g * b * a ** where(b == 0, 1, b - 1)",
-    b="g * y * log(where(a == 0, 1, a))",
+    "a to the power b; where b wants a gradient, a must not be negative",
+    a="g * b * a ** (b - (b != 0))",  # a⁰ is flat, at a = 0 too
+    b="g * y * log(a + (a == 0))",  # and so is 0ᵇ
 )
-rule("square", "x", "x * x", "x²", x="g * (2 * x)")
-rule("sqrt", "x", "sqrt(x)", "√x", x="g * 0.5 / y")
-rule("exp", "x", "exp(x)", "eˣ", x="g * y")
-rule("expm1", "x", "expm1(x)", "eˣ − 1, exact near 0", x="g * (y + 1)")
-rule("log", "x", "log(x)", "the natural logarithm of x", x="g / x")
-rule("log1p", "x", "log1p(x)", "log(1 + x), exact near 0", x="g / (1 + x)")
-rule("abs", "x", "abs(x)", "|x|", x="g * sign(x)")
-rule("sign", "x", "sign(x)", "−1, 0 or 1; its derivative is 0", x="0 * g")
-rule("sin", "x", "sin(x)", "sine of x, in radians", x="g * cos(x)")
-rule("cos", "x", "cos(x)", "cosine of x, in radians", x="-g * sin(x)")
-rule("tanh", "x", "tanh(x)", "the hyperbolic tangent of x", x="g * (1 - y * y)")
+rule("square", "x * x", "x²", x="g * (2 * x)")
+rule("sqrt", "sqrt(x)", "√x", x="g * 0.5 / y")
+rule("exp", "exp(x)", "eˣ", x="g * y")
+rule("expm1", "expm1(x)", "eˣ − 1, exact near 0", x="g * (y + 1)")
+rule("log", "log(x)", "the natural logarithm of x", x="g / x")
+rule("log1p", "log1p(x)", "log(1 + x), exact near 0", x="g / (1 + x)")
+rule("abs", "abs(x)", "|x|; its derivative at 0 is 0", x="g * sign(x)")
+rule("sign", "sign(x)", "−1, 0 or 1; its derivative is 0", x="0 * g")
+rule("sin", "sin(x)", "sine of x, in radians", x="g * cos(x)")
+rule("cos", "cos(x)", "cosine of x, in radians", x="-g * sin(x)")
+rule("tanh", "tanh(x)", "the hyperbolic tangent of x", x="g * (1 - y * y)")
 rule(
     "sigmoid",
-    "x",
-    "1 / (1 + exp(-maximum(x, -87)))",  # beyond e⁸⁸ float32 overflows
+    "exp(minimum(x, 0)) / (1 + exp(-abs(x)))",  # no exponent is positive: nothing overflows
     "σ(x) = 1/(1 + e⁻ˣ)",
     x="g * (y * (1 - y))",
 )
-rule("relu", "x", "maximum(x, 0)", "max(0, x)", x="where(x > 0, g, 0)")
+rule("relu", "maximum(x, 0)", "max(0, x); its derivative at 0 is 0", x="where(x > 0, g, 0)")
 rule(
     "leaky_relu",
-    "x slope",
     "where(x > 0, x, slope * x)",
     "x where x > 0, else slope·x",
     x="where(x > 0, g, slope * g)",
@@ -186,51 +156,40 @@ rule(
 )
 rule(
     "elu",
-    "x alpha",
     "where(x > 0, x, alpha * expm1(minimum(x, 0)))",
     "x where x > 0, else alpha·(eˣ − 1)",
     x="where(x > 0, g, g * (y + alpha))",
     alpha="where(x > 0, 0, g * expm1(minimum(x, 0)))",
 )
-rule(
-    "softplus",
-    "x",
-    "maximum(x, 0) + log1p(exp(-abs(x)))",
-    "log(1 + eˣ)",
-    x="g * sigmoid(x)",
-)
-rule("silu", "x", "x * sigmoid(x)", "x·σ(x)", x="g * (sigmoid(x) * (1 - y) + y)")
-rule(
-    "erf", "x", "erf(x)", "erf(x) = 2/√π ∫₀ˣ e^(−t²) dt", x="g * (1.1283791670955126 * exp(-x * x))"
-)
+rule("softplus", "maximum(x, 0) + log1p(exp(-abs(x)))", "log(1 + eˣ)", x="g * sigmoid(x)")
+rule("silu", "x * sigmoid(x)", "x·σ(x)", x="g * (sigmoid(x) * (1 - y) + y)")
+# 1.128… = 2/√π, 0.707… = 1/√2, 0.398… = 1/√(2π)
+rule("erf", "erf(x)", "erf(x) = 2/√π ∫₀ˣ e^(−t²) dt", x="g * (1.1283791670955126 * exp(-x * x))")
 rule(
     "gelu",
-    "x",
     "x * (0.5 + 0.5 * erf(x * 0.7071067811865476))",
     "x·Φ(x), the exact one; Φ is the normal distribution function",
     x="g * (0.5 + 0.5 * erf(x * 0.7071067811865476) + x * exp(-0.5 * x * x) * 0.3989422804014327)",
 )
 rule(
     "maximum",
-    "a b",
     "maximum(a, b)",
-    "the larger of a and b",
+    "the larger of a and b; where they are equal they share the gradient equally",
     a="where(a > b, g, where(a == b, 0.5 * g, 0))",
     b="where(b > a, g, where(a == b, 0.5 * g, 0))",
 )
 rule(
     "minimum",
-    "a b",
     "minimum(a, b)",
-    "the smaller of a and b",
+    "the smaller of a and b; where they are equal they share the gradient equally",
     a="where(a < b, g, where(a == b, 0.5 * g, 0))",
     b="where(b < a, g, where(a == b, 0.5 * g, 0))",
 )
 rule(
     "where",
-    "condition a b",
     "where(condition, a, b)",
     "a where the condition holds, else b",
+    condition="0 * g",  # booleans want no gradient; it is here to give the input its name
     a="where(condition, g, 0)",
     b="where(condition, 0, g)",
 )
@@ -240,4 +199,4 @@ def read_over_tensors(functions: Mapping[str, Function]) -> None:
     """Give every rule its derivatives over tensors; ``functions`` are the recorded operations."""
     namespace = dict(functions)
     for each in RULES.values():
-        each.vjps_over_tensors = each.read_vjps(namespace)
+        each.tensor_vjps = each.read_vjps(namespace)

@@ -1,9 +1,9 @@
-"""Operations that know axes: products, reductions, shapes, indexing; and the one unbroadcast.
+"""Primitives that know axes: products, reductions, shapes, indexing; and the one unbroadcast.
 
-A primitive here is an ``Operation`` whose derivatives are written with nothing but methods and
-functions that arrays and tensors share, so that one text serves the backward and its own
-derivative. Everything else is composed of primitives and needs no derivative.
-Imports rules, tape, tensors and elementwise.
+Each is an ``Operation`` whose derivatives are written with methods and operators that arrays and
+tensors share, so that one text serves the backward and its own derivative. What can be made of
+these without a derivative of its own is in ``composites.py``.
+Imports rules, tape and tensors.
 """
 
 from __future__ import annotations
@@ -11,14 +11,12 @@ from __future__ import annotations
 import builtins
 from collections.abc import Sequence
 from functools import partial
-from itertools import pairwise
 from math import prod
 from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike
 
-from tinygrad_seq.elementwise import abs, exp, log, square, where
 from tinygrad_seq.errors import ShapeError
 from tinygrad_seq.rules import Array, Operation
 from tinygrad_seq.tape import Arithmetic, Entry, Piece
@@ -35,8 +33,8 @@ from tinygrad_seq.tensors import (
 )
 
 
-class _EachInput:
-    """The derivatives of an operation with any number of inputs: ``vjp(k, g, ...)`` for input k."""
+class EachInput:
+    """The derivatives of an operation with any number of inputs: ``vjp(k, g, ...)`` of input k."""
 
     def __init__(self, vjp: Any) -> None:
         self.vjp = vjp
@@ -45,7 +43,7 @@ class _EachInput:
         return partial(self.vjp, k)
 
 
-def _axes(axis: Axis, ndim: int, operation: str) -> tuple[int, ...]:
+def check_axes(axis: Axis, ndim: int, operation: str) -> tuple[int, ...]:
     """``axis`` as a tuple of distinct axes from 0 on; None means all of them."""
     if axis is None:
         return tuple(range(ndim))
@@ -69,12 +67,9 @@ def _with_ones(shape: Sequence[int], axes: Sequence[int]) -> tuple[int, ...]:
 
 
 def _spread(g: Any, shape: tuple[int, ...], axes: tuple[int, ...]) -> Any:
-    """The gradient of a reduction over ``axes``, broadcast back to ``shape``."""
-    return _broadcast_any(g.reshape(_with_ones(shape, axes)), shape)
-
-
-def _broadcast_any(x: Any, shape: tuple[int, ...]) -> Any:
-    return broadcast_to(x, shape) if isinstance(x, Tensor) else np.broadcast_to(x, shape)
+    """The gradient of a sum over ``axes``, repeated to fill ``shape``."""
+    g = g.reshape(_with_ones(shape, axes))
+    return broadcast_to(g, shape) if isinstance(g, Tensor) else np.broadcast_to(g, shape)
 
 
 # Products ------------------------------------------------------------------------------------
@@ -158,64 +153,13 @@ MAX = Operation(
 def sum(x: TensorLike, axis: Axis = None, keepdims: bool = False) -> Tensor:
     """The sum over ``axis`` (an integer, a tuple, or None for all axes)."""
     x = as_tensor(x, "sum")
-    return apply(SUM, (x,), (_axes(axis, x.ndim, "sum"), keepdims, x.shape))
-
-
-def _counted(x: Tensor, axis: Axis, operation: str) -> int:
-    n = prod(x.shape[k] for k in _axes(axis, x.ndim, operation))
-    if not n:
-        raise ShapeError(
-            f"{operation}: shape {x.shape} over axis {axis} has no elements to average; "
-            "leave empty batches out"
-        )
-    return n
-
-
-def mean(x: TensorLike, axis: Axis = None, keepdims: bool = False) -> Tensor:
-    """The arithmetic mean over ``axis``. Raises ShapeError if there is nothing to average."""
-    x = as_tensor(x, "mean")
-    return sum(x, axis, keepdims) * (1.0 / _counted(x, axis, "mean"))
-
-
-def var(x: TensorLike, axis: Axis = None, keepdims: bool = False) -> Tensor:
-    """The variance over ``axis``, mean((x − mean(x))²): divided by N, not N − 1."""
-    x = as_tensor(x, "var")
-    return mean(square(x - mean(x, axis, keepdims=True)), axis, keepdims)
+    return apply(SUM, (x,), (check_axes(axis, x.ndim, "sum"), keepdims, x.shape))
 
 
 def max(x: TensorLike, axis: Axis = None, keepdims: bool = False) -> Tensor:
     """The largest values over ``axis``; equal ones share the gradient equally."""
     x = as_tensor(x, "max")
-    return apply(MAX, (x,), (_axes(axis, x.ndim, "max"), keepdims))
-
-
-def min(x: TensorLike, axis: Axis = None, keepdims: bool = False) -> Tensor:
-    """The smallest values over ``axis``; equal ones share the gradient equally."""
-    return -max(-as_tensor(x, "min"), axis, keepdims)
-
-
-def logsumexp(x: TensorLike, axis: Axis = None, keepdims: bool = False) -> Tensor:
-    """log Σ exp(x) over ``axis``, computed so that nothing overflows."""
-    x = as_tensor(x, "logsumexp")
-    axes = _axes(axis, x.ndim, "logsumexp")
-    shift = max(x.detach(), axes, keepdims=True)
-    shift = where(abs(shift) < np.inf, shift, 0.0)
-    y = log(sum(exp(x - shift), axes, keepdims=True)) + shift
-    return y if keepdims else squeeze(y, axes)
-
-
-def softmax(x: TensorLike, axis: int = -1) -> Tensor:
-    """exp(x) / Σ exp(x) along ``axis``."""
-    x = as_tensor(x, "softmax")
-    axes = _axes(axis, x.ndim, "softmax")
-    e = exp(x - max(x.detach(), axes, keepdims=True))
-    return e / sum(e, axes, keepdims=True)
-
-
-def log_softmax(x: TensorLike, axis: int = -1) -> Tensor:
-    """x − log Σ exp(x) along ``axis``."""
-    x = as_tensor(x, "log_softmax")
-    return x - logsumexp(x, axis, keepdims=True)
+    return apply(MAX, (x,), (check_axes(axis, x.ndim, "max"), keepdims))
 
 
 CUMSUM = Operation(
@@ -231,11 +175,11 @@ def _backwards(x: Any, axis: int) -> Any:
 
 
 def cumsum(x: TensorLike, axis: int | None = None) -> Tensor:
-    """Running sums along ``axis``; None flattens first."""
+    """Running sums along ``axis``, the shape of x; None flattens first."""
     x = as_tensor(x, "cumsum")
     if axis is None:
         x, axis = x.reshape(x.size), 0
-    return apply(CUMSUM, (x,), _axes(axis, x.ndim, "cumsum"))
+    return apply(CUMSUM, (x,), check_axes(axis, x.ndim, "cumsum"))
 
 
 # Shapes --------------------------------------------------------------------------------------
@@ -250,24 +194,12 @@ RESHAPE = Operation(
 PERMUTE_DIMS = Operation(
     "permute_dims",
     ("x",),
-    lambda x, axes, back: x.transpose(axes),
-    (lambda g, axes, back: g.transpose(back),),
-    shown=1,
+    lambda x, axes: x.transpose(axes),
+    (lambda g, axes: g.transpose(tuple(axes.index(k) for k in range(len(axes)))),),
 )
-BROADCAST_TO = Operation(
-    "broadcast_to",
-    ("x",),
-    lambda x, shape, before: np.broadcast_to(x, shape),
-    (lambda g, shape, before: unbroadcast(g, before),),
-    shown=1,
-)
-ASTYPE = Operation(
-    "astype",
-    ("x",),
-    lambda x, dtype, before: x.astype(dtype),
-    (lambda g, dtype, before: g.astype(before),),
-    shown=1,
-)
+# What these two do to a shape and a dtype, the walk undoes for every gradient; see `fit`.
+BROADCAST_TO = Operation("broadcast_to", ("x",), np.broadcast_to, (lambda g, shape: g,))
+ASTYPE = Operation("astype", ("x",), lambda x, dtype: x.astype(dtype), (lambda g, dtype: g,))
 
 
 def reshape(x: TensorLike, shape: int | Sequence[int]) -> Tensor:
@@ -285,35 +217,11 @@ def reshape(x: TensorLike, shape: int | Sequence[int]) -> Tensor:
 def permute_dims(x: TensorLike, axes: Sequence[int] | None = None) -> Tensor:
     """The axes in another order; None reverses them."""
     x = as_tensor(x, "permute_dims")
-    order = (
-        tuple(range(x.ndim))[::-1] if axes is None else _axes(tuple(axes), x.ndim, "permute_dims")
-    )
+    backwards = range(x.ndim)[::-1]
+    order = check_axes(tuple(backwards if axes is None else axes), x.ndim, "permute_dims")
     if len(order) != x.ndim:
         raise ShapeError(f"permute_dims: axes {axes} were given for a tensor of shape {x.shape}")
-    back = [0] * x.ndim
-    for k, axis in enumerate(order):
-        back[axis] = k
-    return apply(PERMUTE_DIMS, (x,), (order, tuple(back)))
-
-
-def expand_dims(x: TensorLike, axis: int | tuple[int, ...]) -> Tensor:
-    """``x`` with axes of length 1 put in at ``axis``, counted in the result."""
-    x = as_tensor(x, "expand_dims")
-    count = len(axis) if isinstance(axis, tuple) else 1
-    axes = _axes(axis, x.ndim + count, "expand_dims")
-    lengths = iter(x.shape)
-    return x.reshape([1 if k in axes else next(lengths) for k in range(x.ndim + count)])
-
-
-def squeeze(x: TensorLike, axis: Axis = None) -> Tensor:
-    """``x`` without the axes of length 1 (all, or those named). Raises ShapeError for others."""
-    x = as_tensor(x, "squeeze")
-    axes = _axes(axis, x.ndim, "squeeze")
-    if axis is None:
-        axes = tuple(k for k in axes if x.shape[k] == 1)
-    if any(x.shape[k] != 1 for k in axes):
-        raise ShapeError(f"squeeze: axis {axis} of shape {x.shape} does not have length 1")
-    return x.reshape([n for k, n in enumerate(x.shape) if k not in axes])
+    return apply(PERMUTE_DIMS, (x,), (order,))
 
 
 def broadcast_to(x: TensorLike, shape: Sequence[int]) -> Tensor:
@@ -321,23 +229,9 @@ def broadcast_to(x: TensorLike, shape: Sequence[int]) -> Tensor:
     x = as_tensor(x, "broadcast_to")
     shape = tuple(shape)
     try:
-        return apply(BROADCAST_TO, (x,), (shape, x.shape))
-    except ShapeError:
+        return apply(BROADCAST_TO, (x,), (shape,))
+    except ValueError:
         raise ShapeError(f"broadcast_to: shape {x.shape} does not broadcast to {shape}") from None
-
-
-def unbroadcast(g: Any, shape: tuple[int, ...]) -> Any:
-    """Undo broadcasting: the sum of ``g`` over the axes along which ``shape`` was repeated.
-
-    ``g`` is an array or a tensor. This is the only place where broadcasting is undone.
-    """
-    if g.shape == shape:
-        return g
-    new = g.ndim - len(shape)
-    repeated = tuple(
-        k for k, n in enumerate(g.shape) if k < new or (shape[k - new] == 1 and n != 1)
-    )
-    return g.sum(axis=repeated, keepdims=True).reshape(shape)
 
 
 def astype(x: TensorLike, dtype: DTypeLike) -> Tensor:
@@ -348,7 +242,7 @@ def astype(x: TensorLike, dtype: DTypeLike) -> Tensor:
         return x
     if wanted not in FLOATS:
         return wrap(x._data.astype(wanted), None)
-    return apply(ASTYPE, (x,), (wanted, x.dtype))
+    return apply(ASTYPE, (x,), (wanted,))
 
 
 # Indexing and joining ------------------------------------------------------------------------
@@ -374,11 +268,11 @@ SCATTER = Operation(
     "scatter",
     (),
     _put,
-    _EachInput(lambda k, g, indices, shape, dtype: g[indices[k]]),  # type: ignore[arg-type]
+    EachInput(lambda k, g, indices, shape, dtype: g[indices[k]]),
 )
 
 
-def _index_part(part: Any) -> Any:
+def index_part(part: Any) -> Any:
     if isinstance(part, Tensor):
         part = part._data
     if part is None or part is Ellipsis or isinstance(part, slice):
@@ -401,66 +295,15 @@ def getitem(x: Tensor, index: Any) -> Tensor:
 
     An integer that is out of range raises IndexError, as NumPy's does.
     """
-    parts = tuple(_index_part(part) for part in (index if type(index) is tuple else (index,)))
+    parts = tuple(index_part(part) for part in (index if type(index) is tuple else (index,)))
     return apply(GETITEM, (x,), (parts,))
-
-
-def take(x: TensorLike, indices: TensorLike, axis: int | None = None) -> Tensor:
-    """The elements at ``indices`` along ``axis``; None flattens first."""
-    x = as_tensor(x, "take")
-    if axis is None:
-        x, axis = x.reshape(x.size), 0
-    return x[(slice(None),) * _axes(axis, x.ndim, "take")[0] + (_index_part(indices),)]
-
-
-def take_along_axis(x: TensorLike, indices: TensorLike, axis: int = -1) -> Tensor:
-    """For each place of ``indices``, the element of ``x`` that it points to along ``axis``.
-
-    ``indices`` is an integer array with as many axes as ``x``; others than ``axis`` broadcast.
-    """
-    x, at = as_tensor(x, "take_along_axis"), _index_part(indices)
-    if not isinstance(at, np.ndarray) or at.ndim != x.ndim:
-        raise ShapeError(
-            f"take_along_axis: indices of shape {np.shape(at)} were given for a tensor of shape "
-            f"{x.shape}, expected as many axes"
-        )
-    (along,) = _axes(axis, x.ndim, "take_along_axis")
-    grid = np.ogrid[tuple(slice(n) for n in x.shape)]
-    return x[tuple(at if k == along else line for k, line in enumerate(grid))]
-
-
-def flip(x: TensorLike, axis: Axis = None) -> Tensor:
-    """The elements in reverse order along ``axis`` (None: every axis)."""
-    x = as_tensor(x, "flip")
-    axes = _axes(axis, x.ndim, "flip")
-    return x[tuple(slice(None, None, -1 if k in axes else None) for k in range(x.ndim))]
-
-
-def split(x: TensorLike, sections: int | Sequence[int], axis: int = 0) -> list[Tensor]:
-    """``x`` cut along ``axis``: into that many equal parts, or at the indices given."""
-    x = as_tensor(x, "split")
-    (along,) = _axes(axis, x.ndim, "split")
-    length = x.shape[along]
-    if isinstance(sections, int):
-        if sections < 1 or length % sections:
-            raise ShapeError(
-                f"split: axis {axis} of shape {x.shape} cannot be cut into {sections} equal parts; "
-                "give the indices at which to cut"
-            )
-        step = length // sections
-        bounds = [(k * step, (k + 1) * step) for k in range(sections)]
-    else:
-        edges = [0, *sections, length]
-        bounds = list(pairwise(edges))
-    front = (slice(None),) * along
-    return [x[(*front, slice(low, high))] for low, high in bounds]
 
 
 CONCAT = Operation(
     "concat",
     (),
     lambda *values: np.concatenate(values[:-2], axis=values[-2]),
-    _EachInput(  # type: ignore[arg-type]
+    EachInput(
         lambda k, g, axis, edges: g[(slice(None),) * axis + (slice(edges[k], edges[k + 1]),)]
     ),
 )
@@ -468,7 +311,7 @@ STACK = Operation(
     "stack",
     (),
     lambda *values: np.stack(values[:-1], axis=values[-1]),
-    _EachInput(lambda k, g, axis: g[(slice(None),) * axis + (k,)]),  # type: ignore[arg-type]
+    EachInput(lambda k, g, axis: g[(slice(None),) * axis + (k,)]),
 )
 
 
@@ -481,7 +324,7 @@ def _several(tensors: Sequence[TensorLike], operation: str) -> list[Tensor]:
 def concat(tensors: Sequence[TensorLike], axis: int = 0) -> Tensor:
     """The tensors joined along an axis that they have; their other axes are equal."""
     parts = _several(tensors, "concat")
-    (along,) = _axes(axis, parts[0].ndim, "concat")
+    (along,) = check_axes(axis, parts[0].ndim, "concat")
     shapes = [t.shape for t in parts]
     if len({(*s[:along], *s[along + 1 :], len(s)) for s in shapes}) > 1:
         raise ShapeError(
@@ -492,12 +335,15 @@ def concat(tensors: Sequence[TensorLike], axis: int = 0) -> Tensor:
 
 
 def stack(tensors: Sequence[TensorLike], axis: int = 0) -> Tensor:
-    """Tensors of one shape side by side along a new axis."""
+    """Tensors of one shape side by side along a new axis, counted in the result.
+
+    n tensors (a, b) stacked along axis 0 give (n, a, b). Raises ShapeError for other shapes.
+    """
     parts = _several(tensors, "stack")
     shapes = [t.shape for t in parts]
     if len(set(shapes)) > 1:
         raise ShapeError(f"stack: shapes {_few(shapes)} were given, expected equal ones")
-    return apply(STACK, parts, _axes(axis, parts[0].ndim + 1, "stack"))
+    return apply(STACK, parts, check_axes(axis, parts[0].ndim + 1, "stack"))
 
 
 def _few(shapes: Sequence[tuple[int, ...]]) -> str:
@@ -540,38 +386,57 @@ def pad(x: TensorLike, pad_width: Any, constant_values: float = 0) -> Tensor:
 # The walk's arithmetic -----------------------------------------------------------------------
 
 
-def _saved_as_tensors(entry: Entry) -> tuple[Any, ...]:
+def unbroadcast(g: Any, shape: tuple[int, ...]) -> Any:
+    """Undo broadcasting: the sum of ``g`` over the axes along which ``shape`` was repeated.
+
+    ``g`` is an array or a tensor. This is the only place where broadcasting is undone.
+    """
+    if g.shape == shape:
+        return g
+    new = g.ndim - len(shape)
+    repeated = tuple(
+        k for k, n in enumerate(g.shape) if k < new or (shape[k - new] == 1 and n != 1)
+    )
+    return g.sum(axis=repeated, keepdims=True).reshape(shape)
+
+
+def _reattach(entry: Entry) -> Sequence[Any]:
+    """What an entry kept, each array as a tensor in its old place on the tape.
+
+    An input is put back on the entry that made it and the output on this one, so that derivatives
+    computed from them are recorded as depending on what they depended on.
+    """
     assert entry.op is not None
     assert entry.saved is not None
-    values = entry.op.values
-    sources = (*entry.parents, entry)
-    return (
-        *(
-            wrap(value, source) if isinstance(value, np.ndarray) and source is not None else value
-            for value, source in zip(entry.saved[:values], sources[:values], strict=True)
-        ),
-        *entry.saved[values:],
-    )
+    sources = (*entry.parents, entry)[: entry.op.keeps]
+    values = entry.saved[: entry.op.keeps]
+    tensors = [
+        value if value is None or source is None else wrap(value, source)
+        for value, source in zip(values, sources, strict=True)
+    ]
+    return (*tensors, *entry.saved[entry.op.keeps :])
 
 
-def _scatter_tensors(entry: Entry, pieces: Sequence[Piece]) -> Tensor:
-    indices = tuple(piece.index for piece in pieces)
-    gradients = [piece.gradient for piece in pieces]
-    return apply(SCATTER, gradients, (indices, entry.shape, entry.dtype))
+def _fit_array(g: Array, entry: Entry) -> Array:
+    return unbroadcast(g, entry.shape).astype(entry.dtype, copy=False)
 
 
-OVER_ARRAYS = Arithmetic(
-    fit=lambda g, entry: unbroadcast(g, entry.shape).astype(entry.dtype, copy=False),
-    scatter=lambda entry, pieces: _put(
-        *(p.gradient for p in pieces), [p.index for p in pieces], entry.shape, entry.dtype
-    ),
-    tensors=None,
-)
-OVER_TENSORS = Arithmetic(
-    fit=lambda g, entry: astype(unbroadcast(g, entry.shape), entry.dtype),
-    scatter=_scatter_tensors,
-    tensors=_saved_as_tensors,
-)
+def _fit_tensor(g: Tensor, entry: Entry) -> Tensor:
+    return astype(unbroadcast(g, entry.shape), entry.dtype)
+
+
+def _assemble_arrays(entry: Entry, pieces: Sequence[Piece]) -> Array:
+    gradients, places = [p.gradient for p in pieces], [p.where for p in pieces]
+    return _put(*gradients, places, entry.shape, entry.dtype)
+
+
+def _assemble_tensors(entry: Entry, pieces: Sequence[Piece]) -> Tensor:
+    gradients, places = [p.gradient for p in pieces], tuple(p.where for p in pieces)
+    return apply(SCATTER, gradients, (places, entry.shape, entry.dtype))
+
+
+ARRAYS = Arithmetic(_fit_array, _assemble_arrays, reattach=None)
+TENSORS = Arithmetic(_fit_tensor, _assemble_tensors, _reattach)
 
 
 # Methods -------------------------------------------------------------------------------------
@@ -601,8 +466,6 @@ _METHODS: dict[str, Any] = {
     "astype": astype,
     "cumsum": cumsum,
     "max": max,
-    "mean": mean,
-    "min": min,
     "reshape": lambda x, *shape: reshape(x, _shape_given(shape)),
     "sum": sum,
     "to": _to,

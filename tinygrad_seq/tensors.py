@@ -41,6 +41,11 @@ class Tensor:
     def __init__(
         self, data: Any, dtype: DTypeLike | None = None, requires_grad: bool = False
     ) -> None:
+        if isinstance(data, Tensor) and data.requires_grad and recording.enabled:
+            raise TapeError(
+                "tensor: a tensor that requires a gradient was given, and the copy would be off "
+                "the tape; use it as it is, or make the copy of t.detach()"
+            )
         self._data = as_array(data, dtype, copy=True)
         self._entry = None
         if requires_grad:
@@ -86,9 +91,7 @@ class Tensor:
                 f"requires_grad: a tensor of dtype {self.dtype} was given, only floating tensors "
                 "carry gradients; convert it with t.to('float32')"
             )
-        grad, version = self.grad, self.version
-        self._entry = leaf = Leaf(self.shape, self.dtype, bool(wanted))
-        leaf.grad, leaf.written = grad, version
+        renew_leaf(self, bool(wanted))
 
     @property
     def is_leaf(self) -> bool:
@@ -104,8 +107,9 @@ class Tensor:
     def grad(self, value: Tensor | ArrayLike | None) -> None:
         if value is not None:
             value = _same_kind(value, self, "grad")
-        if self.is_leaf:
-            leaf_of(self).grad = value  # type: ignore[attr-defined]
+        entry = entry_of(self)
+        if isinstance(entry, Leaf):
+            entry.grad = value
         elif value is not None:
             raise TapeError("grad: only leaves hold a gradient; this tensor was computed")
 
@@ -135,6 +139,20 @@ class Tensor:
         if copy or (dtype is not None and np.dtype(dtype) != self.dtype):
             return np.array(self._data, dtype=dtype)
         return self.data
+
+    def __array_function__(self, function: Any, types: Any, args: Any, kwargs: Any) -> Any:
+        """NumPy's functions see arrays, unless that would take something off the tape unnoticed."""
+        if (
+            recording.enabled
+            and function.__name__ in OFF_THE_TAPE
+            and _requires_grad((args, kwargs))
+        ):
+            raise TapeError(
+                f"np.{function.__name__}: a tensor that requires a gradient was given, and the "
+                f"result would be off the tape; use {OFF_THE_TAPE[function.__name__]}, or "
+                "t.numpy() if that is meant"
+            )
+        return function(*_arrays_in(args), **_arrays_in(kwargs))
 
     def item(self) -> Any:
         """The only element, as a Python number."""
@@ -191,8 +209,8 @@ class Tensor:
     def __reduce__(self) -> Any:
         if not self.is_leaf:
             raise TapeError(
-                "pickle or deepcopy: this tensor is the result of recorded operations, which "
-                "cannot be copied; copy t.detach() instead"
+                "copy, deepcopy or pickle: this tensor is the result of recorded operations, which "
+                "cannot be copied; take t.detach() instead, or t.numpy(), to plot for example"
             )
         return _restore, (self._data, self.requires_grad, self.grad)
 
@@ -212,6 +230,7 @@ class Tensor:
         def __matmul__(self, other: TensorLike) -> Tensor: ...
         def __rmatmul__(self, other: TensorLike) -> Tensor: ...
         def __neg__(self) -> Tensor: ...
+        def __pos__(self) -> Tensor: ...
         def __abs__(self) -> Tensor: ...
         def __lt__(self, other: TensorLike) -> Tensor: ...
         def __le__(self, other: TensorLike) -> Tensor: ...
@@ -224,6 +243,7 @@ class Tensor:
         def __or__(self, other: TensorLike) -> Tensor: ...
         def __getitem__(self, index: Any) -> Tensor: ...
         def sum(self, axis: Axis = None, keepdims: bool = False) -> Tensor: ...
+        def argmax(self, axis: int | None = None) -> Tensor: ...
         def mean(self, axis: Axis = None, keepdims: bool = False) -> Tensor: ...
         def max(self, axis: Axis = None, keepdims: bool = False) -> Tensor: ...
         def min(self, axis: Axis = None, keepdims: bool = False) -> Tensor: ...
@@ -256,6 +276,40 @@ def wrap(data: Array, entry: Entry | None) -> Tensor:
     return tensor
 
 
+# NumPy's functions that have a counterpart here.
+OFF_THE_TAPE = {
+    name: f"tgs.{name}"
+    for name in (
+        *("broadcast_to", "clip", "concat", "cumsum", "expand_dims", "flip", "max", "mean", "min"),
+        *("pad", "permute_dims", "reshape", "split", "squeeze", "stack", "sum", "take", "var"),
+        *("take_along_axis", "where"),
+    )
+} | {
+    "amax": "tgs.max",
+    "amin": "tgs.min",
+    "concatenate": "tgs.concat",
+    "dot": "tgs.matmul",
+    "hstack": "tgs.concat",
+    "transpose": "tgs.permute_dims",
+    "vstack": "tgs.concat",
+}
+
+
+def _requires_grad(values: Any) -> bool:
+    if isinstance(values, (tuple, list, dict)):
+        inner = values.values() if isinstance(values, dict) else values
+        return any(_requires_grad(value) for value in inner)
+    return isinstance(values, Tensor) and values.requires_grad
+
+
+def _arrays_in(values: Any) -> Any:
+    if isinstance(values, dict):
+        return {key: _arrays_in(value) for key, value in values.items()}
+    if isinstance(values, (tuple, list)):
+        return type(values)(_arrays_in(value) for value in values)
+    return values.data if isinstance(values, Tensor) else values
+
+
 def _restore(data: Array, requires_grad: bool, grad: Tensor | None) -> Tensor:
     tensor = wrap(data, Leaf(data.shape, data.dtype, requires_grad))
     if grad is not None:
@@ -263,23 +317,35 @@ def _restore(data: Array, requires_grad: bool, grad: Tensor | None) -> Tensor:
     return tensor
 
 
-def leaf_of(tensor: Tensor) -> Entry:
-    """The tensor's entry; one that has none becomes a leaf."""
+def entry_of(tensor: Tensor) -> Entry:
+    """The tensor's entry; a tensor that has none becomes a leaf."""
     entry = tensor._entry
     if entry is None:
         entry = tensor._entry = Leaf(tensor._data.shape, tensor._data.dtype, False)
     return entry
 
 
+def renew_leaf(tensor: Tensor, requires_grad: bool) -> None:
+    """Give a leaf that changes what it requires, or its dtype, an entry of its own from now on.
+
+    What was recorded before keeps the old one, which passes on what it gets.
+    """
+    old = tensor._entry
+    tensor._entry = new = Leaf(tensor.shape, tensor.dtype, requires_grad)
+    if isinstance(old, Leaf):
+        new.grad, new.written = old.grad, old.written
+        old.grad, old.successor = None, new
+
+
 def replace_data(tensor: Tensor, array: Array) -> None:
     """Let the tensor hold ``array``, which nobody may write to. What is recorded keeps the old."""
     tensor._data = array
-    mark_written(leaf_of(tensor))
+    mark_written(entry_of(tensor))
 
 
 def _same_kind(value: Any, like: Tensor, name: str) -> Tensor:
-    """A copy of ``value``, which must have the shape and dtype of ``like``."""
-    made = Tensor(value) if not isinstance(value, Tensor) or value.is_leaf else value
+    """``value`` as a tensor that has the shape and dtype of ``like``, arrays copied."""
+    made = value if isinstance(value, Tensor) else Tensor(value)
     if made.shape != like.shape:
         raise ShapeError(f"{name}: shape {made.shape} was given, expected {like.shape}")
     if made.dtype != like.dtype:
@@ -294,16 +360,17 @@ def as_array(data: Any, dtype: DTypeLike | None = None, copy: bool = False) -> A
     if isinstance(data, Tensor):
         array = data._data
     else:
-        if _first(data, Tensor):
+        if _starts_with(data, Tensor):
             raise ValueError(
-                "tensor: a list of tensors was given; tgs.stack or tgs.concat join tensors and "
-                "keep them on the tape"
+                f"tensor: a {type(data).__name__} of tensors was given, expected one; tgs.stack or "
+                "tgs.concat join tensors and keep them on the tape (a recurrent layer returns a "
+                "pair, (ys, state))"
             )
         try:
             array = np.asarray(data)
         except ValueError as error:
             raise ShapeError(f"tensor: the rows given differ in length ({error})") from None
-        if array.dtype == np.float64 and not _first(data, (np.ndarray, np.generic)):
+        if array.dtype == np.float64 and not _starts_with(data, (np.ndarray, np.generic)):
             array = array.astype(DEFAULT_FLOAT)
             copy = False
     if dtype is not None:
@@ -315,7 +382,7 @@ def as_array(data: Any, dtype: DTypeLike | None = None, copy: bool = False) -> A
     return array
 
 
-def _first(data: Any, kinds: Any) -> bool:
+def _starts_with(data: Any, kinds: Any) -> bool:
     """Whether the first thing inside nested lists, or ``data`` itself, is of these kinds."""
     while isinstance(data, (list, tuple)) and data:
         data = data[0]
@@ -351,59 +418,61 @@ def as_tensor(value: Any, operation: str = "tensor") -> Tensor:
 
 
 def apply(op: Operation, inputs: Sequence[Any], params: tuple[Any, ...] = ()) -> Tensor:
-    """Run ``op`` on tensors and Python numbers, and record it if an input requires a gradient."""
-    arrays = [t._data if type(t) is Tensor else t for t in inputs]
+    """Run ``op`` on tensors and Python numbers, and record it if an input requires a gradient.
+
+    This is the one way in which an operation happens.
+    """
+    arrays: list[Any] = []
+    parents: list[Entry | None] = []
+    needs, bit = 0, 1  # bit k of needs: input k wants a gradient
+    for given in inputs:
+        if type(given) is Tensor:
+            arrays.append(given._data)
+            entry = given._entry
+            parents.append(entry)
+            if entry is not None and entry.requires_grad:
+                needs |= bit
+        else:
+            arrays.append(given)
+            parents.append(None)
+        bit <<= 1
     try:
         y = op.forward(*arrays, *params)
-    except ValueError as error:
-        raise shape_error(op, arrays, error) from None
-    if type(y) is not ndarray:
+    except (ValueError, OverflowError) as error:
+        raise refusal(op.name, op.inputs, arrays, error) from None
+    if type(y) is not ndarray:  # NumPy turns arrays without axes into scalars
         y = np.asarray(y)
-    if recording.enabled:
-        needs = 0
-        for k, t in enumerate(inputs):
-            if type(t) is Tensor and t._entry is not None and t._entry.requires_grad:
-                needs |= 1 << k
-        if needs:
-            return record(op, inputs, arrays, y, needs, params)
-    return wrap(y, None)
-
-
-def record(
-    op: Operation,
-    inputs: Sequence[Any],
-    arrays: Sequence[Any],
-    y: Array,
-    needs: int,
-    params: tuple[Any, ...] = (),
-) -> Tensor:
-    """The output ``y`` of ``op`` with its entry; bit k of ``needs``: input k wants a gradient."""
-    parents = tuple([t._entry or leaf_of(t) if type(t) is Tensor else None for t in inputs])
+    if not needs or not recording.enabled:
+        return wrap(y, None)
+    if None in parents:  # constants get an entry too, by which a change of their data is noticed
+        parents = [entry_of(t) if type(t) is Tensor else None for t in inputs]
     saved: Sequence[Any] = params
-    if op.values:
-        saved = [*arrays, y, *params]
-        for place in op.drops[needs]:
-            saved[place] = None
-        saved = tuple(saved)  # a tuple of arrays, unlike a list, soon leaves the collector's sight
-    entry = Entry(op, parents, saved, y.shape, y.dtype)
-    if recording.tapes:
-        for tape in recording.tapes:
-            tape.add(entry, inputs)
+    if op.keeps:
+        arrays.append(y)
+        for place in op.unused[needs]:
+            arrays[place] = None
+        saved = (*arrays, *params)
+    entry = Entry(op, tuple(parents), saved, y.shape, y.dtype)
+    for tape in recording.tapes:
+        tape.add(entry, inputs)
     return wrap(y, entry)
 
 
-def shape_error(op: Operation, arrays: Sequence[Any], error: Exception) -> ShapeError:
+def refusal(
+    name: str, inputs: Sequence[str], arrays: Sequence[Any], error: Exception
+) -> ValueError:
+    """What to say when NumPy refuses an operation."""
     given = ", ".join(
-        f"{name} {a.shape if hasattr(a, 'shape') else a!r}"
-        for name, a in zip(op.inputs, arrays, strict=False)
+        f"{k} {a.shape if hasattr(a, 'shape') else a!r}"
+        for k, a in zip(inputs, arrays, strict=False)
     )
-    shapes = [a.shape for a in arrays if hasattr(a, "shape")]
     try:
-        np.broadcast_shapes(*shapes)
+        np.broadcast_shapes(*(np.shape(a) for a in arrays))
     except ValueError:
         what = "their axes, aligned at the last, must be equal or 1; reshape or expand_dims one"
-        return ShapeError(f"{op.name}: {given} were given, {what}")
-    return ShapeError(f"{op.name}: {given} given: {error}")
+        return ShapeError(f"{name}: {given} were given, {what}")
+    kind = ShapeError if "size" in str(error) else ValueError
+    return kind(f"{name}: {given} given: {error}")
 
 
 def promote(tensors: Sequence[Any]) -> list[Any]:

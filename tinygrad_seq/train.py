@@ -1,4 +1,4 @@
-"""The training loop: ``fit``, ``evaluate`` and the history they leave.
+"""The training loop: ``fit``, ``evaluate``, ``predict`` and the history.
 
 The same four steps stand open in examples/four_steps.py. Imports nn and optim.
 """
@@ -17,8 +17,9 @@ from tinygrad_seq.nn.module import Module
 from tinygrad_seq.optim import Optimizer, Schedule, clip_grad_norm_
 from tinygrad_seq.tape import no_grad
 from tinygrad_seq.tensors import FLOATS, Tensor, as_tensor
-from tinygrad_seq.trees import map_leaves
+from tinygrad_seq.trees import leaves, map_leaves
 
+__all__ = ["History", "evaluate", "fit", "predict"]
 Loss = Callable[[Any, Any], Tensor]
 
 
@@ -67,7 +68,8 @@ def fit(
     the gradient. ``validation`` are batches to measure on after each epoch, in ``eval`` mode. With
     ``patience`` training stops when the validation loss (without validation, the training loss)
     has not improved for that many epochs, and the best weights are put back. ``schedule.step()`` is
-    called after each epoch. Epoch losses are means over batches, weighted by the targets' size.
+    called after each epoch. Epoch losses are means over batches, weighted by how many targets each
+    has, padding left out where lengths are given.
 
     Ctrl-C ends training and returns the history so far, with ``interrupted`` set. A loss or a
     clipped gradient that is not finite raises ValueError before it reaches the weights.
@@ -113,9 +115,8 @@ def evaluate(model: Any, batches: Iterable[Any], loss: Loss) -> float:
         with no_grad():
             total, weight = 0.0, 0
             for batch in batches:
-                prediction, targets = _forward(model, batch)
-                size = _size(targets)
-                total += loss(prediction, targets).item() * size
+                prediction, targets, size = _forward(model, batch, "evaluate")
+                total += _number(loss(prediction, targets), "evaluate") * size
                 weight += size
     finally:
         _set_training(model, training)
@@ -125,6 +126,21 @@ def evaluate(model: Any, batches: Iterable[Any], loss: Loss) -> float:
             "list or data.Batches"
         )
     return total / weight
+
+
+def predict(model: Any, inputs: Any, lengths: Any = None) -> Any:
+    """What the model makes of ``inputs`` in ``eval`` mode, without recording.
+
+    Arrays become tensors, floating ones in the dtype of the model's parameters, as in ``fit``.
+    """
+    training = getattr(model, "training", True)
+    _set_training(model, False)
+    try:
+        with no_grad():
+            given = _as_tensors(inputs, model, "predict")
+            return model(given) if lengths is None else model(given, lengths=lengths)
+    finally:
+        _set_training(model, training)
 
 
 def _train_epoch(
@@ -140,9 +156,9 @@ def _train_epoch(
     for k, batch in enumerate(batches):
         where = f"fit: epoch {epoch}, batch {k}"
         optimizer.zero_grad()
-        prediction, targets = _forward(model, batch)
+        prediction, targets, size = _forward(model, batch, "fit")
         value = loss(prediction, targets)
-        number = value.item()
+        number = _number(value, "fit")
         if not math.isfinite(number):
             raise ValueError(
                 f"{where}: the loss is {number}; the weights are those before this batch. Look for "
@@ -157,7 +173,6 @@ def _train_epoch(
                     "before this batch. Lower the learning rate or shorten the sequences"
                 )
         optimizer.step()
-        size = _size(targets)
         total += number * size
         weight += size
     if not weight:
@@ -170,35 +185,46 @@ def _train_epoch(
         history.norm.append(sum(norms) / len(norms))
 
 
-def _forward(model: Any, batch: Any) -> tuple[Any, Any]:
+def _forward(model: Any, batch: Any, caller: str) -> tuple[Any, Any, int]:
+    """The prediction, the targets as tensors, and how many targets there are."""
     if not isinstance(batch, (tuple, list)) or len(batch) not in (2, 3):
         found = len(batch) if isinstance(batch, (tuple, list)) else type(batch).__name__
         raise ValueError(
-            f"fit: a batch of {found} was given, expected (inputs, targets) or "
+            f"{caller}: a batch of {found} was given, expected (inputs, targets) or "
             "(inputs, targets, lengths)"
         )
-    dtype = _dtype(model)
+    inputs, targets = _as_tensors(batch[0], model, caller), _as_tensors(batch[1], model, caller)
+    size = sum(t.size for t in leaves(targets))
+    if len(batch) == 2:
+        return model(inputs), targets, size
+    lengths = np.asarray(batch[2])
+    steps_and_rows = leaves(inputs)[0].shape[:2]
+    if any(t.shape[:2] == steps_and_rows for t in leaves(targets)):  # a target for each step
+        size = int(lengths.sum())
+    return model(inputs, lengths=lengths), targets, size
+
+
+def _as_tensors(values: Any, model: Any, caller: str) -> Any:
+    """Arrays as tensors, floating ones in the dtype of the model's parameters."""
+    dtype = None
+    if isinstance(model, Module):
+        dtype = next((p.dtype for p in model.parameters() if p.dtype in FLOATS), None)
 
     def convert(leaf: Any) -> Tensor:
-        tensor = as_tensor(leaf, "fit: batch")
+        tensor = as_tensor(leaf, f"{caller}: batch")
         return tensor.to(dtype) if dtype is not None and tensor.dtype in FLOATS else tensor
 
-    inputs, targets = map_leaves(convert, batch[0]), map_leaves(convert, batch[1])
-    if len(batch) == 3:
-        return model(inputs, lengths=np.asarray(batch[2])), targets
-    return model(inputs), targets
+    return map_leaves(convert, values)
 
 
-def _dtype(model: Any) -> np.dtype[Any] | None:
-    if not isinstance(model, Module):
-        return None
-    return next((p.dtype for p in model.parameters() if p.dtype in FLOATS), None)
-
-
-def _size(targets: Any) -> int:
-    sizes: list[int] = []
-    map_leaves(lambda t: sizes.append(t.size), targets)
-    return sum(sizes)
+def _number(loss: Any, caller: str) -> float:
+    if not isinstance(loss, Tensor) or loss.size != 1:
+        found = f"shape {loss.shape}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
+        raise ValueError(
+            f"{caller}: the loss returned {found}, expected one number as a tensor, such as those "
+            "of nn.functional"
+        )
+    return float(loss.item())
 
 
 def _set_training(model: Any, mode: bool) -> None:

@@ -1,39 +1,28 @@
-"""Backward, and what is made of it: grad, value_and_grad, vjp, jvp, gradcheck.
+"""Backward, and what is made of it: grad, value_and_grad, vjp, jvp.
 
 Everything is the one walk of ``tape.py``, over arrays, or over tensors where the derivatives must
 themselves be differentiable. Forward mode is the derivative of the pullback.
-Imports every room of the engine below it.
+Imports tape, tensors, structural (for the walk's arithmetic) and trees.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
 from tinygrad_seq.errors import ShapeError, TapeError
 from tinygrad_seq.rules import Operation
-from tinygrad_seq.structural import OVER_ARRAYS, OVER_TENSORS
-from tinygrad_seq.tape import Entry, Leaf, reachable, recording, walk
+from tinygrad_seq.structural import ARRAYS, TENSORS
+from tinygrad_seq.tape import Entry, Leaf, reachable, recording, set_recording, walk
 from tinygrad_seq.tensors import FLOATS, Tensor, TensorLike, as_tensor, wrap
-from tinygrad_seq.trees import check_same, leaves, map_leaves, rebuild
+from tinygrad_seq.trees import check_same, leaves, map_leaves, paths, rebuild
 
 Function = Callable[..., Any]
-_accumulating = threading.Lock()
 INPUT = Operation("input", ("x",), lambda x: x, (lambda g: g,))
-
-
-class _recorded:  # noqa: N801
-    """Records inside the block, whatever the thread's setting outside is."""
-
-    def __enter__(self) -> None:
-        self._before = recording.enabled
-        recording.enabled = True
-
-    def __exit__(self, *_: object) -> None:
-        recording.enabled = self._before
+_accumulating = threading.Lock()
 
 
 def backward(
@@ -62,23 +51,33 @@ def backward(
                 f"backward: a tensor of shape {tensor.shape} was given, expected one element; "
                 "reduce it with .sum() or .mean(), or pass gradient= of its shape"
             )
-        start = wrap(np.ones(entry.shape, entry.dtype), None)
+        start = _ones_like(tensor)
     else:
         start = _cotangent(gradient, tensor, "backward: gradient")
+    retain = create_graph if retain_graph is None else retain_graph
     if create_graph:
-        with _recorded():
-            found = walk({entry: start}, OVER_TENSORS, None, retain_graph is not False)
-            _accumulate(found)
+        with set_recording(True):
+            _accumulate(walk({entry: start}, TENSORS, None, retain))
     else:
-        found = walk({entry: start._data}, OVER_ARRAYS, None, bool(retain_graph))
+        found = walk({entry: start._data}, ARRAYS, None, retain)
         _accumulate({leaf: wrap(np.asarray(g), None) for leaf, g in found.items()})
+
+
+setattr(Tensor, "backward", backward)  # noqa: B010
 
 
 def _accumulate(found: dict[Entry, Tensor]) -> None:
     with _accumulating:
         for leaf, gradient in found.items():
             assert isinstance(leaf, Leaf)
-            leaf.grad = gradient if leaf.grad is None else leaf.grad + gradient
+            home = leaf.newest()
+            if gradient.dtype != home.dtype:  # the tensor was converted since
+                gradient = gradient.to(home.dtype)
+            home.grad = gradient if home.grad is None else home.grad + gradient
+
+
+def _ones_like(tensor: Tensor) -> Tensor:
+    return wrap(np.ones(tensor.shape, tensor.dtype), None)
 
 
 def _cotangent(given: TensorLike, like: Tensor, what: str) -> Tensor:
@@ -88,19 +87,19 @@ def _cotangent(given: TensorLike, like: Tensor, what: str) -> Tensor:
     return made.to(like.dtype)
 
 
-setattr(Tensor, "backward", backward)  # noqa: B010
+# A function linearised at a point ------------------------------------------------------------
 
 
-# Functional transforms -----------------------------------------------------------------------
+def _own_input(x: Any, path: str, transform: str) -> Tensor:
+    """A tensor of the transform's own in the place of ``x``, linked to it if ``x`` is on the tape.
 
-
-def _fresh(x: Any) -> Tensor:
-    """An input of its own for a transform, linked to ``x`` if ``x`` is on the tape already."""
-    x = as_tensor(x, "transform")
+    The walk ends at these, so it neither touches ``.grad`` of anything nor goes beyond.
+    """
+    x = as_tensor(x, f"{transform}: argument{path}")
     if x.dtype not in FLOATS:
         raise ValueError(
-            f"transform: an argument of dtype {x.dtype} was given to differentiate for, expected "
-            "a floating one; write 3.0 for 3, or leave it out of argnums"
+            f"{transform}: argument{path} of dtype {x.dtype} was given to differentiate for, "
+            "expected a floating one; write 3.0 for 3, or leave it out of argnums"
         )
     if x.requires_grad and recording.enabled:
         assert x._entry is not None
@@ -109,78 +108,97 @@ def _fresh(x: Any) -> Tensor:
 
 
 class _Linearised:
-    """A function run once at some inputs, with its graph kept for pulling gradients back."""
+    """A function run once, recorded, from inputs of its own."""
 
-    def __init__(self, f: Function, xs: Any, also_tracked: bool = False) -> None:
-        differentiable = recording.enabled
-        self.inputs = map_leaves(_fresh, xs)
-        self.fresh = [leaf._entry for _, leaf in leaves(self.inputs)]
-        with _recorded():
+    def __init__(self, f: Function, xs: Any, transform: str, moving: Iterable[Any] = ()) -> None:
+        """``moving``: other tensors that the result will depend on, such as tangents."""
+        outside = recording.enabled
+        own = [_own_input(x, path, transform) for path, x in paths(xs)]
+        self.inputs = rebuild(xs, iter(own))
+        self.ends = [x._entry for x in own if x._entry is not None]
+        with set_recording(True):
             self.output = f(*self.inputs)
-        self.outputs = [leaf for _, leaf in leaves(self.output)]
-        for path, leaf in leaves(self.output):
+        for path, leaf in paths(self.output):
             if not isinstance(leaf, Tensor):
                 raise ValueError(
-                    f"transform: the function returned a {type(leaf).__name__} at output{path}, "
-                    "expected tensors"
+                    f"{transform}: the function returned a {type(leaf).__name__}"
+                    f"{f' at {path}' if path else ''}, expected tensors"
                 )
-        roots = [t._entry for t in self.outputs if t.requires_grad]
-        reached = reachable([e for e in roots if e is not None], self.fresh)
-        # Whether somebody outside may want the derivative of what this transform returns.
-        self.tracked = differentiable and (
-            also_tracked
-            or any(entry.parents for entry in self.fresh)
-            or any(e.op is None and e.requires_grad and e not in set(self.fresh) for e in reached)
+        self.outputs: list[Tensor] = leaves(self.output)
+        # Whether what the transform returns is itself to be recorded: an input was linked to a
+        # tensor outside, or the function closed over one that requires a gradient.
+        self.recorded = outside and (
+            any(entry.parents for entry in self.ends)
+            or any(isinstance(v, Tensor) and v.requires_grad for v in moving)
+            or self._closes_over_a_leaf()
         )
 
-    def pull(
-        self, cotangents: Sequence[Tensor], over_tensors: bool, retain: bool
-    ) -> list[Tensor | None]:
-        roots: dict[Entry, Any] = {}
-        for tensor, given in zip(self.outputs, cotangents, strict=True):
-            entry = tensor._entry
-            if entry is not None and entry.requires_grad:
-                value = given if over_tensors else given._data
-                roots[entry] = roots[entry] + value if entry in roots else value
-        if not roots:
-            return [None] * len(self.fresh)
-        if over_tensors:
-            with _recorded():
-                found = walk(roots, OVER_TENSORS, self.fresh, True)
-            return [found.get(entry) for entry in self.fresh]
-        found = walk(roots, OVER_ARRAYS, self.fresh, retain)
-        return [
-            wrap(np.asarray(found[entry]), None) if entry in found else None for entry in self.fresh
-        ]
+    def _closes_over_a_leaf(self) -> bool:
+        ends = set(self.ends)
+        roots = [t._entry for t in self.outputs if t._entry is not None and t.requires_grad]
+        return any(e.op is None and e not in ends for e in reachable(roots, ends))
 
     def value(self) -> Any:
-        return self.output if self.tracked else map_leaves(lambda t: t.detach(), self.output)
+        return self.output if self.recorded else map_leaves(lambda t: t.detach(), self.output)
 
-    def filled(self, gradients: Sequence[Tensor | None]) -> Any:
+    def pull(self, cotangents: Sequence[Tensor], retain_graph: bool) -> list[Tensor | None]:
+        """The gradient for each input, None where unconnected, from those for each output."""
+        roots = {e: g._data for e, g in _by_entry(self.outputs, cotangents).items()}
+        found = walk(roots, ARRAYS, self.ends, retain_graph) if roots else {}
+        arrays = (found.get(end) for end in self.ends)
+        return [None if g is None else wrap(np.asarray(g), None) for g in arrays]
+
+    def pull_recorded(self, cotangents: Sequence[Tensor]) -> list[Tensor | None]:
+        """The same, recorded."""
+        with set_recording(True):
+            roots = _by_entry(self.outputs, cotangents)
+            found = walk(roots, TENSORS, self.ends, retain_graph=True) if roots else {}
+        return [found.get(end) for end in self.ends]
+
+    def like_inputs(self, gradients: Sequence[Tensor | None]) -> Any:
         """The gradients in the structure of the inputs, zeros where unconnected."""
-        filled = [
-            wrap(np.zeros(entry.shape, entry.dtype), None) if g is None else g
-            for g, entry in zip(gradients, self.fresh, strict=True)
-        ]
-        return rebuild(self.inputs, iter(filled))
+        return rebuild(self.inputs, iter(_filled(gradients, leaves(self.inputs))))
+
+
+def _by_entry(tensors: Sequence[Tensor], cotangents: Sequence[Tensor]) -> dict[Entry, Tensor]:
+    """Where a walk starts: a tensor that stands in several places gets the sum of its own."""
+    roots: dict[Entry, Tensor] = {}
+    for tensor, cotangent in zip(tensors, cotangents, strict=True):
+        entry = tensor._entry
+        if entry is not None and entry.requires_grad:
+            roots[entry] = roots[entry] + cotangent if entry in roots else cotangent
+    return roots
+
+
+def _filled(gradients: Sequence[Tensor | None], like: Sequence[Tensor]) -> list[Tensor]:
+    return [
+        wrap(np.zeros(t.shape, t.dtype), None) if g is None else g
+        for g, t in zip(gradients, like, strict=True)
+    ]
+
+
+# Transforms ----------------------------------------------------------------------------------
 
 
 def vjp(f: Function, *xs: Any) -> tuple[Any, Function]:
     """``(y, pullback)``: the value f(*xs), and the function that takes gradients back through it.
 
     ``pullback(g)``, with g in the structure and shapes of y, returns a tuple with the gradient for
-    each of ``xs``. It may be called many times. Arguments and y are tensors or structures of them.
+    each of ``xs``. It may be called many times. Arguments and y are tensors or structures of them:
+    tuples, lists and dicts. Raises ShapeError for a g of another structure or shape, and
+    ValueError for arguments that are not floating.
     """
-    run = _Linearised(f, xs)
+    run = _Linearised(f, xs, "vjp")
 
     def pullback(cotangent: Any) -> tuple[Any, ...]:
         check_same(run.output, cotangent, "pullback")
         given = [
             _cotangent(g, t, f"pullback: gradient{path}")
-            for (path, g), t in zip(leaves(cotangent), run.outputs, strict=True)
+            for (path, g), t in zip(paths(cotangent), run.outputs, strict=True)
         ]
-        tracked = run.tracked or (recording.enabled and any(g.requires_grad for g in given))
-        return run.filled(run.pull(given, tracked, retain=True))  # type: ignore[no-any-return]
+        if run.recorded or (recording.enabled and any(g.requires_grad for g in given)):
+            return run.like_inputs(run.pull_recorded(given))  # type: ignore[no-any-return]
+        return run.like_inputs(run.pull(given, retain_graph=True))  # type: ignore[no-any-return]
 
     return run.value(), pullback
 
@@ -188,34 +206,35 @@ def vjp(f: Function, *xs: Any) -> tuple[Any, Function]:
 def jvp(f: Function, xs: Sequence[Any], tangents: Sequence[Any]) -> tuple[Any, Any]:
     """``(y, y_dot)``: the value f(*xs) and its derivative along ``tangents``.
 
-    ``tangents`` has the structure and shapes of ``xs``, a tuple with one entry an argument. The
-    pullback u ↦ uJ is linear in u, and its own pullback is v ↦ Jv.
+    ``xs`` is the tuple of arguments, and ``tangents`` has its structure and shapes; y_dot has
+    those of y. The pullback u ↦ uJ is linear in u, and its own pullback is v ↦ Jv.
     """
+    for name, given in (("xs", xs), ("tangents", tangents)):
+        if not isinstance(given, (tuple, list)):
+            raise ValueError(
+                f"jvp: {name} is a {type(given).__name__}, expected a tuple with one entry for "
+                "each argument: write (x,) for one"
+            )
     xs, tangents = tuple(xs), tuple(tangents)
     check_same(xs, tangents, "jvp: tangents")
-    moving = [leaf for _, leaf in leaves(tangents)]
-    run = _Linearised(f, xs, any(isinstance(v, Tensor) and v.requires_grad for v in moving))
-    like = [leaf for _, leaf in leaves(run.inputs)]
-    moving = [_cotangent(v, x, "jvp: tangent") for v, x in zip(moving, like, strict=True)]
-    probes = [wrap(np.ones(t.shape, t.dtype), Leaf(t.shape, t.dtype, True)) for t in run.outputs]
-    pulled = run.pull(probes, True, retain=True)
-    roots = {
-        g._entry: (v if run.tracked else v._data)
-        for g, v in zip(pulled, moving, strict=True)
-        if g is not None and g._entry is not None
-    }
-    ends = [probe._entry for probe in probes]
-    found: dict[Any, Any] = {}
-    if roots:
-        with _recorded():
-            arithmetic = OVER_TENSORS if run.tracked else OVER_ARRAYS
-            found = walk(roots, arithmetic, ends, run.tracked)  # type: ignore[arg-type]
-    moved = [
-        found.get(end, np.zeros(probe.shape, probe.dtype))
-        for end, probe in zip(ends, probes, strict=True)
+    along = leaves(tangents)
+    run = _Linearised(f, xs, "jvp", moving=along)
+    along = [
+        _cotangent(v, x, "jvp: tangent") for v, x in zip(along, leaves(run.inputs), strict=True)
     ]
-    out = [v if isinstance(v, Tensor) else wrap(np.asarray(v), None) for v in moved]
-    return run.value(), rebuild(run.output, iter(out))
+    # uJ at any u, recorded as a function of u.
+    probes = [wrap(np.ones(t.shape, t.dtype), Leaf(t.shape, t.dtype, True)) for t in run.outputs]
+    pulled = [
+        (uJ, v) for uJ, v in zip(run.pull_recorded(probes), along, strict=True) if uJ is not None
+    ]
+    ends = [probe._entry for probe in probes if probe._entry is not None]
+    roots = _by_entry([uJ for uJ, _ in pulled], [v for _, v in pulled])
+    with set_recording(True):
+        found = walk(roots, TENSORS, ends, retain_graph=run.recorded) if roots else {}
+    moved = _filled([found.get(end) for end in ends], run.outputs)
+    if not run.recorded:
+        moved = [v.detach() for v in moved]
+    return run.value(), rebuild(run.output, iter(moved))
 
 
 def value_and_grad(f: Function, argnums: int | tuple[int, ...] = 0) -> Function:
@@ -233,7 +252,7 @@ def value_and_grad(f: Function, argnums: int | tuple[int, ...] = 0) -> Function:
                 full[k] = x
             return f(*full, **kwargs)
 
-        run = _Linearised(of_chosen, tuple(args[k] for k in chosen))
+        run = _Linearised(of_chosen, tuple(args[k] for k in chosen), "grad")
         y = run.output
         if not isinstance(y, Tensor) or y.size != 1:
             shape = y.shape if isinstance(y, Tensor) else type(y).__name__
@@ -241,8 +260,9 @@ def value_and_grad(f: Function, argnums: int | tuple[int, ...] = 0) -> Function:
                 f"grad: the function returned {shape}, expected one number as a tensor; "
                 "reduce it with .sum() or .mean(), or use tgs.vjp"
             )
-        one = wrap(np.ones(y.shape, y.dtype), None)
-        gradients = run.filled(run.pull([one], run.tracked, retain=False))
+        start = [_ones_like(y)]
+        pulled = run.pull_recorded(start) if run.recorded else run.pull(start, retain_graph=False)
+        gradients = run.like_inputs(pulled)
         return run.value(), gradients if isinstance(argnums, tuple) else gradients[0]
 
     return function
@@ -261,73 +281,3 @@ def grad(f: Function, argnums: int | tuple[int, ...] = 0) -> Function:
         return both(*args, **kwargs)[1]
 
     return function
-
-
-def gradcheck(
-    f: Function,
-    inputs: Any,
-    order: int = 1,
-    *,
-    eps: float = 1e-6,
-    rtol: float = 1e-5,
-    atol: float = 1e-7,
-    seed: int = 0,
-) -> bool:
-    """Compare f's derivatives with central differences along random directions, in float64.
-
-    ``inputs`` is a tuple of arguments (or one argument that is not a tuple); floating ones are
-    taken to float64 first. For each input and a random direction v in it, and a random weight u on
-    the output, (u·f(x + εv) − u·f(x − εv)) / 2ε must equal the gradient along v. ``order=2`` also
-    checks the derivative of the gradient. Returns True, or raises AssertionError saying where.
-    """
-    if order < 1:
-        raise ValueError(f"gradcheck: order {order} was given, expected 1 or more")
-    given = inputs if isinstance(inputs, tuple) else (inputs,)
-    xs = map_leaves(lambda x: Tensor(as_tensor(x, "gradcheck"), dtype="float64"), given)
-    rng = np.random.default_rng(seed)
-    for n in range(1, order + 1):
-        y, pullback = vjp(f, *xs)
-        weights = map_leaves(lambda t: wrap(rng.standard_normal(t.shape), None), y)
-        _check_along_directions(f, xs, weights, pullback(weights), n, rng, (eps, rtol, atol))
-        f = _weighted_gradient(f, weights)
-    return True
-
-
-def _weighted_gradient(f: Function, weights: Any) -> Function:
-    return lambda *xs: vjp(f, *xs)[1](weights)
-
-
-def _check_along_directions(
-    f: Function,
-    xs: Any,
-    weights: Any,
-    gradients: Any,
-    order: int,
-    rng: np.random.Generator,
-    tolerances: tuple[float, float, float],
-) -> None:
-    eps, rtol, atol = tolerances
-    points = [x for _, x in leaves(xs)]
-    paths = [path for path, _ in leaves(xs)]
-
-    def weighted(k: int, moved: Any) -> float:
-        at = [*points[:k], wrap(moved, None), *points[k + 1 :]]
-        values = leaves(f(*rebuild(xs, iter(at))))
-        pairs = zip(values, leaves(weights), strict=True)
-        return float(np.sum([np.sum(t._data * u._data) for (_, t), (_, u) in pairs]))
-
-    for k, (x, (_, g)) in enumerate(zip(points, leaves(gradients), strict=True)):
-        if not x.size:
-            continue
-        for _ in range(2):
-            v = rng.standard_normal(x.shape)
-            step = eps * max(1.0, float(np.abs(x._data).max()))
-            ends = [weighted(k, x._data + sign * step * v) for sign in (1, -1)]
-            expected = (ends[0] - ends[1]) / (2 * step)
-            found = float(np.sum(g._data * v))
-            if not abs(expected - found) <= atol * max(1.0, abs(ends[0])) + rtol * abs(expected):
-                raise AssertionError(
-                    f"gradcheck: derivative of order {order} for input{paths[k]} of shape "
-                    f"{x.shape}: central differences give {expected:.10g}, backward gives "
-                    f"{found:.10g}"
-                )

@@ -12,17 +12,27 @@ from typing import Any
 from tinygrad_seq.errors import ShapeError
 
 
-def leaves(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+def paths(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
     """Every leaf with its path, such as ``[1].h`` or ``['x']``, in a fixed order."""
     if isinstance(tree, (tuple, list)):
         names = getattr(tree, "_fields", None)
         for k, branch in enumerate(tree):
-            yield from leaves(branch, f"{path}.{names[k]}" if names else f"{path}[{k}]")
+            yield from paths(branch, f"{path}.{names[k]}" if names else f"{path}[{k}]")
     elif isinstance(tree, dict):
-        for key, branch in tree.items():
-            yield from leaves(branch, f"{path}[{key!r}]")
+        for key in _keys(tree):
+            yield from paths(tree[key], f"{path}[{key!r}]")
     else:
         yield path, tree
+
+
+def leaves(tree: Any) -> list[Any]:
+    """Every leaf, in the order of ``paths``."""
+    return [leaf for _, leaf in paths(tree)]
+
+
+def _keys(tree: dict[Any, Any]) -> list[Any]:
+    """Two dicts with the same keys have the same structure, in whatever order they were made."""
+    return sorted(tree, key=str)
 
 
 def rebuild(like: Any, values: Iterator[Any]) -> Any:
@@ -32,7 +42,8 @@ def rebuild(like: Any, values: Iterator[Any]) -> Any:
     if isinstance(like, (tuple, list)):
         return type(like)(rebuild(branch, values) for branch in like)
     if isinstance(like, dict):
-        return {key: rebuild(branch, values) for key, branch in like.items()}
+        made = {key: rebuild(like[key], values) for key in _keys(like)}
+        return {key: made[key] for key in like}
     return next(values)
 
 
@@ -40,24 +51,30 @@ def map_leaves(function: Callable[..., Any], tree: Any, *others: Any) -> Any:
     """``function`` of the leaves of trees of one structure, in that structure."""
     for other in others:
         check_same(tree, other, "map_leaves")
-    columns = [[leaf for _, leaf in leaves(each)] for each in (tree, *others)]
+    columns = [leaves(each) for each in (tree, *others)]
     return rebuild(tree, iter([function(*row) for row in zip(*columns, strict=True)]))
+
+
+def map_columns(function: Callable[[list[Any]], Any], trees: list[Any]) -> Any:
+    """``function`` of the list of leaves in each place of trees of one structure."""
+    columns = zip(*map(leaves, trees), strict=True)
+    return rebuild(trees[0], iter([function(list(column)) for column in columns]))
 
 
 def check_same(expected: Any, given: Any, what: str) -> None:
     """Raise a ShapeError unless both have the same structure."""
     wanted, found = structure(expected), structure(given)
     if wanted != found:
-        raise ShapeError(f"{what}: the structure {found} was given, expected {wanted}")
+        raise ShapeError(f"{what}: {found} was given, expected {wanted}")
 
 
 def structure(tree: Any) -> str:
-    """A tree's structure as text, each leaf a ``*``."""
+    """A tree's structure in words: ``a tensor``, ``(a tensor, a tensor)``, ``{'x': a tensor}``."""
     if isinstance(tree, (tuple, list)):
         inner = ", ".join(map(structure, tree))
         if hasattr(tree, "_fields"):
             return f"{type(tree).__name__}({inner})"
-        return f"({inner})" if isinstance(tree, tuple) else f"[{inner}]"
+        return f"({inner}{',' * (len(tree) == 1)})" if isinstance(tree, tuple) else f"[{inner}]"
     if isinstance(tree, dict):
-        return "{" + ", ".join(f"{key!r}: {structure(b)}" for key, b in tree.items()) + "}"
-    return "*"
+        return "{" + ", ".join(f"{key!r}: {structure(tree[key])}" for key in _keys(tree)) + "}"
+    return "a tensor" if tree is not None else "None"

@@ -15,8 +15,10 @@ from tinygrad_seq.errors import ShapeError
 class Batches:
     """Arrays cut into batches: ``for inputs, targets in Batches(inputs, targets, batch_size=32)``.
 
-    The arrays share the length of ``axis``: examples along axis 0, or 1 where steps come first. One
-    array gives arrays, several give tuples. Each pass is in a new random order unless ``shuffle``
+    The examples lie along ``axis`` of each array: 0, or 1 for arrays (T, B, ...), where steps come
+    first; a tuple gives each array its own, ``axis=(1, 0)`` for inputs (T, B, I) and targets
+    (B, K). Arrays of one axis, such as lengths (B,), are cut along that. One array gives arrays,
+    several give tuples. Each pass is in a new random order unless ``shuffle``
     is False; the order inside an example is kept. The orders follow from ``rng``, a seed or a
     generator, and from the package's seed if it is None. The last batch may be smaller, unless
     ``drop_last``.
@@ -28,21 +30,13 @@ class Batches:
         batch_size: int,
         shuffle: bool = True,
         drop_last: bool = False,
-        axis: int = 0,
+        axis: int | tuple[int, ...] = 0,
         rng: np.random.Generator | int | None = None,
     ) -> None:
         self.arrays = [np.asarray(array) for array in arrays]
-        if not self.arrays:
-            raise ValueError("Batches: no arrays were given")
         if isinstance(batch_size, bool) or batch_size < 1:
             raise ValueError(f"Batches: batch_size = {batch_size} was given, expected 1 or more")
-        # lengths (B,) go with sequences (T, B, ...): an array of one axis is cut along that.
-        self._axes = [axis if array.ndim > axis else 0 for array in self.arrays]
-        counts = [a.shape[k] if a.ndim else 0 for a, k in zip(self.arrays, self._axes, strict=True)]
-        if len(set(counts)) > 1 or any(not a.ndim for a in self.arrays):
-            raise ShapeError(
-                f"Batches: arrays with {counts} examples were given, expected as many of each"
-            )
+        self._axes, counts = _examples(self.arrays, axis, "Batches")
         self.count, self.batch_size, self.shuffle = counts[0], int(batch_size), shuffle
         self.drop_last, self._rng = drop_last, None if rng is None else generator(rng)
 
@@ -65,18 +59,22 @@ class Batches:
 
 
 def train_test_split(
-    *arrays: ArrayLike, held_out: int | float, shuffle: bool = False, rng: Any = None
+    *arrays: ArrayLike,
+    held_out: int | float,
+    shuffle: bool = False,
+    axis: int | tuple[int, ...] = 0,
+    rng: np.random.Generator | int | None = None,
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Each array as a pair (training part, part held out), cut alike along axis 0.
+    """Each array as a pair (training part, part held out), cut alike along ``axis``.
+
+    ``axis`` is that of ``Batches``.
 
     ``held_out`` is a number of examples, or a fraction of them between 0 and 1. The last ones are
     held out, as fits a series in time, or random ones with ``shuffle``.
     """
     made = [np.asarray(array) for array in arrays]
-    counts = {len(array) for array in made}
-    if len(counts) != 1:
-        raise ShapeError(f"train_test_split: {sorted(counts)} examples were given, expected equal")
-    count = counts.pop()
+    axes, counts = _examples(made, axis, "train_test_split")
+    count = counts[0]
     number = round(held_out * count) if isinstance(held_out, float) else held_out
     if not 0 < number < count:
         raise ValueError(
@@ -87,4 +85,30 @@ def train_test_split(
     if shuffle:
         generator(rng).shuffle(order)
     train, test = order[: count - number], order[count - number :]
-    return [(array[train], array[test]) for array in made]
+    return [
+        (np.take(array, train, k), np.take(array, test, k))
+        for array, k in zip(made, axes, strict=True)
+    ]
+
+
+def _examples(
+    arrays: list[np.ndarray], axis: int | tuple[int, ...], name: str
+) -> tuple[list[int], list[int]]:
+    """Along which axis the examples of each array lie, and how many there are."""
+    if not arrays:
+        raise ValueError(f"{name}: no arrays were given")
+    given = axis if isinstance(axis, tuple) else (axis,) * len(arrays)
+    shapes = [array.shape for array in arrays]
+    if len(given) != len(arrays) or any(not a.ndim or k < 0 for a, k in zip(arrays, given)):  # noqa: B905
+        raise ShapeError(
+            f"{name}: arrays of shapes {shapes} and axis {axis} were given, expected arrays with "
+            "examples along an axis from 0 on, and as many axes as arrays"
+        )
+    axes = [k if a.ndim > max(k, 1) else 0 for a, k in zip(arrays, given, strict=True)]
+    counts = [shape[k] for shape, k in zip(shapes, axes, strict=True)]
+    if len(set(counts)) > 1:
+        raise ShapeError(
+            f"{name}: arrays of shapes {shapes} have {counts} examples along axes {axes}, expected "
+            "as many of each; axis=(1, 0) gives each array its own"
+        )
+    return axes, counts

@@ -3,7 +3,7 @@
 from tinygrad_seq.nn import functional, init
 from tinygrad_seq.nn.cells import GRUCell, LSTMCell, RNNCell
 from tinygrad_seq.nn.layers import Dropout, Embedding, LayerNorm, Linear, Sequential
-from tinygrad_seq.nn.module import Module
+from tinygrad_seq.nn.module import Module, parameter
 from tinygrad_seq.nn.recurrent import GRU, LSTM, RNN, Recurrent
 
 __all__ = [
@@ -22,4 +22,5 @@ __all__ = [
     "Sequential",
     "functional",
     "init",
+    "parameter",
 ]

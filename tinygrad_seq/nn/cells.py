@@ -12,11 +12,11 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import DTypeLike
 
+from tinygrad_seq.composites import split
 from tinygrad_seq.creation import generator
 from tinygrad_seq.elementwise import gelu, relu, sigmoid, silu, softplus, tanh
 from tinygrad_seq.nn.init import Rng, stacked
-from tinygrad_seq.nn.module import Module, parameter
-from tinygrad_seq.structural import split
+from tinygrad_seq.nn.module import Module, parameter, whole
 from tinygrad_seq.tensors import Tensor, wrap
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -30,18 +30,12 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def activation(name: str) -> Callable[[Tensor], Tensor]:
+    """The elementwise function of this name. Raises ValueError for other names."""
     if name not in ACTIVATIONS:
         raise ValueError(
             f"nonlinearity: {name!r} was given, expected one of {', '.join(ACTIVATIONS)}"
         )
     return ACTIVATIONS[name]
-
-
-def whole(value: int, name: str, least: int = 1) -> int:
-    """``value`` if it is an integer of at least ``least``."""
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
-        raise ValueError(f"{name}: {value!r} was given, expected an integer from {least} on")
-    return int(value)
 
 
 class _Cell(Module):
@@ -103,7 +97,7 @@ class RNNCell(_Cell):
         return self._zeros(batch_size)
 
     def forward(self, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
-        act = ACTIVATIONS[self.nonlinearity]
+        act = activation(self.nonlinearity)
         h = act(self._plus_bias(x @ self.weight_ih.T + h @ self.weight_hh.T))
         return h, h
 
@@ -113,7 +107,7 @@ class LSTMCell(_Cell):
 
         i = σ(W_i x + U_i h + b_i)      input gate: take the input in?
         f = σ(W_f x + U_f h + b_f)      forget gate: keep what memory holds?
-        g = tanh(W_g x + U_g h + b_g)   candidate (the notes' C̃)
+        g = tanh(W_g x + U_g h + b_g)   candidate, C̃ in many texts
         o = σ(W_o x + U_o h + b_o)      output gate: emit?
         c' = f * c + i * g              memory
         h' = o * tanh(c')
@@ -158,17 +152,17 @@ class LSTMCell(_Cell):
 
 
 class GRUCell(_Cell):
-    """The gated recurrent unit (Cho et al. 2014).
+    """The gated recurrent unit (Cho et al. 2014), with z as in Chung et al. 2014.
 
         r = σ(W_r x + U_r h + b_r)            reset gate
         z = σ(W_z x + U_z h + b_z)            update gate
-        n = tanh(W_n x + U_n (r * h) + b_n)   candidate (the notes' h̃)
+        n = tanh(W_n x + U_n (r * h) + b_n)   candidate, h̃ in many texts
         h' = (1 − z) * h + z * n
 
     x (B, input_size), h (B, hidden_size); y = h'. ``weight_ih`` (3H, I), ``weight_hh`` (3H, H),
-    ``bias`` (3H,), gates in the order r, z, n. PyTorch, Keras and ONNX use z the other way round:
-    their z is 1 − z here. With ``reset_after`` the reset gate acts after the product, as cuDNN has
-    it, with a bias of its own, and r and z add both biases:
+    ``bias`` (3H,), gates in the order r, z, n. Cho et al., PyTorch, Keras and ONNX use z the other
+    way round: their z is 1 − z here. With ``reset_after`` the reset gate acts after the product, as
+    cuDNN has it, with a bias of its own, ``bias_hh`` (3H,), and r and z add both biases:
 
         n = tanh(W_n x + b_n + r * (U_n h + b_hh_n))
     """
@@ -200,16 +194,16 @@ class GRUCell(_Cell):
         h = (1 - z) * h + z * n
         return h, h
 
-    def _reset_before(self, a: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+    def _reset_before(self, from_x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
         H = self.hidden_size
-        b = h @ self.weight_hh[: 2 * H].T
-        r, z = split(sigmoid(a[:, : 2 * H] + b), 2, axis=-1)
-        return z, tanh(a[:, 2 * H :] + (r * h) @ self.weight_hh[2 * H :].T)
+        U_gates, U_n = split(self.weight_hh, [2 * H])
+        r, z = split(sigmoid(from_x[:, : 2 * H] + h @ U_gates.T), 2, axis=-1)
+        return z, tanh(from_x[:, 2 * H :] + (r * h) @ U_n.T)
 
-    def _reset_after(self, a: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+    def _reset_after(self, from_x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
         H = self.hidden_size
-        b = h @ self.weight_hh.T
+        from_h = h @ self.weight_hh.T
         if self.bias_hh is not None:
-            b = b + self.bias_hh
-        r, z = split(sigmoid(a[:, : 2 * H] + b[:, : 2 * H]), 2, axis=-1)
-        return z, tanh(a[:, 2 * H :] + r * b[:, 2 * H :])
+            from_h = from_h + self.bias_hh
+        r, z = split(sigmoid(from_x[:, : 2 * H] + from_h[:, : 2 * H]), 2, axis=-1)
+        return z, tanh(from_x[:, 2 * H :] + r * from_h[:, 2 * H :])

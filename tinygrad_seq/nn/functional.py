@@ -11,10 +11,20 @@ from typing import Any
 
 import numpy as np
 
+from tinygrad_seq.composites import logsumexp, take_along_axis
 from tinygrad_seq.elementwise import abs, minimum, softplus, sqrt, square, where
 from tinygrad_seq.errors import ShapeError
-from tinygrad_seq.structural import logsumexp, sum, take_along_axis
+from tinygrad_seq.structural import sum
 from tinygrad_seq.tensors import Tensor, TensorLike, as_tensor, wrap
+
+__all__ = [
+    "binary_cross_entropy_with_logits",
+    "cross_entropy",
+    "huber_loss",
+    "l1_loss",
+    "mse_loss",
+    "rmse_loss",
+]
 
 
 def _mask(mask: Any, shape: tuple[int, ...], loss: str) -> np.ndarray | None:

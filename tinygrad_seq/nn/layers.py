@@ -10,13 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
+from tinygrad_seq.composites import mean
 from tinygrad_seq.creation import generator
 from tinygrad_seq.elementwise import sqrt, square
 from tinygrad_seq.errors import ShapeError
-from tinygrad_seq.nn.cells import whole
 from tinygrad_seq.nn.init import Rng, glorot
-from tinygrad_seq.nn.module import Module, parameter
-from tinygrad_seq.structural import mean
+from tinygrad_seq.nn.module import Module, parameter, whole
 from tinygrad_seq.tensors import Tensor, TensorLike, as_tensor, wrap
 
 
@@ -91,7 +90,8 @@ class Dropout(Module):
     def __init__(self, p: float = 0.5, *, rng: Rng = None) -> None:
         if not 0 <= p < 1:
             raise ValueError(f"Dropout: p = {p} was given, expected 0 ≤ p < 1")
-        self.p, self.rng = p, rng
+        self.p = p
+        self.rng = None if rng is None else generator(rng)
 
     def forward(self, x: TensorLike) -> Tensor:
         x = as_tensor(x, "Dropout")
@@ -133,6 +133,12 @@ class Sequential(Module):
         if any(not callable(module) for module in modules):
             raise ValueError("Sequential: expected modules or functions, one by one")
         self.layers = list(modules)
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.layers[index]
 
     def forward(self, x: Any) -> Any:
         for layer in self.layers:

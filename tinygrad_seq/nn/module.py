@@ -18,8 +18,10 @@ from tinygrad_seq.tensors import (
     FLOATS,
     Tensor,
     TensorLike,
+    as_array,
     as_tensor,
     check_dtype,
+    renew_leaf,
     replace_data,
     wrap,
 )
@@ -43,18 +45,25 @@ class Module:
 
     def __setattr__(self, name: str, value: Any) -> None:
         parameters, buffers = self._registered()
-        if isinstance(value, Tensor) and value.requires_grad and value.is_leaf:
+        where = f"{type(self).__name__}.{name}"
+        if isinstance(value, Tensor) and value.requires_grad:
+            if not value.is_leaf:
+                raise ValueError(
+                    f"{where}: a tensor computed from others was assigned, which would be neither "
+                    "trained nor saved; write nn.parameter(values) for a parameter, or detach() it"
+                )
             buffers.discard(name)
             parameters.add(name)
-        elif not isinstance(value, Tensor):
+        elif value is None:
             parameters.discard(name)
             buffers.discard(name)
-            _refuse_loose_parameters(name, value)
-        elif name in parameters and not value.is_leaf:
+        elif name in parameters or (name in buffers and not isinstance(value, Tensor)):
             raise ValueError(
-                f"{type(self).__name__}.{name}: a computed tensor was assigned to a parameter; "
-                "assign its data (module.weight.data = array), or delete the parameter first"
+                f"{where}: a {type(value).__name__} was assigned to a parameter or buffer; replace "
+                f"its values with module.{name}.data = array, or set it to None first"
             )
+        else:
+            _refuse_loose_parameters(where, value)
         object.__setattr__(self, name, value)
 
     def __delattr__(self, name: str) -> None:
@@ -181,15 +190,15 @@ class Module:
                 converted = tensor.detach().to(target)
                 if converted.dtype not in FLOATS:
                     raise ValueError(f"to: {check_dtype(target)} was given, expected a float dtype")
-                trained, gradient = tensor.requires_grad, tensor.grad
-                tensor._data, tensor._entry = converted._data, None
-                tensor.requires_grad = trained
-                if gradient is not None:
-                    tensor.grad = gradient.detach().to(target)
+                tensor._data, gradient = converted._data, tensor.grad
+                renew_leaf(tensor, tensor.requires_grad)
+                tensor.grad = None if gradient is None else gradient.detach().to(target)
         return self
 
     def __repr__(self) -> str:
-        lines = [f"{type(self).__name__}("]
+        shown = {k: v for k, v in vars(self).items() if isinstance(v, (int, float, str))}
+        shown = {k: v for k, v in shown.items() if k != "training" and not k.startswith("_")}
+        lines = [f"{type(self).__name__}(" + ", ".join(f"{k}={v!r}" for k, v in shown.items())]
         for name, value in vars(self).items():
             if isinstance(value, Tensor):
                 lines.append(f"  {name}: {value.dtype}{value.shape}")
@@ -209,23 +218,34 @@ def _modules_in(name: str, value: Any) -> Iterator[tuple[str, Module]]:
             yield from _modules_in(f"{name}.{key}", item)
 
 
-def _refuse_loose_parameters(name: str, value: Any) -> None:
+def _refuse_loose_parameters(where: str, value: Any) -> None:
     """Tensors in a list would be trained by nobody and saved nowhere."""
     items = value.values() if isinstance(value, dict) else value
     if isinstance(value, (list, tuple, dict)) and any(
         isinstance(item, Tensor) and item.requires_grad and item.is_leaf for item in items
     ):
         raise ValueError(
-            f"{name}: a {type(value).__name__} of parameters was assigned to a module, which would "
-            "neither train nor save them; assign each as an attribute of its own"
+            f"{where}: a {type(value).__name__} of parameters was assigned, which would be neither "
+            "trained nor saved; assign each as an attribute of its own"
         )
 
 
-def parameter(values: np.ndarray, dtype: DTypeLike | None) -> Tensor:
-    """A parameter with these values, float32 unless told otherwise."""
+def parameter(values: TensorLike, dtype: DTypeLike | None = None) -> Tensor:
+    """A parameter that starts from these values, float32 unless told otherwise.
+
+    ``self.weight = nn.parameter(nn.init.orthogonal(4, 4))``: a tensor that requires a gradient and
+    was not computed from others. Raises ValueError for dtypes that are not floating.
+    """
     wanted = check_dtype(dtype or "float32")
     if wanted not in FLOATS:
         raise ValueError(f"dtype: {wanted} was given for parameters, expected a floating one")
-    made = wrap(np.array(values, dtype=wanted), None)
+    made = wrap(as_array(values, wanted, copy=True), None)
     made.requires_grad = True
     return made
+
+
+def whole(value: int, name: str, least: int = 1) -> int:
+    """``value`` if it is an integer of at least ``least``."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
+        raise ValueError(f"{name}: {value!r} was given, expected an integer from {least} on")
+    return int(value)

@@ -13,14 +13,14 @@ from numpy.typing import DTypeLike
 
 from tinygrad_seq.creation import generator
 from tinygrad_seq.errors import ShapeError
-from tinygrad_seq.nn.cells import GRUCell, LSTMCell, RNNCell, whole
+from tinygrad_seq.nn.cells import GRUCell, LSTMCell, RNNCell
 from tinygrad_seq.nn.init import Rng
 from tinygrad_seq.nn.layers import Dropout
-from tinygrad_seq.nn.module import Module
+from tinygrad_seq.nn.module import Module, whole
 from tinygrad_seq.recurrence import unroll
 from tinygrad_seq.structural import concat, permute_dims, stack
 from tinygrad_seq.tensors import Tensor, TensorLike, as_tensor
-from tinygrad_seq.trees import leaves, map_leaves, rebuild, structure
+from tinygrad_seq.trees import map_columns, map_leaves, paths, structure
 
 BACKENDS = {"tape": unroll}
 
@@ -51,6 +51,10 @@ class Recurrent(Module):
         rng: Rng = None,
     ) -> None:
         directions = 2 if bidirectional else 1
+        if not isinstance(cells, (list, tuple)):
+            raise ValueError(
+                f"Recurrent: a {type(cells).__name__} was given, expected a list of cells"
+            )
         if not len(cells) or len(cells) % directions:
             raise ValueError(
                 f"Recurrent: {len(cells)} cells were given, expected {directions} for each layer"
@@ -107,7 +111,7 @@ class Recurrent(Module):
             return [None] * len(self.cells)
         if not isinstance(state, (tuple, list)) or len(state) != len(self.cells):
             raise ShapeError(
-                f"{type(self).__name__}: the state {structure(state)} was given, expected a tuple "
+                f"{type(self).__name__}: state is {structure(state)}, expected a tuple "
                 f"of {len(self.cells)}, one for each cell"
             )
         return state
@@ -179,11 +183,11 @@ class _Stacked(Recurrent):
         expected = self.cells[0].initial_state(1)
         if structure(state) != structure(expected):
             raise ShapeError(
-                f"{type(self).__name__}: the state {structure(state)} was given, expected "
+                f"{type(self).__name__}: state is {structure(state)}, expected "
                 f"{structure(expected)} with leaves ({len(self.cells)}, B, {self.hidden_size})"
             )
         state = map_leaves(lambda leaf: as_tensor(leaf, f"{type(self).__name__}: state"), state)
-        for path, leaf in leaves(state):
+        for path, leaf in paths(state):
             if leaf.ndim != 3 or (leaf.shape[0], leaf.shape[2]) != (
                 len(self.cells),
                 self.hidden_size,
@@ -195,8 +199,7 @@ class _Stacked(Recurrent):
         return [map_leaves(lambda leaf, k=k: leaf[k], state) for k in range(len(self.cells))]
 
     def _join_states(self, states: Sequence[Any]) -> Any:
-        columns = zip(*([leaf for _, leaf in leaves(state)] for state in states), strict=True)
-        return rebuild(states[0], iter([stack(column) for column in columns]))
+        return map_columns(stack, list(states))
 
 
 class RNN(_Stacked):

@@ -12,13 +12,13 @@ import numpy as np
 
 from tinygrad_seq.errors import ShapeError, TraceError
 from tinygrad_seq.tensors import FLOATS, Tensor, as_tensor
-from tinygrad_seq.trees import leaves, map_leaves, rebuild, structure
+from tinygrad_seq.trees import leaves, paths, rebuild, structure
 
 Cell = Callable[[Any, Any], tuple[Any, Any]]
 
 
-class Sequence(NamedTuple):
-    """The checked arguments of a driver."""
+class Given(NamedTuple):
+    """The arguments of a driver, checked."""
 
     xs: Any  # leaves (T, B, ...)
     state: Any  # leaves (B, ...)
@@ -29,10 +29,15 @@ class Sequence(NamedTuple):
     resets: np.ndarray | None  # (T, B) bool, or None if there are none
 
 
-def check_sequence(
+def check_arguments(
     cell: Cell, xs: Any, state: Any, lengths: Any, resets: Any, driver: str
-) -> Sequence:
-    """Raise a ShapeError or ValueError that names what is wrong, or return the arguments."""
+) -> Given:
+    """The arguments as tensors and arrays; raises ShapeError or ValueError naming what is wrong."""
+    if not callable(cell) or isinstance(cell, type):
+        raise ValueError(
+            f"{driver}: {cell!r} was given as the cell, expected a function or an object that is "
+            "called as y, state = cell(x, state)"
+        )
     xs, T, B = _inputs(xs, driver)
     initial = getattr(cell, "initial_state", None)
     start = initial(B) if initial is not None else None
@@ -48,8 +53,8 @@ def check_sequence(
         reset_state = state
     else:
         reset_state = _state(start, B, f"{_name(cell)}.initial_state({B})", driver)
-        check_step(state, reset_state, f"{driver}: state", "initial_state gives")
-    return Sequence(
+        _check_like(state, reset_state, f"{driver}: state is", "initial_state gives")
+    return Given(
         xs,
         state,
         reset_state,
@@ -65,7 +70,7 @@ def _name(cell: Any) -> str:
 
 
 def _inputs(xs: Any, driver: str) -> tuple[Any, int, int]:
-    flat = list(leaves(xs))
+    flat = list(paths(xs))
     if isinstance(xs, list) or not flat:
         raise ValueError(
             f"{driver}: xs is a {type(xs).__name__}, expected a tensor (T, B, ...), or a tuple or "
@@ -101,7 +106,7 @@ def _state(state: Any, B: int, what: str, driver: str) -> Any:
             )
         return tensor
 
-    return rebuild(state, iter([check(path, leaf) for path, leaf in leaves(state)]))
+    return rebuild(state, iter([check(path, leaf) for path, leaf in paths(state)]))
 
 
 def _lengths(lengths: Any, T: int, B: int, driver: str) -> np.ndarray | None:
@@ -135,19 +140,18 @@ def _resets(resets: Any, T: int, B: int, driver: str) -> np.ndarray | None:
     return given if given.any() else None
 
 
-def check_output(returned: Any, cell: Cell, driver: str) -> tuple[Any, Any]:
-    """The cell's ``(y, state)``."""
+# What a cell returns --------------------------------------------------------------------------
+
+
+def check_returned(returned: Any, B: int, cell: Cell, driver: str) -> tuple[Any, Any]:
+    """The ``(y, state)`` of one step, y as tensors with a row for each row of the batch."""
     if not isinstance(returned, tuple) or len(returned) != 2:
         found = f"a tuple of {len(returned)}" if isinstance(returned, tuple) else type(returned)
         raise TraceError(
             f"{driver}: the cell {_name(cell)} returned {found}, expected a pair (y, state)"
         )
-    return returned
-
-
-def check_rows(y: Any, B: int, driver: str) -> Any:
-    """The output of one step as tensors; each has a row for each row of the batch."""
-    if isinstance(y, list) or not list(leaves(y)):
+    y, state = returned
+    if isinstance(y, list) or not leaves(y):
         raise TraceError(
             f"{driver}: the cell returned a {type(y).__name__} as y, expected a tensor, or a tuple "
             "or dict of them"
@@ -162,26 +166,37 @@ def check_rows(y: Any, B: int, driver: str) -> Any:
             )
         return tensor
 
-    return rebuild(y, iter([check(path, leaf) for path, leaf in leaves(y)]))
+    return rebuild(y, iter([check(path, leaf) for path, leaf in paths(y)])), state
 
 
-def check_step(given: Any, before: Any, what: str, source: str = "it was given") -> None:
+def check_state(state: Any, before: Any, xs: Any, what: str) -> None:
     """Raise unless a state has the structure, shapes and dtypes of the state before it."""
-    if structure(given) != structure(before):
-        raise ShapeError(f"{what} is {structure(given)}, but {source} {structure(before)}")
-    for (path, new), (_, old) in zip(leaves(given), leaves(before), strict=True):
-        if not isinstance(new, Tensor):
-            raise TraceError(f"{what}{path} is a {type(new).__name__}, expected a tensor")
-        if new.shape != old.shape or new.dtype != old.dtype:
+    for path, leaf in paths(state):
+        if not isinstance(leaf, Tensor):
+            raise TraceError(f"{what}{path} is a {type(leaf).__name__}, expected a tensor")
+    kinds = {leaf.dtype.name for leaf in leaves(xs) if leaf.dtype in FLOATS}
+    _check_like(
+        state,
+        before,
+        f"{what} is",
+        "it was given",
+        f"; inputs, state and parameters share one dtype, and xs is {' and '.join(sorted(kinds))}: "
+        "convert one with xs.astype(...), cell.to(...)",
+    )
+
+
+def _check_like(given: Any, like: Any, what: str, source: str, about_dtypes: str = "") -> None:
+    if structure(given) != structure(like):
+        raise ShapeError(f"{what} {structure(given)}, but {source} {structure(like)}")
+    for (path, new), old in zip(paths(given), leaves(like), strict=True):
+        at = f" at {path}" if path else ""
+        if new.shape != old.shape:
             raise ShapeError(
-                f"{what}{path} is {new.dtype}{new.shape}, but {source} {old.dtype}{old.shape}; "
-                "a state keeps its shape and dtype from step to step, and parameters, inputs and "
-                "state share one dtype"
+                f"{what}{at} {new.dtype}{new.shape}, but {source} {old.dtype}{old.shape}; a state "
+                "keeps its shape from step to step"
             )
-
-
-def one_step_shapes(cell: Cell, given: Sequence, driver: str) -> Any:
-    """The output of one step on inputs of ones, to learn its shapes where there is no step."""
-    x = map_leaves(lambda t: Tensor(np.ones(t.shape[1:], t.dtype)), given.xs)
-    y, _ = check_output(cell(x, given.state), cell, driver)
-    return check_rows(y, given.B, driver)
+        if new.dtype != old.dtype:
+            raise ValueError(
+                f"{what}{at} {new.dtype}{new.shape}, but {source} {old.dtype}{old.shape}"
+                f"{about_dtypes}"
+            )

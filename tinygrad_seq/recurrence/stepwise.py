@@ -15,17 +15,15 @@ import numpy as np
 from tinygrad_seq.elementwise import where
 from tinygrad_seq.recurrence.arguments import (
     Cell,
-    Sequence,
-    check_output,
-    check_rows,
-    check_sequence,
-    check_step,
-    one_step_shapes,
+    Given,
+    check_arguments,
+    check_returned,
+    check_state,
 )
 from tinygrad_seq.structural import stack
 from tinygrad_seq.tape import no_grad
 from tinygrad_seq.tensors import Tensor, wrap
-from tinygrad_seq.trees import check_same, leaves, map_leaves, rebuild
+from tinygrad_seq.trees import check_same, map_columns, map_leaves
 
 
 def unroll(
@@ -55,42 +53,49 @@ def unroll(
     Raises ShapeError or ValueError for arguments that do not fit, and TraceError for a cell that
     does not return ``(y, state)``.
     """
-    given = check_sequence(cell, xs, state, lengths, resets, "unroll")
+    given = check_arguments(cell, xs, state, lengths, resets, "unroll")
     if given.T == 0:
-        with no_grad():
-            y = one_step_shapes(cell, given, "unroll")
-        ys = map_leaves(lambda t: Tensor(np.zeros((0, *t.shape), t.dtype)), y)
-        return ys, given.state
+        return _no_steps(cell, given), given.state
     with _collector_waits():
         return _run(cell, given, reverse)
 
 
-def _run(cell: Cell, given: Sequence, reverse: bool) -> tuple[Any, Any]:
+def _run(cell: Cell, given: Given, reverse: bool) -> tuple[Any, Any]:
     state = given.state
-    steps: list[Any] = []
+    ys: list[Any] = []
     for t in reversed(range(given.T)) if reverse else range(given.T):
-        x = map_leaves(lambda leaf, t=t: leaf[t], given.xs)
-        active = None if given.lengths is None else given.lengths > t
-        if active is not None and active.all():
-            active = None
-        before = state
-        if given.resets is not None and given.resets[t].any():
-            state = _select(given.resets[t], given.reset_state, state)
-        if active is not None:
-            x = map_leaves(lambda leaf, rows=active: _zero_unless(rows, leaf), x)
-        y, state = check_output(cell(x, state), cell, "unroll")
-        check_step(state, before, f"unroll: at step {t} the cell returned a state that")
-        y = check_rows(y, given.B, "unroll")
-        if steps:
-            check_same(steps[0], y, f"unroll: y at step {t}")
-        if active is not None:
-            y = map_leaves(lambda leaf, rows=active: _zero_unless(rows, leaf), y)
-            state = _select(active, state, before)
-        steps.append(y)
-    if reverse:
-        steps.reverse()
-    columns = zip(*([leaf for _, leaf in leaves(y)] for y in steps), strict=True)
-    return rebuild(steps[0], iter([stack(column) for column in columns])), state
+        y, state = _step(cell, given, t, state)
+        if ys:
+            check_same(ys[0], y, f"unroll: y at step {t}")
+        ys.append(y)
+    return map_columns(stack, ys[::-1] if reverse else ys), state
+
+
+def _step(cell: Cell, given: Given, t: int, before: Any) -> tuple[Any, Any]:
+    """The cell on step t, with resets before it and the rows that have ended held still."""
+    x = map_leaves(lambda leaf: leaf[t], given.xs)
+    state = before
+    if given.resets is not None and given.resets[t].any():
+        state = _select(given.resets[t], given.reset_state, state)
+    going = None if given.lengths is None else given.lengths > t
+    if going is not None and going.all():
+        going = None
+    if going is not None:  # what stands beyond a row's end may be NaN: the cell sees zeros
+        x = map_leaves(lambda leaf: _zero_unless(going, leaf), x)
+    y, after = check_returned(cell(x, state), given.B, cell, "unroll")
+    check_state(after, before, given.xs, f"unroll: at step {t} the cell returned a state that")
+    if going is not None:
+        y = map_leaves(lambda leaf: _zero_unless(going, leaf), y)
+        after = _select(going, after, before)  # a row that has ended is not reset either
+    return y, after
+
+
+def _no_steps(cell: Cell, given: Given) -> Any:
+    """Outputs of no steps; one on ones tells their shapes."""
+    x = map_leaves(lambda t: Tensor(np.ones(t.shape[1:], t.dtype)), given.xs)
+    with no_grad():
+        y, _ = check_returned(cell(x, given.state), given.B, cell, "unroll")
+    return map_leaves(lambda t: Tensor(np.zeros((0, *t.shape), t.dtype)), y)
 
 
 @contextmanager

@@ -1,0 +1,177 @@
+"""Functions over axes that are made of primitives, and so need no derivative of their own.
+
+Imports tensors, elementwise and structural.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from tinygrad_seq.elementwise import abs, exp, log, square, where
+from tinygrad_seq.errors import ShapeError
+from tinygrad_seq.structural import check_axes, index_part, max, sum
+from tinygrad_seq.tensors import Axis, Tensor, TensorLike, as_tensor, wrap
+
+# Reductions ----------------------------------------------------------------------------------
+
+
+def _counted(x: Tensor, axis: Axis, operation: str) -> int:
+    n = prod(x.shape[k] for k in check_axes(axis, x.ndim, operation))
+    if not n:
+        raise ShapeError(
+            f"{operation}: shape {x.shape} over axis {axis} has no elements to average; "
+            "leave empty batches out"
+        )
+    return n
+
+
+def mean(x: TensorLike, axis: Axis = None, keepdims: bool = False) -> Tensor:
+    """The arithmetic mean over ``axis``. Raises ShapeError if there is nothing to average."""
+    x = as_tensor(x, "mean")
+    return sum(x, axis, keepdims) * (1.0 / _counted(x, axis, "mean"))
+
+
+def var(x: TensorLike, axis: Axis = None, keepdims: bool = False) -> Tensor:
+    """The variance over ``axis``, mean((x − mean(x))²): divided by N, not N − 1."""
+    x = as_tensor(x, "var")
+    return mean(square(x - mean(x, axis, keepdims=True)), axis, keepdims)
+
+
+def min(x: TensorLike, axis: Axis = None, keepdims: bool = False) -> Tensor:
+    """The smallest values over ``axis``; equal ones share the gradient equally."""
+    return -max(-as_tensor(x, "min"), axis, keepdims)
+
+
+def argmax(x: TensorLike, axis: int | None = None) -> Tensor:
+    """The index of the largest value along ``axis`` (None: of all, flattened), int64.
+
+    Of equal values the first. Indices have no gradient.
+    """
+    return _index_of(np.argmax, as_tensor(x, "argmax"), axis, "argmax")
+
+
+def argmin(x: TensorLike, axis: int | None = None) -> Tensor:
+    """The index of the smallest value along ``axis`` (None: of all, flattened), int64."""
+    return _index_of(np.argmin, as_tensor(x, "argmin"), axis, "argmin")
+
+
+def _index_of(find: Any, x: Tensor, axis: int | None, operation: str) -> Tensor:
+    if axis is not None:
+        check_axes(axis, x.ndim, operation)
+    if not x.size:
+        raise ShapeError(f"{operation}: shape {x.shape} has no elements")
+    return wrap(np.asarray(find(x._data, axis=axis)), None)
+
+
+def logsumexp(x: TensorLike, axis: Axis = None, keepdims: bool = False) -> Tensor:
+    """log Σ exp(x) over ``axis`` (as in ``sum``), computed so that nothing overflows.
+
+    It is log Σ exp(x − s) + s for any s. With the largest x for s no exponent is positive, and s
+    may stand off the tape: what it adds to the derivative of one term it takes from the other.
+    """
+    x = as_tensor(x, "logsumexp")
+    axes = check_axes(axis, x.ndim, "logsumexp")
+    shift = max(x.detach(), axes, keepdims=True)
+    shift = where(abs(shift) < np.inf, shift, 0.0)
+    y = log(sum(exp(x - shift), axes, keepdims=True)) + shift
+    return y if keepdims else squeeze(y, axes)
+
+
+def softmax(x: TensorLike, axis: int = -1) -> Tensor:
+    """exp(x) / Σ exp(x) along ``axis``, the shape of x; shifted as in ``logsumexp``."""
+    x = as_tensor(x, "softmax")
+    axes = check_axes(axis, x.ndim, "softmax")
+    e = exp(x - max(x.detach(), axes, keepdims=True))
+    return e / sum(e, axes, keepdims=True)
+
+
+def log_softmax(x: TensorLike, axis: int = -1) -> Tensor:
+    """x − log Σ exp(x) along ``axis``, the shape of x."""
+    x = as_tensor(x, "log_softmax")
+    return x - logsumexp(x, axis, keepdims=True)
+
+
+# Shapes and indexing -------------------------------------------------------------------------
+
+
+def expand_dims(x: TensorLike, axis: int | tuple[int, ...]) -> Tensor:
+    """``x`` with axes of length 1 put in at ``axis``, counted in the result."""
+    x = as_tensor(x, "expand_dims")
+    count = len(axis) if isinstance(axis, tuple) else 1
+    axes = check_axes(axis, x.ndim + count, "expand_dims")
+    lengths = iter(x.shape)
+    return x.reshape([1 if k in axes else next(lengths) for k in range(x.ndim + count)])
+
+
+def squeeze(x: TensorLike, axis: Axis = None) -> Tensor:
+    """``x`` without the axes of length 1 (all, or those named). Raises ShapeError for others."""
+    x = as_tensor(x, "squeeze")
+    axes = check_axes(axis, x.ndim, "squeeze")
+    if axis is None:
+        axes = tuple(k for k in axes if x.shape[k] == 1)
+    if any(x.shape[k] != 1 for k in axes):
+        raise ShapeError(f"squeeze: axis {axis} of shape {x.shape} does not have length 1")
+    return x.reshape([n for k, n in enumerate(x.shape) if k not in axes])
+
+
+def take(x: TensorLike, indices: TensorLike, axis: int | None = None) -> Tensor:
+    """The elements at ``indices`` along ``axis``; None flattens first."""
+    x = as_tensor(x, "take")
+    if axis is None:
+        x, axis = x.reshape(x.size), 0
+    return x[(slice(None),) * check_axes(axis, x.ndim, "take")[0] + (index_part(indices),)]
+
+
+def take_along_axis(x: TensorLike, indices: TensorLike, axis: int = -1) -> Tensor:
+    """For each place of ``indices``, the element of ``x`` that it points to along ``axis``.
+
+    ``indices`` is an integer array with as many axes as ``x``; others than ``axis`` broadcast.
+    """
+    x, at = as_tensor(x, "take_along_axis"), index_part(indices)
+    if not isinstance(at, np.ndarray) or at.ndim != x.ndim:
+        raise ShapeError(
+            f"take_along_axis: indices of shape {np.shape(at)} were given for a tensor of shape "
+            f"{x.shape}, expected as many axes"
+        )
+    (along,) = check_axes(axis, x.ndim, "take_along_axis")
+    grid = np.ogrid[tuple(slice(n) for n in x.shape)]
+    return x[tuple(at if k == along else line for k, line in enumerate(grid))]
+
+
+def flip(x: TensorLike, axis: Axis = None) -> Tensor:
+    """The elements in reverse order along ``axis`` (None: every axis), the shape of x."""
+    x = as_tensor(x, "flip")
+    axes = check_axes(axis, x.ndim, "flip")
+    return x[tuple(slice(None, None, -1 if k in axes else None) for k in range(x.ndim))]
+
+
+def split(x: TensorLike, sections: int | Sequence[int], axis: int = 0) -> list[Tensor]:
+    """``x`` cut along ``axis``: into that many equal parts, or at the indices given.
+
+    Returns a list of tensors. Raises ShapeError if the parts would not be equal.
+    """
+    x = as_tensor(x, "split")
+    (along,) = check_axes(axis, x.ndim, "split")
+    length = x.shape[along]
+    if isinstance(sections, int):
+        if sections < 1 or length % sections:
+            raise ShapeError(
+                f"split: axis {axis} of shape {x.shape} cannot be cut into {sections} equal parts; "
+                "give the indices at which to cut"
+            )
+        step = length // sections
+        bounds = [(k * step, (k + 1) * step) for k in range(sections)]
+    else:
+        edges = [0, *sections, length]
+        bounds = list(pairwise(edges))
+    front = (slice(None),) * along
+    return [x[(*front, slice(low, high))] for low, high in bounds]
+
+
+for _name, _method in {"argmax": argmax, "mean": mean, "min": min}.items():
+    setattr(Tensor, _name, _method)

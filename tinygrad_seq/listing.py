@@ -1,0 +1,152 @@
+"""``Tape``: the list of what is recorded, to print and to check.
+
+Recording itself needs no list; see ``tape.py``. Imports tape and errors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tinygrad_seq.errors import TapeError
+from tinygrad_seq.tape import Entry, check_unwritten, recording
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One line of a tape; ``inputs`` are the indices of earlier lines."""
+
+    index: int
+    op: str
+    inputs: tuple[int, ...]
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    text: str  # the operation with its inputs and numbers, to be read
+    entry: Entry
+
+
+class Tape:
+    """``with Tape() as tape:`` lists what this thread records while the block runs.
+
+    A line is a recorded operation, or a leaf (a tensor made outside) at its first use. What needs
+    no gradient is not recorded and not listed. Keyword arguments give tensors names to be listed
+    under: ``Tape(W=weight)``. The tape keeps the entries it lists alive.
+    """
+
+    def __init__(self, **names: Any) -> None:
+        for name, tensor in names.items():
+            if not hasattr(tensor, "requires_grad"):
+                raise ValueError(
+                    f"Tape: {name} is a {type(tensor).__name__}, expected a tensor to list by name"
+                )
+        self._names = {id(tensor): name for name, tensor in names.items()}
+        self._named = tuple(names.values())  # keeps the ids from being used again
+        self._lines: list[Line] = []
+        self._slots: dict[Entry, int] = {}
+
+    def __enter__(self) -> Tape:
+        recording.tapes = (*recording.tapes, self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        recording.tapes = tuple(tape for tape in recording.tapes if tape is not self)
+
+    def __len__(self) -> int:
+        return len(self._lines)
+
+    def __iter__(self) -> Iterator[Line]:
+        return iter(self._lines)
+
+    def __getitem__(self, index: int) -> Line:
+        return self._lines[index]
+
+    def add(self, entry: Entry, inputs: Sequence[Any]) -> None:
+        """List ``entry``; its inputs are tensors and Python numbers. Called by the recorder."""
+        texts, slots = [], []
+        for given, parent in zip(inputs, entry.parents, strict=True):
+            if parent is None:
+                texts.append(f"{given!r}")
+                continue
+            if parent not in self._slots:
+                name = self._names.get(id(given), "leaf" if parent.requires_grad else "constant")
+                self._append(parent, name, (), name)
+            slots.append(self._slots[parent])
+            texts.append(f"%{slots[-1]}")
+        assert entry.op is not None
+        params = [_short(p) for p in (entry.saved or ())[entry.op.keeps :][: entry.op.shown]]
+        arguments = ", ".join(_abridged(texts) + params)
+        self._append(entry, entry.op.name, tuple(slots), f"{entry.op.name}({arguments})")
+
+    def _append(self, entry: Entry, op: str, inputs: tuple[int, ...], text: str) -> None:
+        index = self._slots[entry] = len(self._lines)
+        self._lines.append(Line(index, op, inputs, entry.shape, entry.dtype, text, entry))
+
+    def __str__(self) -> str:
+        if not self._lines:
+            return "an empty tape: nothing was recorded, since no input required a gradient"
+        rows = [("slot", "operation", "inputs", "shape", "dtype")]
+        for line in self._lines:
+            inputs = ", ".join(_abridged([f"%{i}" for i in line.inputs]))
+            operation = line.text if line.inputs else line.op
+            rows.append((f"%{line.index}", operation, inputs, f"{line.shape}", f"{line.dtype}"))
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        return "\n".join(
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+            for row in rows
+        )
+
+    def __repr__(self) -> str:
+        return f"<Tape of {len(self)} lines>"
+
+    def check(self) -> None:
+        """Raise a TapeError naming the first line that is wrong.
+
+        A line stands at its index and after its inputs, and these are the entries that it was made
+        from. Its shape and dtype are those that the operation gives for inputs like these (not
+        checked once backward has freed what was kept). No kept value was replaced since.
+        """
+        for line in self._lines:
+            self._check_line(line)
+        check_unwritten(line.entry for line in self._lines)
+
+    def _check_line(self, line: Line) -> None:
+        where = f"tape line %{line.index}, {line.text}"
+        if self._lines[line.index] is not line or self._slots.get(line.entry) != line.index:
+            raise TapeError(f"{where}: it is not at its own index")
+        if any(not 0 <= i < line.index for i in line.inputs):
+            raise TapeError(f"{where}: inputs {line.inputs} do not all stand before it")
+        entry = line.entry
+        if entry.op is None or entry.saved is None:
+            return
+        parents = [p for p in entry.parents if p is not None]
+        if [self._lines[i].entry for i in line.inputs] != parents:
+            raise TapeError(f"{where}: its inputs are not the entries that it was made from")
+        if entry.index <= max((p.index for p in parents), default=0):
+            raise TapeError(f"{where}: it was recorded before one of its inputs")
+        blanks = [1 if p is None else np.ones(p.shape, p.dtype) for p in entry.parents]
+        made = np.asarray(entry.op.forward(*blanks, *entry.saved[entry.op.keeps :]))
+        if (made.shape, made.dtype) != (line.shape, line.dtype):
+            raise TapeError(
+                f"{where}: {line.dtype}{line.shape} is listed, its inputs make "
+                f"{made.dtype}{made.shape}"
+            )
+
+
+def _abridged(texts: list[str]) -> list[str]:
+    return texts if len(texts) <= 6 else [*texts[:3], "…", texts[-1]]
+
+
+def _short(param: Any) -> str:
+    """A param as it is written in Python, arrays by dtype and shape."""
+    if isinstance(param, np.ndarray):
+        return f"{param.dtype}{param.shape}"
+    if isinstance(param, slice):
+        ends = ["" if v is None else str(v) for v in (param.start, param.stop)]
+        return ":".join(ends if param.step is None else [*ends, str(param.step)])
+    if isinstance(param, tuple):
+        inner = ", ".join(_abridged([_short(p) for p in param]))
+        return f"({inner},)" if len(param) == 1 else f"({inner})"
+    return "…" if param is Ellipsis else str(param)
