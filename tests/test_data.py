@@ -108,14 +108,24 @@ def test_csv(tmp_path):
     assert labels == ["2", "3"]
 
 
+def test_csv_that_is_no_utf8(tmp_path):
+    path = tmp_path / "table.csv"
+    path.write_bytes("T °C\n1\n".encode("cp1252"))
+    with pytest.raises(ValueError, match=r"table\.csv: not UTF-8 text .* save it as UTF-8"):
+        data.read_column(path)
+
+
 BAD_CSV = {
+    "line 2: 3 cells, expected 2": ("date,v\n2020,1,234\n", "v"),
+    "the header names 'v' twice": ("v,v\n1,2\n", "v"),
+    "no header line": ("", "v"),
     r"no column 'b', expected one of \['a'\]": ("a\n1\n", "b"),
     "line 3: column 'a' holds nothing": ("a,b\n1,2\n,3\n", "a"),
     "line 3: column 'b' holds nothing": ("a,b\n1,2\n4\n", "b"),
     "line 2: column 'a' holds 'warm'": ("a\nwarm\n", "a"),
     "line 3: column 'a' holds 'nan', expected a finite number": ("a\n1\nnan\n", "a"),
     "no rows below the header": ("a\n", "a"),
-    "no rows below": ("", None),
+    "no header": ("", None),
     "name one": ("a,b\n1,2\n", None),
     "of which none hold numbers": ("a\nx\n", None),
 }
@@ -129,13 +139,16 @@ def test_bad_csv(words, tmp_path):
 
 
 BAD = {
-    "length = 0": lambda: data.windows([1.0, 2.0], 0),
-    "horizon = 1.5": lambda: data.windows([1.0, 2.0], 1, 1.5),
+    "length: 0 was given": lambda: data.windows([1.0, 2.0], 0),
+    "horizon: 1.5 was given": lambda: data.windows([1.0, 2.0], 1, 1.5),
     "expected a series": lambda: data.windows(3.0, 1),
     "no sequences": lambda: data.pad_sequences([]),
     "equal further axes": lambda: data.pad_sequences([np.ones((2, 3)), np.ones((2, 2))]),
-    "batch_size = 0": lambda: data.Batches([1, 2], batch_size=0),
+    "batch_size: 0 was given": lambda: data.Batches([1, 2], batch_size=0),
     r"have \[2, 3\] examples": lambda: data.Batches([1, 2], [1, 2, 3], batch_size=1),
+    "batch_size: 2.7": lambda: data.Batches([1, 2], batch_size=2.7),
+    "as many axes as arrays": lambda: data.Batches(np.ones((2, 2)), batch_size=1, axis=5),
+    "pad int64 with": lambda: data.pad_sequences([[1, 2], [1]], value=np.nan),
     "no arrays": lambda: data.Batches(batch_size=1),
     "held_out = 2 of 2": lambda: data.train_test_split([1, 2], held_out=2),
     r"\[2, 1\] examples": lambda: data.train_test_split([1, 2], [1], held_out=1),

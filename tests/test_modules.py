@@ -115,7 +115,7 @@ def test_registering():
     assert len(list(module.parameters())) == 2
     with pytest.raises(ValueError, match="a tensor computed from others was assigned"):
         module.w = module.w * 2
-    with pytest.raises(ValueError, match="a list of parameters"):
+    with pytest.raises(ValueError, match="a list holds a parameter"):
         module.ws = [tgs.ones(1, requires_grad=True)]
     with pytest.raises(ValueError, match="a ndarray was assigned to a parameter"):
         module.w = np.ones(2)
@@ -127,6 +127,27 @@ def test_registering():
     with pytest.raises(ValueError, match="expected a floating one"):
         nn.parameter([1], "int64")
     module.u = None
+    module.inner = []
+    module.inner.append({"p": nn.parameter([1.0])})
+    with pytest.raises(ValueError, match=r"inner\.0: a dict holds a parameter"):
+        module.state_dict()
+    module.inner = None
+    with tgs.no_grad(), pytest.raises(ValueError, match="a tensor off the tape was assigned"):
+        module.w = module.w * 0.5
+    with pytest.raises(ValueError, match="register_parameter: k is array"):
+        module.register_parameter("k", np.ones(1))
+    with pytest.raises(ValueError, match="a list was given, expected a dict"):
+        module.load_state_dict([])
+    twin = copy.copy(module)
+    twin.w = None
+    assert [n for n, _ in module.named_parameters()] == ["w", "frozen"]
+    twin.child = nn.Module()
+    twin.child.parent = twin
+    assert "..." in repr(twin)
+    clash = nn.Module()
+    clash.a = {"x.y": nn.LayerNorm(1), "x": {"y": nn.LayerNorm(1)}}
+    with pytest.raises(ValueError, match="two tensors have the name"):
+        clash.state_dict()
     del module.w
     assert [n for n, _ in module.named_parameters()] == ["frozen"]
     module.frozen = None

@@ -137,10 +137,15 @@ def test_state_goes_on_where_it_was(kind):
         steps(o, t, 2)
     assert w.item() == twin.item() == both.item()
     with pytest.raises(ValueError, match="expected 1 and 1"):
-        resumed.load_state_dict({"groups": [], "states": []})
-    if kind is optim.Adam:
-        with pytest.raises(ValueError, match=r"shape \(2,\) was given"):
-            resumed.load_state_dict({"groups": [{}], "states": [{"mean": np.zeros(2)}]})
+        resumed.load_state_dict({"kind": kind.__name__, "param_groups": [], "states": []})
+    with pytest.raises(ValueError, match=r"shape \(2,\) was given"):
+        resumed.load_state_dict(
+            {"kind": kind.__name__, "param_groups": [{}], "states": [{"mean": np.zeros(2)}]}
+        )
+    with pytest.raises(ValueError, match="that of Other was given"):
+        resumed.load_state_dict({"kind": "Other", "param_groups": [], "states": []})
+    with pytest.raises(ValueError, match=r"expected what an optimiser's state_dict\(\) returned"):
+        resumed.load_state_dict({"groups": []})
 
 
 def test_schedules():
@@ -157,12 +162,78 @@ def test_schedules():
     assert rates(lambda o: optim.WarmupLR(o, 2)) == [0.5, 1, 1, 1]
     cosine = rates(lambda o: optim.CosineAnnealingLR(o, 2, final=0.2))
     assert cosine == pytest.approx([1, 0.6, 0.2, 0.2])
-    assert rates(lambda o: optim.Schedule(o, lambda n: 1 / (n + 1))) == [1, 1 / 2, 1 / 3, 1 / 4]
+    assert rates(lambda o: optim.LambdaLR(o, lambda n: 1 / (n + 1))) == [1, 1 / 2, 1 / 3, 1 / 4]
     optimizer = optim.SGD([tgs.ones(1, requires_grad=True)], lr=1.0)
     schedule = optim.ExponentialLR(optimizer, 0.5)
-    schedule.load_state_dict({"count": 3, "start": [1.0]})
+    schedule.load_state_dict({"count": 3})
     assert optimizer.param_groups[0]["lr"] == 0.125
-    assert schedule.state_dict() == {"count": 3, "start": [1.0]}
+    assert schedule.state_dict() == {"count": 3}
+    warmup = optim.WarmupLR(optimizer, 2)  # schedules multiply
+    assert optimizer.param_groups[0]["lr"] == 0.0625
+    warmup.step()
+    assert optimizer.param_groups[0]["lr"] == 0.125
+    copied = pickle.loads(pickle.dumps(schedule))
+    copied.step()
+    assert copied.optimizer.param_groups[0]["lr"] == 0.0625
+    assert optimizer.param_groups[0]["lr"] == 0.125
+
+
+def test_numbers_without_axes_train():
+    """A parameter of shape () and settings that are NumPy scalars keep shape and dtype."""
+    lr = np.float64(0.1)
+    for make in (
+        lambda p: optim.SGD(p, lr=lr, momentum=np.float64(0.9), nesterov=True, weight_decay=lr),
+        lambda p: optim.Adam(p, lr=lr),
+        lambda p: optim.AdamW(p, lr=lr),
+        lambda p: optim.RMSprop(p, lr=lr, momentum=0.5),
+    ):
+        w = tgs.tensor(1.0, requires_grad=True)
+        optimizer = make([w])
+        optim.LambdaLR(optimizer, lambda n: np.cos(n))
+        for _ in range(3):
+            optimizer.zero_grad()
+            (w * w).backward()
+            optim.clip_grad_norm_([w], np.float64(0.5))
+            optim.clip_grad_value_([w], np.float64(0.4))
+            optimizer.step()
+        assert w.numpy().shape == ()
+        assert w.dtype == np.float32
+        assert w.grad.numpy().dtype == np.float32
+        assert w.item() < 1
+
+
+def test_converting_a_model_converts_the_state():
+    layer = tgs.nn.Linear(2, 2)
+    optimizer = optim.Adam(layer.parameters())
+    layer(np.ones((1, 2), "f4")).sum().backward()
+    optimizer.step()
+    layer.to("float64")
+    optimizer.zero_grad()
+    layer(np.ones((1, 2))).sum().backward()
+    optimizer.step()
+    assert layer.weight.dtype == np.float64
+
+
+def test_an_optimiser_of_ones_own():
+    class Sign(optim.Optimizer):
+        def __init__(self, parameters, lr=0.1):
+            super().__init__(parameters, {"lr": lr})
+            self.note = "mine"
+
+        def update(self, value, gradient, group, state):
+            return value - group["lr"] * np.sign(gradient)
+
+    class Wrong(Sign):
+        def update(self, value, gradient, group, state):
+            return value.astype("f8")
+
+    w = tgs.ones(2, requires_grad=True)
+    w.grad = [3.0, -2.0]
+    Sign([w]).step()
+    assert w.tolist() == pytest.approx([0.9, 1.1])
+    assert copy.deepcopy(Sign([w])).note == "mine"
+    with pytest.raises(ValueError, match=r"made float64\(2,\) of a parameter float32\(2,\)"):
+        Wrong([w]).step()
 
 
 def test_clipping():
@@ -189,15 +260,20 @@ BAD = {
     "was given twice": lambda: optim.SGD([W, W]),
     r"pass model\.parameters\(\)": lambda: optim.SGD(tgs.nn.Linear(1, 1)),
     "lr = inf": lambda: optim.SGD([W], lr=math.inf),
+    r"pass model\.parameters\(\), with": lambda: optim.SGD(tgs.nn.Linear(1, 1).parameters),
+    "lr = None": lambda: optim.SGD([W], lr=None),
+    r"betas = \(0\.9,\) was given, expected two": lambda: optim.Adam([W], betas=(0.9,)),
+    "max_norm = None": lambda: optim.clip_grad_norm_([W], None),
+    "StepLR: a list was given": lambda: optim.StepLR([W], 1),
     "lr = -1": lambda: optim.SGD([W], lr=-1),
-    "momentum = 1": lambda: optim.SGD([W], momentum=1),
+    "momentum = 1 was given": lambda: optim.SGD([W], momentum=1),
     "nesterov was given without momentum": lambda: optim.SGD([W], nesterov=True),
     r"betas = \(0\.9, 1\.0\) was given": lambda: optim.Adam([W], betas=(0.9, 1.0)),
     "expected 'params' and any of": lambda: optim.SGD([{"params": [W], "learning_rate": 1}]),
     "max_norm = 0": lambda: optim.clip_grad_norm_([W], 0),
     "limit = -1": lambda: optim.clip_grad_value_([W], -1),
-    "step_size = 0": lambda: optim.StepLR(optim.SGD([W]), 0),
-    "steps = 0": lambda: optim.CosineAnnealingLR(optim.SGD([W]), 0),
+    "step_size: 0": lambda: optim.StepLR(optim.SGD([W]), 0),
+    "steps: 0": lambda: optim.CosineAnnealingLR(optim.SGD([W]), 0),
 }
 
 

@@ -130,6 +130,42 @@ def test_padding_changes_nothing(kind, reverse, rng):
         np.testing.assert_allclose(ys[:length, b : b + 1], alone, atol=1e-13)
 
 
+def test_padding_reaches_no_weight_of_a_cell_that_is_singular_at_zero(rng):
+    w = tgs.tensor(rng.standard_normal((2, 1)), requires_grad=True)
+
+    def cell(x, h):
+        unit = x / tgs.sqrt((x * x).sum(axis=-1, keepdims=True)) + tgs.log(x)
+        h = h + unit @ w
+        return h, h
+
+    xs = rng.uniform(0.5, 1, (4, 3, 2))
+    xs[1:, 1] = np.nan
+    xs[:, 2] = 0
+    for reverse in (False, True):
+        w.grad = None
+        start = np.zeros((3, 1))
+        ys, _ = tgs.unroll(cell, xs, start, lengths=[4, 1, 0], reverse=reverse)
+        ys.sum().backward()
+        together, w.grad = w.grad.numpy(), None
+        for b, length in ((0, 4), (1, 1)):
+            rows = xs[:length, b : b + 1]
+            tgs.unroll(cell, rows, start[:1], reverse=reverse)[0].sum().backward()
+        np.testing.assert_allclose(together, w.grad.numpy(), rtol=1e-12)
+
+
+def test_no_steps_stay_on_the_tape():
+    layer = nn.GRU(2, 3)
+    ys, _ = layer(np.zeros((0, 4, 2), "f4"))
+    assert ys.shape == (0, 4, 3)
+    ys.sum().backward()
+    assert (layer.cells[0].weight_ih.grad.numpy() == 0).all()
+    embedding = nn.Embedding(1, 2)
+    ys, _ = tgs.unroll(
+        lambda x, s: (embedding(x) + s, s), np.zeros((0, 3), int), np.zeros((3, 2), "f4")
+    )
+    assert ys.shape == (0, 3, 2)
+
+
 def test_initial_states_have_gradients_and_may_be_trained(rng):
     class Started(nn.LSTMCell):
         """Starts from a row that is learned."""
@@ -257,6 +293,8 @@ BAD = {
     "backend 'gpu' was given": lambda: nn.RNN(2, 3, backend="gpu"),
     "expected one": lambda: nn.RNN(2, 3, bidirectional=True, reverse=True),
     "num_layers: 0": lambda: nn.RNN(2, 3, num_layers=0),
+    "expected cells": lambda: nn.Recurrent([1]),
+    "p = None": lambda: nn.Dropout(None),
     "p = 1.5": lambda: nn.LSTM(2, 3, dropout=1.5),
 }
 
@@ -354,8 +392,15 @@ class TestLayers:
         layer = nn.RNN(2, 8, num_layers=2, dropout=0.5)
         x = np.ones((3, 2, 2), "f4")
         assert np.abs(layer(x)[0].numpy() - layer(x)[0].numpy()).max() > 0
+        outputs = []
+        for _ in range(2):
+            tgs.manual_seed(5)
+            outputs.append(layer(x)[0].tolist())
+        assert outputs[0] == outputs[1]
         layer.eval()
         np.testing.assert_array_equal(layer(x)[0], layer(x)[0])
+        seeded = nn.RNN(2, 8, num_layers=2, dropout=0.5, rng=0)
+        assert np.abs(seeded(x)[0].numpy() - seeded(x)[0].numpy()).max() > 0
 
     def test_empty(self):
         layer = nn.LSTM(2, 3, num_layers=2, bidirectional=True)

@@ -195,6 +195,16 @@ def test_logsumexp_does_not_overflow():
     assert hidden.item() == 0
 
 
+def test_small_integers():
+    small = np.array([0, 5], np.uint8)
+    assert tgs.min(small).item() == 0
+    assert tgs.min(tgs.tensor([True, False])).item() is False
+    np.testing.assert_allclose(tgs.softmax(np.array([-128, 127], np.int8)), [0, 1], atol=1e-6)
+    assert tgs.mean(np.ones(100_000, np.float16)).item() == 1
+    assert tgs.stack([tgs.zeros(1, dtype="float64"), [0.1]]).numpy()[1, 0] == 0.1
+    assert tgs.concat(tgs.ones(1) for _ in range(3)).shape == (3,)
+
+
 def test_many_slices_cost_their_own_size():
     """Reading T steps out of a sequence makes one gradient of its size, not T."""
     x = tgs.randn(2000, 2, requires_grad=True)
@@ -204,6 +214,10 @@ def test_many_slices_cost_their_own_size():
 
 
 BAD = {
+    "reshape: 1 elements": lambda x: tgs.ones(1).reshape(-1, -1),
+    "reshape: shape .*expected integers": lambda x: x.reshape(x.size / 2, 2),
+    "broadcast_to: shape 'a'": lambda x: tgs.broadcast_to(x, "a"),
+    "permute_dims: shape": lambda x: tgs.permute_dims(x, 0.5),
     r"matmul: a \(2, 3\) and b \(2, 3\).*transpose": lambda x: x @ x,
     "matmul: .*at least one axis": lambda x: x @ tgs.tensor(1.0),
     "sum: axis 2 was given for a tensor with 2 axes": lambda x: x.sum(2),
@@ -239,5 +253,15 @@ def test_other_bad_input():
         x.sum("rows")
     with pytest.raises(ValueError, match="sequence of at least one"):
         tgs.stack([])
+    for function in (tgs.concat, tgs.stack):
+        with pytest.raises(ValueError, match="axis None was given, expected an integer"):
+            function([x, x], axis=None)
+    with pytest.raises(ValueError, match=r"axis \(0, 1\) was given, expected an integer"):
+        tgs.cumsum(x, (0, 1))
+    with pytest.raises(ValueError, match="how many parts, or a list of indices"):
+        tgs.split(x, 2.0)
+    with pytest.raises(ValueError, match=r"cannot hold it"):
+        tgs.pad(tgs.tensor([1]), 1, 0.5)
+    assert tgs.expand_dims(x, [0, 1]).shape == (1, 1, 2, 3)
     with pytest.raises(tgs.TapeError, match=r"tgs\.where"):
         x[0] = 1.0

@@ -326,6 +326,33 @@ def test_check_after_a_part_was_freed():
     tape.check()
 
 
+def test_check_of_a_tape_that_starts_in_the_middle():
+    w = leaf(2.0)
+    h = w * 2
+    with tgs.Tape() as tape:
+        h * 3
+        tgs.grad(lambda w: (w * w).sum())(w)
+    tape.check()
+    with tgs.Tape() as once, pytest.raises(tgs.TapeError, match="open already"), once:
+        pass
+
+
+def test_no_grad_wants_parentheses():
+    with pytest.raises(ValueError, match=r"write @tgs\.no_grad\(\), with \(\)"):
+
+        @tgs.no_grad
+        def f() -> None: ...
+
+    with pytest.raises(ValueError, match="a generator function was given"):
+
+        @tgs.no_grad()
+        def g():
+            yield 1
+
+    with pytest.raises(ValueError, match=r"write Tape\(x=x\)"):
+        tgs.Tape(leaf(1.0))
+
+
 def test_no_grad_nests():
     x, off = leaf(1.0), tgs.no_grad()
     with off, off:

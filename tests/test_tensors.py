@@ -24,6 +24,17 @@ def test_dtypes_of_what_is_given():
     assert tgs.tensor(tgs.ones(2, dtype="float64")).dtype == np.float64
 
 
+def test_floats_are_rounded_once():
+    assert tgs.tensor(0.1, dtype="float64").item() == 0.1
+    assert tgs.tensor([16777217.0], dtype="int64").item() == 16777217
+    assert tgs.full(1, 0.1, dtype="float64").item() == 0.1
+    t = tgs.zeros(1, dtype="float64", requires_grad=True)
+    t.data = [0.1]
+    assert t.item() == 0.1
+    (t * 1).backward([0.1])
+    assert t.grad.item() == 0.1
+
+
 def test_float32_with_float64_gives_float64():
     a, b = tgs.ones(2, requires_grad=True), tgs.ones(2, dtype="float64", requires_grad=True)
     (a * b).sum().backward()
@@ -216,6 +227,10 @@ BAD = {
     "complex128 was given": lambda: tgs.tensor(1j),
     "<U1 was given": lambda: tgs.tensor(["a"]),
     "tgs.stack or tgs.concat": lambda: tgs.tensor([tgs.ones(2)]),
+    "a list of tensors": lambda: tgs.tensor([0.0, tgs.tensor(2.0)]),
+    "complex64 was given": lambda: tgs.arange(3, dtype="complex64"),
+    "dtype: None was given": lambda: tgs.ones(2).to(None),
+    "manual_seed: 'a' was given": lambda: tgs.manual_seed("a"),
     "dtype goes by keyword": lambda: tgs.zeros((2, 3), "float64"),
     "expected integers from 0 on": lambda: tgs.zeros(-1),
     "a step of 0": lambda: tgs.arange(0, 1, 0),

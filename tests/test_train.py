@@ -196,7 +196,7 @@ def test_nan_is_stopped_before_the_weights(rng):
     model, optimizer = model_and_optimizer()
     before = model.state_dict()
     x[5, 1] = np.nan
-    with pytest.raises(ValueError, match="epoch 0, batch 0: the loss is nan; the weights are"):
+    with pytest.raises(ValueError, match="epoch 0, batch 0: the loss is nan; this batch has not"):
         train.fit(model, [(x, y)], mse, optimizer, epochs=2, progress=False)
     np.testing.assert_array_equal(model.weight, before["weight"])
 
@@ -214,6 +214,26 @@ def test_nan_is_stopped_before_the_weights(rng):
     np.testing.assert_array_equal(model.weight, before["weight"])
 
 
+def test_lengths_pass_through_sequential(rng):
+    x, lengths = rng.standard_normal((4, 3, 2)), np.array([4, 0, 2])
+    model = nn.Sequential(nn.GRU(2, 3, rng=0), tgs.tanh, nn.Linear(3, 1, rng=0))
+    optimizer = optim.Adam(model.parameters())
+    batch = (x, np.zeros((4, 3, 1)), lengths)
+    assert len(train.fit(model, [batch], mse, optimizer, epochs=1, progress=False)) == 1
+    ys = model[0](tgs.tensor(x, dtype="float32"), lengths=lengths)[0]
+    np.testing.assert_array_equal(train.predict(model, x, lengths), model[2](tgs.tanh(ys)))
+
+
+def test_arguments_of_another_kind(rng):
+    x, y = problem(rng)
+    model, optimizer = model_and_optimizer()
+    for wrong in (mse, optim.Adam, None):
+        with pytest.raises(ValueError, match=r"fit: optimizer is .* expected an optim\.Optimizer"):
+            train.fit(model, [(x, y)], mse, wrong, epochs=1, progress=False)
+    with pytest.raises(ValueError, match=r"fit: schedule is .* expected an optim\.Schedule"):
+        train.fit(model, [(x, y)], mse, optimizer, epochs=1, schedule=optim.StepLR, progress=False)
+
+
 def test_bad_batches(rng):
     x, y = problem(rng)
     model, optimizer = model_and_optimizer()
@@ -226,9 +246,9 @@ def test_bad_batches(rng):
         train.fit(model, [(x,)], epochs=1, **common)
     with pytest.raises(ValueError, match="a batch of ndarray was given"):
         train.fit(model, [x], epochs=1, **common)
-    with pytest.raises(ValueError, match="epochs = -1"):
+    with pytest.raises(ValueError, match="epochs: -1 was given"):
         train.fit(model, [(x, y)], epochs=-1, **common)
-    with pytest.raises(ValueError, match="patience = 0"):
+    with pytest.raises(ValueError, match="patience: 0 was given"):
         train.fit(model, [(x, y)], epochs=1, patience=0, **common)
     with pytest.raises(ValueError, match="gave no examples"):
         train.evaluate(model, [], mse)

@@ -60,6 +60,26 @@ def test_grad_leaves_no_trace():
         assert not tgs.grad(lambda x: (x * w).sum())(x).requires_grad
 
 
+def test_nested_grad_leaves_no_trace():
+    inner_of_outer = tgs.grad(lambda b: tgs.grad(lambda a: a * a * b)(2.0))
+    assert inner_of_outer(1.0).item() == 4
+    assert not inner_of_outer(1.0).requires_grad
+    assert tgs.grad(lambda a: tgs.grad(lambda b: a * b * b)(1.0))(2.0).item() == 2
+    third = tgs.grad(lambda c: tgs.grad(lambda b: tgs.grad(lambda a: a * b * c * c)(2.0))(3.0))
+    assert third(5.0).item() == 10
+    assert not third(5.0).requires_grad
+    moved = tgs.grad(lambda b: tgs.jvp(lambda a: a * a * b, (2.0,), (1.0,))[1])
+    assert moved(1.0).item() == 4
+    assert not moved(1.0).requires_grad
+
+
+def test_grad_beside_a_freed_graph():
+    x = tgs.tensor(2.0, requires_grad=True)
+    h = x * 2
+    (h * h).backward()
+    assert tgs.grad(lambda a: a * h)(3.0).item() == 4
+
+
 def test_create_graph():
     x = tgs.tensor([1.0, 2.0, 3.0], dtype="float64", requires_grad=True)
     (x**3).sum().backward(create_graph=True)
@@ -160,6 +180,9 @@ BAD = {
     r"expected \(a tensor, a tensor\)": lambda: tgs.vjp(lambda x: (x, x), 1.0)[1](1.0),
     r"tangent: shape \(3,\)": lambda: tgs.jvp(lambda x: x, (np.ones(2),), (np.ones(3),)),
     r"write \(x,\) for one": lambda: tgs.jvp(lambda x: x, np.ones(2), np.ones(2)),
+    r"argnums \[0, 1\] was given": lambda: tgs.grad(lambda a, b: a, [0, 1]),
+    "names an argument twice": lambda: tgs.grad(lambda a: a, (0, -1))(1.0),
+    "an input of dtype int64": lambda: tgs.gradcheck(lambda x: x, np.array([1])),
     "order 0": lambda: tgs.gradcheck(lambda x: x, 1.0, order=0),
 }
 

@@ -14,8 +14,8 @@ import numpy as np
 
 from tinygrad_seq.elementwise import abs, exp, log, square, where
 from tinygrad_seq.errors import ShapeError
-from tinygrad_seq.structural import check_axes, index_part, max, sum
-from tinygrad_seq.tensors import Axis, Tensor, TensorLike, as_tensor, wrap
+from tinygrad_seq.structural import check_axes, check_axis, index_part, max, sum
+from tinygrad_seq.tensors import DEFAULT_FLOAT, FLOATS, Axis, Tensor, TensorLike, as_tensor, wrap
 
 # Reductions ----------------------------------------------------------------------------------
 
@@ -33,18 +33,20 @@ def _counted(x: Tensor, axis: Axis, operation: str) -> int:
 def mean(x: TensorLike, axis: Axis = None, keepdims: bool = False) -> Tensor:
     """The arithmetic mean over ``axis``. Raises ShapeError if there is nothing to average."""
     x = as_tensor(x, "mean")
-    return sum(x, axis, keepdims) * (1.0 / _counted(x, axis, "mean"))
+    return scaled_sum(x, 1.0 / _counted(x, axis, "mean"), axis, keepdims)
+
+
+def scaled_sum(x: Tensor, factor: float, axis: Axis = None, keepdims: bool = False) -> Tensor:
+    """The sum times ``factor``. float16 is summed in float32: it ends at 65,504."""
+    if x.dtype == np.float16:
+        return (sum(x.to("float32"), axis, keepdims) * factor).to("float16")
+    return sum(x, axis, keepdims) * factor
 
 
 def var(x: TensorLike, axis: Axis = None, keepdims: bool = False) -> Tensor:
     """The variance over ``axis``, mean((x − mean(x))²): divided by N, not N − 1."""
     x = as_tensor(x, "var")
     return mean(square(x - mean(x, axis, keepdims=True)), axis, keepdims)
-
-
-def min(x: TensorLike, axis: Axis = None, keepdims: bool = False) -> Tensor:
-    """The smallest values over ``axis``; equal ones share the gradient equally."""
-    return -max(-as_tensor(x, "min"), axis, keepdims)
 
 
 def argmax(x: TensorLike, axis: int | None = None) -> Tensor:
@@ -68,13 +70,18 @@ def _index_of(find: Any, x: Tensor, axis: int | None, operation: str) -> Tensor:
     return wrap(np.asarray(find(x._data, axis=axis)), None)
 
 
+def _floating(x: TensorLike, operation: str) -> Tensor:
+    x = as_tensor(x, operation)
+    return x if x.dtype in FLOATS else x.to(DEFAULT_FLOAT)
+
+
 def logsumexp(x: TensorLike, axis: Axis = None, keepdims: bool = False) -> Tensor:
     """log Σ exp(x) over ``axis`` (as in ``sum``), computed so that nothing overflows.
 
     It is log Σ exp(x − s) + s for any s. With the largest x for s no exponent is positive, and s
     may stand off the tape: what it adds to the derivative of one term it takes from the other.
     """
-    x = as_tensor(x, "logsumexp")
+    x = _floating(x, "logsumexp")
     axes = check_axes(axis, x.ndim, "logsumexp")
     shift = max(x.detach(), axes, keepdims=True)
     shift = where(abs(shift) < np.inf, shift, 0.0)
@@ -84,15 +91,15 @@ def logsumexp(x: TensorLike, axis: Axis = None, keepdims: bool = False) -> Tenso
 
 def softmax(x: TensorLike, axis: int = -1) -> Tensor:
     """exp(x) / Σ exp(x) along ``axis``, the shape of x; shifted as in ``logsumexp``."""
-    x = as_tensor(x, "softmax")
-    axes = check_axes(axis, x.ndim, "softmax")
+    x = _floating(x, "softmax")
+    axes = (check_axis(axis, x.ndim, "softmax"),)
     e = exp(x - max(x.detach(), axes, keepdims=True))
     return e / sum(e, axes, keepdims=True)
 
 
 def log_softmax(x: TensorLike, axis: int = -1) -> Tensor:
     """x − log Σ exp(x) along ``axis``, the shape of x."""
-    x = as_tensor(x, "log_softmax")
+    x = _floating(x, "log_softmax")
     return x - logsumexp(x, axis, keepdims=True)
 
 
@@ -102,7 +109,7 @@ def log_softmax(x: TensorLike, axis: int = -1) -> Tensor:
 def expand_dims(x: TensorLike, axis: int | tuple[int, ...]) -> Tensor:
     """``x`` with axes of length 1 put in at ``axis``, counted in the result."""
     x = as_tensor(x, "expand_dims")
-    count = len(axis) if isinstance(axis, tuple) else 1
+    count = len(axis) if isinstance(axis, (tuple, list)) else 1
     axes = check_axes(axis, x.ndim + count, "expand_dims")
     lengths = iter(x.shape)
     return x.reshape([1 if k in axes else next(lengths) for k in range(x.ndim + count)])
@@ -124,7 +131,7 @@ def take(x: TensorLike, indices: TensorLike, axis: int | None = None) -> Tensor:
     x = as_tensor(x, "take")
     if axis is None:
         x, axis = x.reshape(x.size), 0
-    return x[(slice(None),) * check_axes(axis, x.ndim, "take")[0] + (index_part(indices),)]
+    return x[(slice(None),) * check_axis(axis, x.ndim, "take") + (index_part(indices),)]
 
 
 def take_along_axis(x: TensorLike, indices: TensorLike, axis: int = -1) -> Tensor:
@@ -138,7 +145,7 @@ def take_along_axis(x: TensorLike, indices: TensorLike, axis: int = -1) -> Tenso
             f"take_along_axis: indices of shape {np.shape(at)} were given for a tensor of shape "
             f"{x.shape}, expected as many axes"
         )
-    (along,) = check_axes(axis, x.ndim, "take_along_axis")
+    along = check_axis(axis, x.ndim, "take_along_axis")
     grid = np.ogrid[tuple(slice(n) for n in x.shape)]
     return x[tuple(at if k == along else line for k, line in enumerate(grid))]
 
@@ -156,9 +163,9 @@ def split(x: TensorLike, sections: int | Sequence[int], axis: int = 0) -> list[T
     Returns a list of tensors. Raises ShapeError if the parts would not be equal.
     """
     x = as_tensor(x, "split")
-    (along,) = check_axes(axis, x.ndim, "split")
+    along = check_axis(axis, x.ndim, "split")
     length = x.shape[along]
-    if isinstance(sections, int):
+    if isinstance(sections, (int, np.integer)):
         if sections < 1 or length % sections:
             raise ShapeError(
                 f"split: axis {axis} of shape {x.shape} cannot be cut into {sections} equal parts; "
@@ -167,11 +174,15 @@ def split(x: TensorLike, sections: int | Sequence[int], axis: int = 0) -> list[T
         step = length // sections
         bounds = [(k * step, (k + 1) * step) for k in range(sections)]
     else:
-        edges = [0, *sections, length]
+        if not isinstance(sections, (list, tuple, np.ndarray)):
+            raise ValueError(
+                f"split: {sections!r} was given, expected how many parts, or a list of indices"
+            )
+        edges = [0, *(int(edge) for edge in sections), length]
         bounds = list(pairwise(edges))
     front = (slice(None),) * along
     return [x[(*front, slice(low, high))] for low, high in bounds]
 
 
-for _name, _method in {"argmax": argmax, "mean": mean, "min": min}.items():
+for _name, _method in {"argmax": argmax, "mean": mean}.items():
     setattr(Tensor, _name, _method)

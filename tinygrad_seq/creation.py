@@ -20,6 +20,8 @@ _generator = np.random.default_rng()
 def manual_seed(seed: int) -> None:
     """Start the random numbers of this package, parameters' and masks' included, at ``seed``."""
     global _generator
+    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
+        raise ValueError(f"manual_seed: {seed!r} was given, expected an integer from 0 on")
     _generator = np.random.default_rng(seed)
 
 
@@ -94,8 +96,9 @@ def arange(
     if not step:
         raise ValueError("arange: a step of 0 was given, expected another number")
     whole = all(isinstance(v, (int, np.integer)) for v in (low, high, step))
+    wanted = check_dtype(dtype or (np.int64 if whole else DEFAULT_FLOAT))
     made = np.arange(low, high, step, dtype=np.int64 if whole else np.float64)
-    return wrap(made.astype(dtype or (np.int64 if whole else DEFAULT_FLOAT)), None)
+    return wrap(made.astype(wanted), None)
 
 
 def eye(n: int, m: int | None = None, dtype: DTypeLike | None = None) -> Tensor:

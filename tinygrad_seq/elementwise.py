@@ -8,7 +8,7 @@ Imports rules, tape and tensors.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from tinygrad_seq.tensors import (
     TensorLike,
     apply,
     as_tensor,
+    float_dtype,
     promote,
     refusal,
     wrap,
@@ -68,24 +69,36 @@ def _documentation(rule: Rule, more: str = "") -> str:
     )
 
 
-def _operand(value: Any, operation: str) -> Any:
-    """A tensor, or a Python number left weak."""
-    if isinstance(value, (float, int)) and not isinstance(value, bool):
-        return float(value) if isinstance(value, float) else value
-    return as_tensor(value, operation)
+# Of integers these make integers; all others are computed in float32.
+_WHOLE = {"abs", "add", "maximum", "minimum", "multiply", "negative", "relu", "scalar_power"}
+_WHOLE |= {"power", "sign", "square", "subtract"}
+
+
+def _operands(values: Sequence[Any], operation: str) -> list[Any]:
+    """Tensors and, beside them, Python numbers left weak; brought to dtypes that go together."""
+    like = float_dtype(values)
+    operands: list[Any] = []
+    for value in values:
+        if isinstance(value, (float, int)) and not isinstance(value, bool):
+            operands.append(float(value) if isinstance(value, float) else value)
+        else:
+            operands.append(as_tensor(value, operation, like))
+    if not any(isinstance(operand, Tensor) for operand in operands):
+        operands = [as_tensor(operand) for operand in operands]
+    return promote(operands)
 
 
 def _general(rule: Rule, *inputs: Any) -> Tensor:
-    """Any operands: arrays, numbers alone, mixed and integer dtypes."""
-    operands = [_operand(value, rule.name) for value in inputs]
-    if not any(isinstance(operand, Tensor) for operand in operands):
-        operands = [as_tensor(operand) for operand in operands]
-    out = apply(rule, promote(operands))
-    if out.dtype == np.float64 and not any(
-        isinstance(t, Tensor) and t.dtype == np.float64 for t in operands
-    ):
-        out = wrap(out._data.astype(DEFAULT_FLOAT), None)  # a float made of integers alone
-    return out
+    """Any operands: arrays, lists, numbers alone, mixed and integer dtypes."""
+    operands = _operands(inputs, rule.name)
+    made_float = rule.name not in _WHOLE
+    for k, operand in enumerate(operands):
+        if isinstance(operand, Tensor) and operand.dtype.kind in "iub":
+            if made_float:
+                operands[k] = wrap(operand._data.astype(DEFAULT_FLOAT), None)
+            elif operand.dtype.kind == "b" and rule.name not in ("maximum", "minimum"):
+                operands[k] = wrap(operand._data.astype(np.int64), None)
+    return apply(rule, operands)
 
 
 add: Binary = _function("add")
@@ -95,6 +108,7 @@ divide: Binary = _function("divide")
 maximum: Binary = _function("maximum")
 minimum: Binary = _function("minimum")
 _power: Binary = _function("power")
+_scalar_power: Binary = _function("scalar_power")
 negative: Unary = _function("negative")
 exp: Unary = _function("exp")
 expm1: Unary = _function("expm1")
@@ -116,19 +130,25 @@ erf: Unary = _function("erf")
 
 
 def power(a: TensorLike, b: TensorLike) -> Tensor:
-    if type(b) is int and b == 2:
-        return square(a)
+    if isinstance(b, (float, int)) and not isinstance(b, bool):
+        return square(a) if type(b) is int and b == 2 else _scalar_power(a, b)
     if isinstance(a, (float, int)) and isinstance(b, Tensor) and b.dtype.kind == "f":
         a = wrap(np.asarray(a, b.dtype), None)  # so that log(a) is taken in b's dtype
     return _power(a, b)
 
 
+def _with_number(rule: Rule, x: TensorLike, number: TensorLike) -> Tensor:
+    """A rule that chooses by x, which therefore is a tensor in any case."""
+    x = float(x) if isinstance(x, float) else x
+    return _general(rule, as_tensor(x, rule.name, float_dtype([number])), number)
+
+
 def leaky_relu(x: TensorLike, slope: TensorLike = 0.01) -> Tensor:
-    return _general(RULES["leaky_relu"], as_tensor(_operand(x, "leaky_relu")), slope)
+    return _with_number(RULES["leaky_relu"], x, slope)
 
 
 def elu(x: TensorLike, alpha: TensorLike = 1.0) -> Tensor:
-    return _general(RULES["elu"], as_tensor(_operand(x, "elu")), alpha)
+    return _with_number(RULES["elu"], x, alpha)
 
 
 def where(condition: TensorLike, a: TensorLike, b: TensorLike) -> Tensor:
@@ -138,10 +158,7 @@ def where(condition: TensorLike, a: TensorLike, b: TensorLike) -> Tensor:
             f"where: a condition of dtype {chosen.dtype} was given, expected booleans; "
             "write a comparison such as x > 0"
         )
-    pair = promote([_operand(a, "where"), _operand(b, "where")])
-    if not any(isinstance(operand, Tensor) for operand in pair):
-        pair = [as_tensor(operand) for operand in pair]
-    return apply(RULES["where"], [chosen, *pair])
+    return apply(RULES["where"], [chosen, *_operands([a, b], "where")])
 
 
 power.__doc__ = _documentation(RULES["power"])
@@ -164,7 +181,7 @@ def clip(x: TensorLike, low: TensorLike | None = None, high: TensorLike | None =
     return as_tensor(x, "clip") if high is None else minimum(x, high)
 
 
-read_over_tensors({name: globals()[name] for name in RULES})
+read_over_tensors({name: globals()[name] for name in RULES if name in globals()})
 
 
 # Operators -----------------------------------------------------------------------------------
@@ -175,7 +192,7 @@ def _comparison(ufunc: Any) -> Callable[[Any, Any], Tensor]:
         arrays = [t._data if isinstance(t, Tensor) else t for t in (a, b)]
         try:
             return wrap(np.asarray(ufunc(*arrays)), None)
-        except ValueError as error:
+        except (TypeError, ValueError) as error:
             raise refusal(ufunc.__name__, "ab", arrays, error) from None
 
     return compare
@@ -192,6 +209,12 @@ for _name, _ufunc in {
     "__or__": np.bitwise_or,
 }.items():
     setattr(Tensor, _name, _comparison(_ufunc))
+
+
+def _invert(x: Tensor) -> Tensor:
+    if x.dtype.kind == "f":
+        raise ValueError(f"~t: dtype {x.dtype} was given, expected booleans or integers")
+    return wrap(np.asarray(np.invert(x._data)), None)
 
 
 def _reflected(function: Binary) -> Binary:
@@ -234,7 +257,7 @@ _OPERATORS: dict[str, Any] = {
     "__neg__": negative,
     "__pos__": lambda x: x,
     "__abs__": abs,
-    "__invert__": lambda x: wrap(np.invert(x._data), None),
+    "__invert__": _invert,
     "exp": exp,
     "log": log,
     "tanh": tanh,

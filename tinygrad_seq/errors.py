@@ -1,10 +1,15 @@
-"""The errors this package raises about shapes, traces and tapes.
+"""The errors this package raises about shapes, traces and tapes, and one check that all use.
 
 Each message names the operation and the argument, what was given, what was expected and what to
-do. Any other bad value raises a plain ``ValueError``. Imports nothing.
+do. Any other bad value raises a plain ``ValueError``. Imports nothing of this package.
 """
 
-__all__ = ["ShapeError", "TapeError", "TraceError"]
+from __future__ import annotations
+
+from operator import index
+from typing import Any
+
+__all__ = ["ShapeError", "TapeError", "TraceError", "whole"]
 
 
 class ShapeError(ValueError):
@@ -17,3 +22,14 @@ class TraceError(RuntimeError):
 
 class TapeError(RuntimeError):
     """A gradient was asked for that the tape cannot give."""
+
+
+def whole(value: Any, name: str, least: int = 1) -> int:
+    """``value`` as an integer of at least ``least``; a ValueError names what it is for."""
+    try:
+        made = index(value)
+    except TypeError:
+        made = least - 1
+    if isinstance(value, bool) or made < least:
+        raise ValueError(f"{name}: {value!r} was given, expected an integer from {least} on")
+    return made

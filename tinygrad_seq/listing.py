@@ -36,7 +36,9 @@ class Tape:
     under: ``Tape(W=weight)``. The tape keeps the entries it lists alive.
     """
 
-    def __init__(self, **names: Any) -> None:
+    def __init__(self, *unnamed: Any, **names: Any) -> None:
+        if unnamed:
+            raise ValueError("Tape: a tensor was given without a name; write Tape(x=x)")
         for name, tensor in names.items():
             if not hasattr(tensor, "requires_grad"):
                 raise ValueError(
@@ -48,6 +50,8 @@ class Tape:
         self._slots: dict[Entry, int] = {}
 
     def __enter__(self) -> Tape:
+        if any(tape is self for tape in recording.tapes):
+            raise TapeError("Tape: it is open already; make another one")
         recording.tapes = (*recording.tapes, self)
         return self
 
@@ -119,8 +123,8 @@ class Tape:
         if any(not 0 <= i < line.index for i in line.inputs):
             raise TapeError(f"{where}: inputs {line.inputs} do not all stand before it")
         entry = line.entry
-        if entry.op is None or entry.saved is None:
-            return
+        if entry.op is None or entry.saved is None or not line.inputs:
+            return  # a leaf of this tape: made before it, or freed since
         parents = [p for p in entry.parents if p is not None]
         if [self._lines[i].entry for i in line.inputs] != parents:
             raise TapeError(f"{where}: its inputs are not the entries that it was made from")

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from tinygrad_seq.errors import TapeError
+from tinygrad_seq.errors import TapeError, whole
 from tinygrad_seq.nn.module import Module
 from tinygrad_seq.tensors import Tensor, replace_data, wrap
 
@@ -22,6 +22,7 @@ __all__ = [
     "AdamW",
     "CosineAnnealingLR",
     "ExponentialLR",
+    "LambdaLR",
     "Optimizer",
     "RMSprop",
     "Schedule",
@@ -48,6 +49,11 @@ class Optimizer:
                 f"{type(self).__name__}: a module was given, expected its parameters; pass "
                 "model.parameters()"
             )
+        if not isinstance(parameters, Iterable):
+            raise ValueError(
+                f"{type(self).__name__}: a {type(parameters).__name__} was given, expected "
+                "parameters; pass model.parameters(), with ()"
+            )
         given = [parameters] if isinstance(parameters, Tensor) else list(parameters)
         if not given:
             raise ValueError(f"{type(self).__name__}: no parameters were given")
@@ -66,9 +72,10 @@ class Optimizer:
             made["params"] = [params] if isinstance(params, Tensor) else list(params)
             for parameter in made["params"]:
                 self._check(parameter, seen)
-            check_settings(made, type(self).__name__)
+            made.update(checked_settings(made, type(self).__name__))
             self.param_groups.append(made)
         self._states: dict[int, State] = {}
+        self.schedules: list[Schedule] = []
 
     def _check(self, parameter: Any, seen: set[int]) -> None:
         name = type(self).__name__
@@ -101,8 +108,16 @@ class Optimizer:
                 if gradient is None or not parameter.requires_grad:
                     continue
                 done += 1
-                state = self._states.setdefault(id(parameter), {})
-                new = self.update(parameter._data, gradient._data, group, state)
+                value, state = parameter._data, self._states.setdefault(id(parameter), {})
+                for name, kept in state.items():
+                    if isinstance(kept, np.ndarray) and kept.dtype != value.dtype:
+                        state[name] = kept.astype(value.dtype)  # the model was converted
+                new = np.asarray(self.update(value, gradient._data, group, state))
+                if new.shape != value.shape or new.dtype != value.dtype:
+                    raise ValueError(
+                        f"{type(self).__name__}.update made {new.dtype}{new.shape} of a parameter "
+                        f"{value.dtype}{value.shape}, expected the same"
+                    )
                 replace_data(parameter, new)
         if not done:
             raise TapeError(
@@ -115,68 +130,88 @@ class Optimizer:
         raise NotImplementedError
 
     def state_dict(self) -> dict[str, Any]:
-        """Settings and the state of each parameter, by position: numbers and copies of arrays."""
+        """Kind, settings and the state of each parameter, by position; arrays are copied."""
         return {
-            "groups": [{k: v for k, v in g.items() if k != "params"} for g in self.param_groups],
+            "kind": type(self).__name__,
+            "param_groups": [_settings(group) for group in self.param_groups],
             "states": [_copied(self._states.get(id(p), {})) for p in self.parameters()],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a ``state_dict`` of an optimiser with as many groups and parameters."""
-        parameters = self.parameters()
-        if len(state["states"]) != len(parameters) or len(state["groups"]) != len(
-            self.param_groups
-        ):
+        """Go on from a ``state_dict`` of an optimiser of this kind with as many parameters.
+
+        Raises ValueError for one of another kind or size; nothing is changed then.
+        """
+        parameters, name = self.parameters(), type(self).__name__
+        if not hasattr(state, "keys") or set(state) != {"kind", "param_groups", "states"}:
+            raise ValueError("load_state_dict: expected what an optimiser's state_dict() returned")
+        groups, states = state["param_groups"], state["states"]
+        if state["kind"] != name:
+            raise ValueError(f"load_state_dict: that of {state['kind']} was given, expected {name}")
+        if len(states) != len(parameters) or len(groups) != len(self.param_groups):
             raise ValueError(
-                f"load_state_dict: {len(state['groups'])} groups and {len(state['states'])} "
-                f"parameters were given, expected {len(self.param_groups)} and {len(parameters)}"
+                f"load_state_dict: {len(groups)} groups and {len(states)} parameters were given, "
+                f"expected {len(self.param_groups)} and {len(parameters)}"
             )
-        for parameter, saved in zip(parameters, state["states"], strict=True):
-            for name, value in saved.items():
+        for parameter, saved in zip(parameters, states, strict=True):
+            for key, value in saved.items():
                 if isinstance(value, np.ndarray) and value.shape != parameter.shape:
                     raise ValueError(
-                        f"load_state_dict: {name} of shape {value.shape} was given for a "
-                        f"parameter of shape {parameter.shape}"
+                        f"load_state_dict: {key} of shape {value.shape} was given for a parameter "
+                        f"of shape {parameter.shape}"
                     )
-        for group, saved in zip(self.param_groups, state["groups"], strict=True):
-            group.update(saved)
-        pairs = zip(parameters, state["states"], strict=True)
-        self._states = {id(p): _copied(s) for p, s in pairs}
+        for group, saved in zip(self.param_groups, groups, strict=True):
+            group.update(checked_settings(saved, name))
+        pairs = zip(parameters, states, strict=True)
+        self._states = {id(p): _copied(saved) for p, saved in pairs}
 
-    def __reduce__(self) -> Any:
-        # The state is found by the parameter's identity, which another process does not share.
-        return _restore, (type(self), self.param_groups, self.state_dict())
+    def __getstate__(self) -> dict[str, Any]:
+        # States are found by a parameter's identity, which a copy does not share.
+        states = [self._states.get(id(p), {}) for p in self.parameters()]
+        return {**vars(self), "_states": states}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        pairs = zip(self.parameters(), state["_states"], strict=True)
+        self._states = {id(p): saved for p, saved in pairs}
 
     def __repr__(self) -> str:
-        groups = [{k: v for k, v in g.items() if k != "params"} for g in self.param_groups]
-        return f"{type(self).__name__}({', '.join(map(str, groups))})"
+        return f"{type(self).__name__}({', '.join(str(_settings(g)) for g in self.param_groups)})"
 
 
 def _copied(state: Mapping[str, Any]) -> State:
     return {k: np.copy(v) if isinstance(v, np.ndarray) else v for k, v in state.items()}
 
 
-def _restore(kind: type[Optimizer], groups: list[Group], state: dict[str, Any]) -> Optimizer:
-    made = kind.__new__(kind)
-    made.param_groups, made._states = groups, {}
-    made.load_state_dict(state)
-    return made
+def _settings(group: Group) -> Group:
+    return {k: v for k, v in group.items() if k != "params"}
 
 
 _LIMITS = {"momentum": 1.0, "alpha": 1.0, "betas": 1.0}  # the others may be anything finite
 
 
-def check_settings(group: Group, name: str) -> None:
-    """Raise a ValueError for a setting that is negative, not finite, or 1 where it must be less."""
-    for key in ("lr", "momentum", "weight_decay", "eps", "alpha", "betas"):
-        given = group.get(key, 0.0)
-        limit = _LIMITS.get(key, math.inf)
-        for value in given if isinstance(given, (tuple, list)) else (given,):
-            if not 0 <= value < limit:
-                raise ValueError(
-                    f"{name}: {key} = {given} was given, expected at least 0 and less than "
-                    f"{limit:g}"
-                )
+def checked_settings(group: Group, name: str) -> Group:
+    """The settings with their numbers as Python floats, which are weak.
+
+    Raises ValueError for what is no number, negative, not finite, or 1 where it must be less.
+    """
+    checked = _settings(group)
+    for key in {"lr", "initial_lr", "momentum", "weight_decay", "eps", "alpha", "betas"} & set(
+        group
+    ):
+        given, limit = group[key], _LIMITS.get(key, math.inf)
+        try:
+            numbers = [float(v) for v in (given if key == "betas" else [given])]
+        except (TypeError, ValueError):
+            numbers = []
+        if len(numbers) != (2 if key == "betas" else 1) or not all(0 <= v < limit for v in numbers):
+            raise ValueError(
+                f"{name}: {key} = {given!r} was given, expected "
+                f"{'two numbers' if key == 'betas' else 'a number'}, at least 0 and less than "
+                f"{limit:g}"
+            )
+        checked[key] = tuple(numbers) if key == "betas" else numbers[0]
+    return checked
 
 
 class SGD(Optimizer):
@@ -317,15 +352,27 @@ class RMSprop(Optimizer):
 
 
 class Schedule:
-    """The learning rate of each group is what it started from times ``factor(n)`` after n steps.
+    """A learning rate that changes: each group's own, as first given, times ``factor(n)``.
 
-    Call ``step()`` after each epoch, or after each update if the factor counts those.
+    n counts the calls of ``step()``: after each epoch, or after each update if the factor counts
+    those. Several schedules of one optimiser multiply. Subclasses define ``factor``.
     """
 
-    def __init__(self, optimizer: Optimizer, factor: Callable[[int], float]) -> None:
-        self.optimizer, self.factor, self.count = optimizer, factor, 0
-        self.start = [group["lr"] for group in optimizer.param_groups]
+    def __init__(self, optimizer: Optimizer) -> None:
+        if not isinstance(optimizer, Optimizer):
+            raise ValueError(
+                f"{type(self).__name__}: a {type(optimizer).__name__} was given, expected an "
+                "optimiser"
+            )
+        self.optimizer, self.count, self._last = optimizer, 0, 1.0
+        for group in optimizer.param_groups:
+            group.setdefault("initial_lr", group["lr"])
+        optimizer.schedules.append(self)
         self._set()
+
+    def factor(self, n: int) -> float:
+        """What the learning rate is multiplied by after n steps."""
+        raise NotImplementedError
 
     def step(self) -> None:
         """One step further along the schedule."""
@@ -333,31 +380,51 @@ class Schedule:
         self._set()
 
     def _set(self) -> None:
-        for group, lr in zip(self.optimizer.param_groups, self.start, strict=True):
-            group["lr"] = lr * self.factor(self.count)
+        self._last = float(self.factor(self.count))
+        product = math.prod(schedule._last for schedule in self.optimizer.schedules)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * product
 
     def state_dict(self) -> dict[str, Any]:
-        return {"count": self.count, "start": list(self.start)}
+        return {"count": self.count}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.count, self.start = state["count"], list(state["start"])
+        """Go on from there."""
+        self.count = state["count"]
         self._set()
+
+
+class LambdaLR(Schedule):
+    """Multiplies the learning rate by ``function(n)``."""
+
+    def __init__(self, optimizer: Optimizer, function: Callable[[int], float]) -> None:
+        self.function = function
+        super().__init__(optimizer)
+
+    def factor(self, n: int) -> float:
+        return self.function(n)
 
 
 class StepLR(Schedule):
     """Multiplies the learning rate by ``gamma`` every ``step_size`` steps."""
 
     def __init__(self, optimizer: Optimizer, step_size: int, gamma: float = 0.1) -> None:
-        if step_size < 1:
-            raise ValueError(f"StepLR: step_size = {step_size} was given, expected 1 or more")
-        super().__init__(optimizer, lambda n: gamma ** (n // step_size))
+        self.step_size, self.gamma = whole(step_size, "StepLR: step_size"), gamma
+        super().__init__(optimizer)
+
+    def factor(self, n: int) -> float:
+        return self.gamma ** (n // self.step_size)
 
 
 class ExponentialLR(Schedule):
     """Multiplies the learning rate by ``gamma`` every step."""
 
     def __init__(self, optimizer: Optimizer, gamma: float) -> None:
-        super().__init__(optimizer, lambda n: gamma**n)
+        self.gamma = gamma
+        super().__init__(optimizer)
+
+    def factor(self, n: int) -> float:
+        return self.gamma**n
 
 
 class CosineAnnealingLR(Schedule):
@@ -367,54 +434,61 @@ class CosineAnnealingLR(Schedule):
     """
 
     def __init__(self, optimizer: Optimizer, steps: int, final: float = 0.0) -> None:
-        if steps < 1:
-            raise ValueError(f"CosineAnnealingLR: steps = {steps} was given, expected 1 or more")
-        super().__init__(
-            optimizer,
-            lambda n: final + (1 - final) * 0.5 * (1 + math.cos(math.pi * min(n / steps, 1.0))),
-        )
+        self.steps, self.final = whole(steps, "CosineAnnealingLR: steps"), final
+        super().__init__(optimizer)
+
+    def factor(self, n: int) -> float:
+        turned = 0.5 * (1 + math.cos(math.pi * min(n / self.steps, 1.0)))
+        return self.final + (1 - self.final) * turned
 
 
 class WarmupLR(Schedule):
     """Rises in a straight line to the learning rate in ``steps`` steps, then stays."""
 
     def __init__(self, optimizer: Optimizer, steps: int) -> None:
-        if steps < 1:
-            raise ValueError(f"WarmupLR: steps = {steps} was given, expected 1 or more")
-        super().__init__(optimizer, lambda n: min((n + 1) / steps, 1.0))
+        self.steps = whole(steps, "WarmupLR: steps")
+        super().__init__(optimizer)
+
+    def factor(self, n: int) -> float:
+        return min((n + 1) / self.steps, 1.0)
 
 
 # Clipping ------------------------------------------------------------------------------------
 
 
-def _with_gradients(parameters: Tensor | Iterable[Tensor]) -> list[Tensor]:
-    given = [parameters] if isinstance(parameters, Tensor) else parameters
-    return [parameter for parameter in given if parameter.grad is not None]
+def _with_gradients(parameters: Tensor | Module | Iterable[Tensor]) -> list[tuple[Tensor, Any]]:
+    """The tensors that have a gradient, each with that as an array."""
+    if isinstance(parameters, Module):
+        parameters = parameters.parameters()
+    given = [parameters] if isinstance(parameters, Tensor) else list(parameters)
+    return [(tensor, tensor.grad._data) for tensor in given if tensor.grad is not None]
 
 
-def clip_grad_norm_(parameters: Tensor | Iterable[Tensor], max_norm: float) -> float:
+def _positive(value: float, name: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.number)) or not value > 0:
+        raise ValueError(f"{name} = {value!r} was given, expected a number more than 0")
+    return float(value)
+
+
+def clip_grad_norm_(parameters: Tensor | Module | Iterable[Tensor], max_norm: float) -> float:
     """Scale all gradients together so that their norm is at most ``max_norm``.
 
     Returns √Σ g² over all of them before clipping (Pascanu, Mikolov, Bengio 2013). A norm that is
     not finite leaves the gradients as they are; whoever gets it decides.
     """
-    if not max_norm > 0:
-        raise ValueError(f"clip_grad_norm_: max_norm = {max_norm} was given, expected more than 0")
-    tensors = _with_gradients(parameters)
-    arrays = [tensor.grad._data for tensor in tensors if tensor.grad is not None]
-    norm = math.sqrt(sum(float(np.vdot(g, g)) for g in arrays))
+    max_norm = _positive(max_norm, "clip_grad_norm_: max_norm")
+    pairs = _with_gradients(parameters)
+    norm = math.sqrt(sum(float(np.vdot(g, g)) for _, g in pairs))
     if math.isinf(norm):  # float32 overflows long before the gradient does
-        norm = math.sqrt(sum(float(np.sum(np.square(g, dtype=np.float64))) for g in arrays))
+        norm = math.sqrt(sum(float(np.sum(np.square(g, dtype=np.float64))) for _, g in pairs))
     if max_norm < norm < math.inf:
-        for tensor, g in zip(tensors, arrays, strict=True):
-            tensor.grad = wrap(g * (max_norm / norm), None)
+        for tensor, g in pairs:
+            tensor.grad = wrap(np.asarray(g * (max_norm / norm)), None)
     return norm
 
 
-def clip_grad_value_(parameters: Tensor | Iterable[Tensor], limit: float) -> None:
+def clip_grad_value_(parameters: Tensor | Module | Iterable[Tensor], limit: float) -> None:
     """Bound every element of every gradient to ±``limit``."""
-    if not limit > 0:
-        raise ValueError(f"clip_grad_value_: limit = {limit} was given, expected more than 0")
-    for tensor in _with_gradients(parameters):
-        assert tensor.grad is not None
-        tensor.grad = wrap(np.clip(tensor.grad._data, -limit, limit), None)
+    limit = _positive(limit, "clip_grad_value_: limit")
+    for tensor, g in _with_gradients(parameters):
+        tensor.grad = wrap(np.asarray(np.clip(g, -limit, limit)), None)

@@ -126,8 +126,15 @@ rule(
     "power",
     "a ** b",
     "a to the power b; where b wants a gradient, a must not be negative",
-    a="g * b * a ** (b - (b != 0))",  # a⁰ is flat, at a = 0 too
+    a="g * b * a ** (b - ((a != 0) | (b != 0)))",  # a⁰ is flat, at a = 0 too
     b="g * y * log(a + (a == 0))",  # and so is 0ᵇ
+)
+rule(
+    "scalar_power",
+    "x ** n",
+    "x to the power n, a Python number",
+    x="g * n * x ** (n - (n != 0))",
+    n="0 * g",  # a number wants no gradient
 )
 rule("square", "x * x", "x²", x="g * (2 * x)")
 rule("sqrt", "sqrt(x)", "√x", x="g * 0.5 / y")

@@ -8,8 +8,7 @@ Imports rules, tape and tensors.
 
 from __future__ import annotations
 
-import builtins
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from math import prod
 from typing import Any
@@ -28,6 +27,7 @@ from tinygrad_seq.tensors import (
     apply,
     as_tensor,
     check_dtype,
+    float_dtype,
     promote,
     wrap,
 )
@@ -60,6 +60,24 @@ def check_axes(axis: Axis, ndim: int, operation: str) -> tuple[int, ...]:
     if len(set(axes)) < len(axes):
         raise ShapeError(f"{operation}: axis {axis!r} names an axis twice")
     return axes
+
+
+def check_axis(axis: Any, ndim: int, operation: str) -> int:
+    """``axis`` as one axis from 0 on."""
+    if isinstance(axis, bool) or not isinstance(axis, (int, np.integer)):
+        raise ValueError(f"{operation}: axis {axis!r} was given, expected an integer")
+    return check_axes(int(axis), ndim, operation)[0]
+
+
+def check_shape(shape: Any, operation: str, least: int = 0) -> tuple[int, ...]:
+    """``shape``, an integer or a sequence of them, as a tuple."""
+    given = tuple(shape) if isinstance(shape, (Sequence, np.ndarray)) else (shape,)
+    for n in given:
+        if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < least:
+            raise ShapeError(
+                f"{operation}: shape {shape!r} was given, expected integers from {least} on"
+            )
+    return tuple(int(n) for n in given)
 
 
 def _with_ones(shape: Sequence[int], axes: Sequence[int]) -> tuple[int, ...]:
@@ -126,8 +144,8 @@ def matmul(a: TensorLike, b: TensorLike) -> Tensor:
 # Reductions ----------------------------------------------------------------------------------
 
 
-def _max_vjp(g: Any, x: Any, y: Any, axes: tuple[int, ...], keepdims: bool) -> Any:
-    """Equal maxima share the gradient equally."""
+def _extremum_vjp(g: Any, x: Any, y: Any, axes: tuple[int, ...], keepdims: bool) -> Any:
+    """Equal extrema share the gradient equally."""
     kept = _with_ones(x.shape, axes)
     tied = x == y.reshape(kept)
     count = tied.sum(axis=axes, keepdims=True)
@@ -145,7 +163,14 @@ MAX = Operation(
     "max",
     ("x",),
     lambda x, axes, keepdims: x.max(axis=axes, keepdims=keepdims),
-    (_max_vjp,),
+    (_extremum_vjp,),
+    uses=({"x", "y"},),
+)
+MIN = Operation(
+    "min",
+    ("x",),
+    lambda x, axes, keepdims: x.min(axis=axes, keepdims=keepdims),
+    (_extremum_vjp,),
     uses=({"x", "y"},),
 )
 
@@ -160,6 +185,12 @@ def max(x: TensorLike, axis: Axis = None, keepdims: bool = False) -> Tensor:
     """The largest values over ``axis``; equal ones share the gradient equally."""
     x = as_tensor(x, "max")
     return apply(MAX, (x,), (check_axes(axis, x.ndim, "max"), keepdims))
+
+
+def min(x: TensorLike, axis: Axis = None, keepdims: bool = False) -> Tensor:
+    """The smallest values over ``axis``; equal ones share the gradient equally."""
+    x = as_tensor(x, "min")
+    return apply(MIN, (x,), (check_axes(axis, x.ndim, "min"), keepdims))
 
 
 CUMSUM = Operation(
@@ -179,7 +210,7 @@ def cumsum(x: TensorLike, axis: int | None = None) -> Tensor:
     x = as_tensor(x, "cumsum")
     if axis is None:
         x, axis = x.reshape(x.size), 0
-    return apply(CUMSUM, (x,), check_axes(axis, x.ndim, "cumsum"))
+    return apply(CUMSUM, (x,), (check_axis(axis, x.ndim, "cumsum"),))
 
 
 # Shapes --------------------------------------------------------------------------------------
@@ -205,11 +236,11 @@ ASTYPE = Operation("astype", ("x",), lambda x, dtype: x.astype(dtype), (lambda g
 def reshape(x: TensorLike, shape: int | Sequence[int]) -> Tensor:
     """The same elements in another shape; one length may be -1, to be worked out."""
     x = as_tensor(x, "reshape")
-    wanted = tuple(shape) if isinstance(shape, Sequence) else (shape,)
+    wanted = check_shape(shape, "reshape", least=-1)
     known = prod(n for n in wanted if n != -1)
-    if -1 in wanted and known:
+    if wanted.count(-1) == 1 and known:
         wanted = tuple(x.size // known if n == -1 else n for n in wanted)
-    if prod(wanted) != x.size or builtins.min(wanted, default=0) < 0:
+    if prod(wanted) != x.size or any(n < 0 for n in wanted):
         raise ShapeError(f"reshape: {x.size} elements of shape {x.shape} do not fill {shape}")
     return apply(RESHAPE, (x,), (wanted, x.shape))
 
@@ -217,17 +248,17 @@ def reshape(x: TensorLike, shape: int | Sequence[int]) -> Tensor:
 def permute_dims(x: TensorLike, axes: Sequence[int] | None = None) -> Tensor:
     """The axes in another order; None reverses them."""
     x = as_tensor(x, "permute_dims")
-    backwards = range(x.ndim)[::-1]
-    order = check_axes(tuple(backwards if axes is None else axes), x.ndim, "permute_dims")
+    given = tuple(range(x.ndim)[::-1]) if axes is None else check_shape(axes, "permute_dims", -99)
+    order = check_axes(given, x.ndim, "permute_dims")
     if len(order) != x.ndim:
         raise ShapeError(f"permute_dims: axes {axes} were given for a tensor of shape {x.shape}")
     return apply(PERMUTE_DIMS, (x,), (order,))
 
 
-def broadcast_to(x: TensorLike, shape: Sequence[int]) -> Tensor:
+def broadcast_to(x: TensorLike, shape: int | Sequence[int]) -> Tensor:
     """``x`` repeated along axes of length 1, and along new ones in front, to fill ``shape``."""
     x = as_tensor(x, "broadcast_to")
-    shape = tuple(shape)
+    shape = check_shape(shape, "broadcast_to")
     try:
         return apply(BROADCAST_TO, (x,), (shape,))
     except ValueError:
@@ -315,16 +346,18 @@ STACK = Operation(
 )
 
 
-def _several(tensors: Sequence[TensorLike], operation: str) -> list[Tensor]:
-    if isinstance(tensors, Tensor) or not len(tensors):
+def _several(tensors: Iterable[TensorLike], operation: str) -> list[Tensor]:
+    given = [] if isinstance(tensors, Tensor) else list(tensors)
+    if not given:
         raise ValueError(f"{operation}: a sequence of at least one tensor was expected")
-    return promote([as_tensor(t, operation) for t in tensors])
+    like = float_dtype(given)
+    return promote([as_tensor(t, operation, like) for t in given])
 
 
-def concat(tensors: Sequence[TensorLike], axis: int = 0) -> Tensor:
+def concat(tensors: Iterable[TensorLike], axis: int = 0) -> Tensor:
     """The tensors joined along an axis that they have; their other axes are equal."""
     parts = _several(tensors, "concat")
-    (along,) = check_axes(axis, parts[0].ndim, "concat")
+    along = check_axis(axis, parts[0].ndim, "concat")
     shapes = [t.shape for t in parts]
     if len({(*s[:along], *s[along + 1 :], len(s)) for s in shapes}) > 1:
         raise ShapeError(
@@ -334,7 +367,7 @@ def concat(tensors: Sequence[TensorLike], axis: int = 0) -> Tensor:
     return apply(CONCAT, parts, (along, edges))
 
 
-def stack(tensors: Sequence[TensorLike], axis: int = 0) -> Tensor:
+def stack(tensors: Iterable[TensorLike], axis: int = 0) -> Tensor:
     """Tensors of one shape side by side along a new axis, counted in the result.
 
     n tensors (a, b) stacked along axis 0 give (n, a, b). Raises ShapeError for other shapes.
@@ -343,7 +376,7 @@ def stack(tensors: Sequence[TensorLike], axis: int = 0) -> Tensor:
     shapes = [t.shape for t in parts]
     if len(set(shapes)) > 1:
         raise ShapeError(f"stack: shapes {_few(shapes)} were given, expected equal ones")
-    return apply(STACK, parts, check_axes(axis, parts[0].ndim + 1, "stack"))
+    return apply(STACK, parts, (check_axis(axis, parts[0].ndim + 1, "stack"),))
 
 
 def _few(shapes: Sequence[tuple[int, ...]]) -> str:
@@ -380,6 +413,11 @@ def pad(x: TensorLike, pad_width: Any, constant_values: float = 0) -> Tensor:
         ) from None
     if pairs.dtype.kind not in "iu" or (pairs < 0).any():
         raise ValueError(f"pad: pad_width {pad_width!r} was given, expected integers from 0 on")
+    if x.dtype.kind != "f" and int(constant_values) != constant_values:
+        raise ValueError(
+            f"pad: {constant_values} was given to put around a tensor of dtype {x.dtype}, which "
+            "cannot hold it"
+        )
     return apply(PAD, (x,), (tuple((int(a), int(b)) for a, b in pairs), constant_values))
 
 
@@ -466,6 +504,7 @@ _METHODS: dict[str, Any] = {
     "astype": astype,
     "cumsum": cumsum,
     "max": max,
+    "min": min,
     "reshape": lambda x, *shape: reshape(x, _shape_given(shape)),
     "sum": sum,
     "to": _to,

@@ -15,6 +15,7 @@ import itertools
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from functools import wraps
+from inspect import isgeneratorfunction
 from operator import attrgetter
 from typing import Any, NamedTuple, TypeVar
 
@@ -96,10 +97,18 @@ class set_recording:  # noqa: N801
 class no_grad(set_recording):  # noqa: N801
     """``with no_grad():`` records nothing in this thread; also a decorator for functions."""
 
-    def __init__(self) -> None:
+    def __init__(self, *given: Any) -> None:
+        if given:
+            raise ValueError("no_grad: an argument was given; write @tgs.no_grad(), with ()")
         super().__init__(False)
 
     def __call__(self, function: F) -> F:
+        if isgeneratorfunction(function):
+            raise ValueError(
+                "no_grad: a generator function was given, which runs after the call has returned; "
+                "write with tgs.no_grad(): inside it"
+            )
+
         @wraps(function)
         def without_recording(*args: Any, **kwargs: Any) -> Any:
             with no_grad():
@@ -191,13 +200,15 @@ def walk(
 def reachable(roots: Iterable[Entry], ends: set[Entry]) -> list[Entry]:
     """The entries that the roots depend on and that require a gradient, in rising order.
 
-    What lies behind ``ends`` is left out. Raises TapeError for a part that was freed.
+    What lies behind ``ends``, or is older than all of them, is left out. Raises TapeError for a
+    part that was freed.
     """
+    oldest = min((end.index for end in ends), default=0)
     seen = set(roots)
     stack = list(seen)
     while stack:
         entry = stack.pop()
-        if entry in ends:
+        if entry in ends or entry.index < oldest:
             continue
         if entry.saved is None:
             raise TapeError(

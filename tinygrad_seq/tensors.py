@@ -212,7 +212,8 @@ class Tensor:
                 "copy, deepcopy or pickle: this tensor is the result of recorded operations, which "
                 "cannot be copied; take t.detach() instead, or t.numpy(), to plot for example"
             )
-        return _restore, (self._data, self.requires_grad, self.grad)
+        grad = None if self.grad is None else self.grad.detach()
+        return _restore, (self._data, self.requires_grad, grad)
 
     if TYPE_CHECKING:  # hung on the class by elementwise.py, structural.py and transforms.py
         T: Tensor
@@ -339,13 +340,13 @@ def renew_leaf(tensor: Tensor, requires_grad: bool) -> None:
 
 def replace_data(tensor: Tensor, array: Array) -> None:
     """Let the tensor hold ``array``, which nobody may write to. What is recorded keeps the old."""
-    tensor._data = array
+    tensor._data = np.asarray(array)
     mark_written(entry_of(tensor))
 
 
 def _same_kind(value: Any, like: Tensor, name: str) -> Tensor:
     """``value`` as a tensor that has the shape and dtype of ``like``, arrays copied."""
-    made = value if isinstance(value, Tensor) else Tensor(value)
+    made = as_tensor(value, name, like.dtype)
     if made.shape != like.shape:
         raise ShapeError(f"{name}: shape {made.shape} was given, expected {like.shape}")
     if made.dtype != like.dtype:
@@ -356,11 +357,16 @@ def _same_kind(value: Any, like: Tensor, name: str) -> Tensor:
 
 
 def as_array(data: Any, dtype: DTypeLike | None = None, copy: bool = False) -> Array:
-    """``data`` as an array: arrays keep their dtype, Python floats become float32, ints int64."""
+    """``data`` as an array: arrays keep their dtype, Python floats become float32, ints int64.
+
+    Unless ``dtype`` is given. Raises ShapeError for rows of unequal length and ValueError for what
+    makes no floating, integer or boolean array.
+    """
+    wanted = None if dtype is None else check_dtype(dtype)
     if isinstance(data, Tensor):
         array = data._data
     else:
-        if _starts_with(data, Tensor):
+        if _holds(data, Tensor):
             raise ValueError(
                 f"tensor: a {type(data).__name__} of tensors was given, expected one; tgs.stack or "
                 "tgs.concat join tensors and keep them on the tape (a recurrent layer returns a "
@@ -370,27 +376,24 @@ def as_array(data: Any, dtype: DTypeLike | None = None, copy: bool = False) -> A
             array = np.asarray(data)
         except ValueError as error:
             raise ShapeError(f"tensor: the rows given differ in length ({error})") from None
-        if array.dtype == np.float64 and not _starts_with(data, (np.ndarray, np.generic)):
-            array = array.astype(DEFAULT_FLOAT)
-            copy = False
-    if dtype is not None:
-        array = array.astype(check_dtype(dtype), copy=copy)
-    else:
         check_dtype(array.dtype)
-        if copy:
-            array = array.copy()
-    return array
+        if wanted is None and array.dtype == np.float64:
+            wanted = None if _holds(data, (np.ndarray, np.generic)) else DEFAULT_FLOAT
+    return array.astype(wanted or array.dtype, copy=copy)
 
 
-def _starts_with(data: Any, kinds: Any) -> bool:
-    """Whether the first thing inside nested lists, or ``data`` itself, is of these kinds."""
-    while isinstance(data, (list, tuple)) and data:
-        data = data[0]
+def _holds(data: Any, kinds: Any) -> bool:
+    """Whether nested lists hold something of these kinds, or ``data`` itself is."""
+    if isinstance(data, (list, tuple)):
+        return any(_holds(item, kinds) for item in data)
     return isinstance(data, kinds)
 
 
 def check_dtype(dtype: DTypeLike) -> np.dtype[Any]:
+    """A dtype that tensors may have. Raises ValueError for others."""
     try:
+        if dtype is None:
+            raise TypeError
         made = np.dtype(dtype)
     except TypeError:
         raise ValueError(
@@ -403,12 +406,17 @@ def check_dtype(dtype: DTypeLike) -> np.dtype[Any]:
     return made
 
 
-def as_tensor(value: Any, operation: str = "tensor") -> Tensor:
-    """``value`` itself if it is a tensor, otherwise a constant made of it."""
+def as_tensor(value: Any, operation: str = "tensor", like: np.dtype[Any] | None = None) -> Tensor:
+    """``value`` itself if it is a tensor, otherwise a constant made of it.
+
+    Python floats, alone or in lists, take the dtype ``like``, float32 if that is None.
+    """
     if isinstance(value, Tensor):
         return value
     if isinstance(value, (np.ndarray, np.generic, int, float, list, tuple)):
-        return wrap(as_array(value, copy=isinstance(value, np.ndarray)), None)
+        array = as_array(value, copy=isinstance(value, np.ndarray))
+        is_weak = array.dtype == DEFAULT_FLOAT and not _holds(value, (np.ndarray, np.generic))
+        return wrap(as_array(value, like) if is_weak and like is not None else array, None)
     raise ValueError(
         f"{operation}: a {type(value).__name__} was given, expected a tensor, an array or a number"
     )
@@ -475,17 +483,24 @@ def refusal(
     return kind(f"{name}: {given} given: {error}")
 
 
+def float_dtype(values: Sequence[Any]) -> np.dtype[Any] | None:
+    """The dtype that the floating tensors and arrays among ``values`` combine to, if any."""
+    held = (v._data if isinstance(v, Tensor) else v for v in values)
+    floats = [a.dtype for a in held if isinstance(a, np.ndarray) and a.dtype in FLOATS]
+    return np.result_type(*floats) if floats else None
+
+
 def promote(tensors: Sequence[Any]) -> list[Any]:
     """Inputs of one operation brought to dtypes that NumPy combines as this package promises.
 
     A floating tensor beside an integer one decides the dtype, and so does the default float for
     integers that meet a Python float; NumPy would choose float64 for both.
     """
-    floats = [t.dtype for t in tensors if type(t) is Tensor and t.dtype.kind == "f"]
-    weak_float = any(isinstance(t, float) for t in tensors)
-    if not floats and not weak_float:
+    target = float_dtype(tensors)
+    if target is None and any(isinstance(t, float) for t in tensors):
+        target = DEFAULT_FLOAT
+    if target is None:
         return list(tensors)
-    target = np.result_type(*floats) if floats else DEFAULT_FLOAT
     return [
         wrap(t._data.astype(target), None) if type(t) is Tensor and t.dtype.kind in "iub" else t
         for t in tensors

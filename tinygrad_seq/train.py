@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from tinygrad_seq.errors import whole
 from tinygrad_seq.nn.module import Module
 from tinygrad_seq.optim import Optimizer, Schedule, clip_grad_norm_
 from tinygrad_seq.tape import no_grad
@@ -74,10 +75,17 @@ def fit(
     Ctrl-C ends training and returns the history so far, with ``interrupted`` set. A loss or a
     clipped gradient that is not finite raises ValueError before it reaches the weights.
     """
-    if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 0:
-        raise ValueError(f"fit: epochs = {epochs!r} was given, expected an integer from 0 on")
-    if patience is not None and patience < 1:
-        raise ValueError(f"fit: patience = {patience} was given, expected 1 or more")
+    epochs = whole(epochs, "fit: epochs", least=0)
+    if patience is not None:
+        patience = whole(patience, "fit: patience")
+    for name, value, kind in (
+        ("optimizer", optimizer, Optimizer),
+        ("schedule", schedule, Schedule),
+    ):
+        if not isinstance(value, kind) and (value is not None or kind is Optimizer):
+            raise ValueError(
+                f"fit: {name} is {value!r:.60}, expected an optim.{kind.__name__} that was made"
+            )
     history, best = History(), _Best(model if patience is not None else None)
     training = getattr(model, "training", True)
     bar = _progress_bar(epochs) if progress else None
@@ -161,7 +169,7 @@ def _train_epoch(
         number = _number(value, "fit")
         if not math.isfinite(number):
             raise ValueError(
-                f"{where}: the loss is {number}; the weights are those before this batch. Look for "
+                f"{where}: the loss is {number}; this batch has not touched the weights. Look for "
                 "NaN in the data, lower the learning rate, or pass clip_norm="
             )
         value.backward()
@@ -169,8 +177,8 @@ def _train_epoch(
             norms.append(clip_grad_norm_(optimizer.parameters(), clip_norm))
             if not math.isfinite(norms[-1]):
                 raise ValueError(
-                    f"{where}: the norm of the gradient is {norms[-1]}; the weights are those "
-                    "before this batch. Lower the learning rate or shorten the sequences"
+                    f"{where}: the norm of the gradient is {norms[-1]}; this batch has not "
+                    "touched the weights. Lower the learning rate or shorten the sequences"
                 )
         optimizer.step()
         total += number * size
@@ -178,7 +186,7 @@ def _train_epoch(
     if not weight:
         raise ValueError(
             f"fit: the batches gave no examples in epoch {epoch}; an iterator can be passed only "
-            "once, give a list or data.Batches"
+            "once, and data.Batches of no examples are none: give a list or data.Batches of some"
         )
     history.loss.append(total / weight)
     if norms:

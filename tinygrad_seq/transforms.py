@@ -17,7 +17,7 @@ from tinygrad_seq.errors import ShapeError, TapeError
 from tinygrad_seq.rules import Operation
 from tinygrad_seq.structural import ARRAYS, TENSORS
 from tinygrad_seq.tape import Entry, Leaf, reachable, recording, set_recording, walk
-from tinygrad_seq.tensors import FLOATS, Tensor, TensorLike, as_tensor, wrap
+from tinygrad_seq.tensors import FLOATS, Tensor, TensorLike, as_array, as_tensor, wrap
 from tinygrad_seq.trees import check_same, leaves, map_leaves, paths, rebuild
 
 Function = Callable[..., Any]
@@ -36,8 +36,10 @@ def backward(
     ``gradient`` (shape of the tensor) is the gradient that arrives at the tensor itself; only a
     tensor of one element may leave it out, it is 1 then. The graph is freed on the way unless
     ``retain_graph``; ``create_graph`` records the backward itself, so that gradients have
-    gradients, and retains the graph unless told otherwise. Raises TapeError for a tensor that is
-    not on the tape, for a freed graph, and for values that changed since they were recorded.
+    gradients, and retains the graph unless told otherwise (then ``.grad`` holds its graph and the
+    graph the leaf: set ``.grad`` to None to let go of it at once). Raises TapeError for a tensor
+    that is not on the tape, for a freed graph, and for values that changed since they were
+    recorded.
     """
     entry = tensor._entry
     if entry is None or not entry.requires_grad:
@@ -81,13 +83,25 @@ def _ones_like(tensor: Tensor) -> Tensor:
 
 
 def _cotangent(given: TensorLike, like: Tensor, what: str) -> Tensor:
-    made = given if isinstance(given, Tensor) else Tensor(given)
+    made = (
+        given if isinstance(given, Tensor) else wrap(as_array(given, like.dtype, copy=True), None)
+    )
     if made.shape != like.shape:
         raise ShapeError(f"{what}: shape {made.shape} was given, expected {like.shape}")
     return made.to(like.dtype)
 
 
 # A function linearised at a point ------------------------------------------------------------
+
+
+class OwnLeaf(Leaf):
+    """A transform's own input. Only while its function runs can others depend on it."""
+
+    __slots__ = ("running",)
+
+    def __init__(self, x: Tensor) -> None:
+        super().__init__(x.shape, x.dtype, True)
+        self.running = True
 
 
 def _own_input(x: Any, path: str, transform: str) -> Tensor:
@@ -104,7 +118,7 @@ def _own_input(x: Any, path: str, transform: str) -> Tensor:
     if x.requires_grad and recording.enabled:
         assert x._entry is not None
         return wrap(x._data, Entry(INPUT, (x._entry,), (), x.shape, x.dtype))
-    return wrap(x._data, Leaf(x.shape, x.dtype, True))
+    return wrap(x._data, OwnLeaf(x))
 
 
 class _Linearised:
@@ -118,6 +132,9 @@ class _Linearised:
         self.ends = [x._entry for x in own if x._entry is not None]
         with set_recording(True):
             self.output = f(*self.inputs)
+        for end in self.ends:
+            if isinstance(end, OwnLeaf):
+                end.running = False
         for path, leaf in paths(self.output):
             if not isinstance(leaf, Tensor):
                 raise ValueError(
@@ -130,13 +147,20 @@ class _Linearised:
         self.recorded = outside and (
             any(entry.parents for entry in self.ends)
             or any(isinstance(v, Tensor) and v.requires_grad for v in moving)
-            or self._closes_over_a_leaf()
+            or self._depends_on_others()
         )
 
-    def _closes_over_a_leaf(self) -> bool:
+    def _depends_on_others(self) -> bool:
+        """Whether the output depends on what is older than the inputs, or on a leaf made since."""
         ends = set(self.ends)
+        oldest = min((end.index for end in ends), default=0)
         roots = [t._entry for t in self.outputs if t._entry is not None and t.requires_grad]
-        return any(e.op is None and e not in ends for e in reachable(roots, ends))
+        return any(
+            entry.index < oldest
+            or (entry.op is None and (not isinstance(entry, OwnLeaf) or entry.running))
+            for entry in reachable(roots, ends)
+            if entry not in ends
+        )
 
     def value(self) -> Any:
         return self.output if self.recorded else map_leaves(lambda t: t.detach(), self.output)
@@ -240,11 +264,15 @@ def jvp(f: Function, xs: Sequence[Any], tangents: Sequence[Any]) -> tuple[Any, A
 def value_and_grad(f: Function, argnums: int | tuple[int, ...] = 0) -> Function:
     """The function that returns ``(f(*args), gradient)``; see ``grad``."""
     positions = argnums if isinstance(argnums, tuple) else (argnums,)
+    if any(isinstance(k, bool) or not isinstance(k, int) for k in positions):
+        raise ValueError(f"grad: argnums {argnums!r} was given, expected an integer or a tuple")
 
     def function(*args: Any, **kwargs: Any) -> tuple[Any, Any]:
         if any(not -len(args) <= k < len(args) for k in positions):
             raise ValueError(f"grad: argnums {argnums} was given for {len(args)} arguments")
         chosen = [k % len(args) for k in positions]
+        if len(set(chosen)) < len(chosen):
+            raise ValueError(f"grad: argnums {argnums} names an argument twice")
 
         def of_chosen(*picked: Any) -> Any:
             full = list(args)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from tinygrad_seq.creation import generator
-from tinygrad_seq.errors import ShapeError
+from tinygrad_seq.errors import ShapeError, whole
 
 
 class Batches:
@@ -34,10 +34,9 @@ class Batches:
         rng: np.random.Generator | int | None = None,
     ) -> None:
         self.arrays = [np.asarray(array) for array in arrays]
-        if isinstance(batch_size, bool) or batch_size < 1:
-            raise ValueError(f"Batches: batch_size = {batch_size} was given, expected 1 or more")
+        self.batch_size = whole(batch_size, "Batches: batch_size")
         self._axes, counts = _examples(self.arrays, axis, "Batches")
-        self.count, self.batch_size, self.shuffle = counts[0], int(batch_size), shuffle
+        self.count, self.shuffle = counts[0], shuffle
         self.drop_last, self._rng = drop_last, None if rng is None else generator(rng)
 
     def __len__(self) -> int:
@@ -75,7 +74,8 @@ def train_test_split(
     made = [np.asarray(array) for array in arrays]
     axes, counts = _examples(made, axis, "train_test_split")
     count = counts[0]
-    number = round(held_out * count) if isinstance(held_out, float) else held_out
+    is_part = isinstance(held_out, (float, np.floating))
+    number = round(float(held_out) * count) if is_part else int(held_out)
     if not 0 < number < count:
         raise ValueError(
             f"train_test_split: held_out = {held_out} of {count} examples was given, expected a "
@@ -99,12 +99,15 @@ def _examples(
         raise ValueError(f"{name}: no arrays were given")
     given = axis if isinstance(axis, tuple) else (axis,) * len(arrays)
     shapes = [array.shape for array in arrays]
-    if len(given) != len(arrays) or any(not a.ndim or k < 0 for a, k in zip(arrays, given)):  # noqa: B905
+    fits = len(given) == len(arrays) and all(
+        a.ndim and 0 <= k < max(a.ndim, 2) for a, k in zip(arrays, given, strict=True)
+    )
+    if not fits:
         raise ShapeError(
             f"{name}: arrays of shapes {shapes} and axis {axis} were given, expected arrays with "
             "examples along an axis from 0 on, and as many axes as arrays"
         )
-    axes = [k if a.ndim > max(k, 1) else 0 for a, k in zip(arrays, given, strict=True)]
+    axes = [k if a.ndim > 1 else 0 for a, k in zip(arrays, given, strict=True)]
     counts = [shape[k] for shape, k in zip(shapes, axes, strict=True)]
     if len(set(counts)) > 1:
         raise ShapeError(

@@ -7,20 +7,18 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
-from tinygrad_seq.errors import ShapeError
+from tinygrad_seq.errors import ShapeError, whole
 
 
 def windows(series: ArrayLike, length: int, horizon: int = 1) -> tuple[np.ndarray, np.ndarray]:
     """Every window of a series and the value ``horizon`` steps after its end.
 
     ``series`` (N, ...) gives inputs (N − length − horizon + 1, length, ...) and targets
-    (N − length − horizon + 1, ...), in the order of time; the inputs are a read-only view.
+    (N − length − horizon + 1, ...), in the order of time; both are read-only views of the series.
     Raises ValueError if the series is too short for one window.
     """
     values = np.asarray(series)
-    for name, value in (("length", length), ("horizon", horizon)):
-        if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-            raise ValueError(f"windows: {name} = {value!r} was given, expected 1 or more")
+    length, horizon = whole(length, "windows: length"), whole(horizon, "windows: horizon")
     if not values.ndim:
         raise ShapeError("windows: a single number was given, expected a series (N, ...)")
     count = len(values) - length - horizon + 1
@@ -31,7 +29,9 @@ def windows(series: ArrayLike, length: int, horizon: int = 1) -> tuple[np.ndarra
         )
     view = np.lib.stride_tricks.sliding_window_view(values, length, axis=0)
     inputs = np.moveaxis(view, -1, 1)[:count]
-    return inputs, values[length + horizon - 1 :]
+    targets = values[length + horizon - 1 :].view()
+    targets.flags.writeable = False
+    return inputs, targets
 
 
 def pad_sequences(
@@ -53,7 +53,12 @@ def pad_sequences(
         )
     lengths = np.array([len(a) for a in arrays])
     shape = (len(arrays), int(lengths.max()), *arrays[0].shape[1:])
-    padded = np.full(shape, value, np.result_type(*arrays))
+    dtype = np.result_type(*arrays)
+    if dtype.kind in "iub" and (value != value or dtype.type(value) != value):
+        raise ValueError(
+            f"pad_sequences: {value} was given to pad {dtype} with, which cannot hold it"
+        )
+    padded = np.full(shape, value, dtype)
     for row, array in zip(padded, arrays, strict=True):
         row[: len(array)] = array
     return padded if batch_first else np.ascontiguousarray(padded.swapaxes(0, 1)), lengths

@@ -19,10 +19,9 @@ def read_column(
     usually), or line numbers if that is the column read. Raises ValueError for a missing column, a
     hole, text or a value that is not finite, naming the line.
     """
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        rows = csv.reader(file)
-        header = [name.strip() for name in next(rows, [])]
-        lines = [(rows.line_num, row) for row in rows if row]
+    header, lines = _read(path)
+    if not header:
+        raise ValueError(f"{path}: no header line; the file is empty")
     if not lines:
         raise ValueError(f"{path}: no rows below the header {header}")
     if column is None:
@@ -34,9 +33,16 @@ def read_column(
         column = found[0]
     if column not in header:
         raise ValueError(f"{path}: no column {column!r}, expected one of {header}")
+    if header.count(column) > 1:
+        raise ValueError(f"{path}: the header names {column!r} twice; rename one")
     at = header.index(column)
     values = []
     for number, row in lines:
+        if len(row) > len(header):
+            raise ValueError(
+                f"{path}, line {number}: {len(row)} cells, expected {len(header)} as in the "
+                "header; quote a cell that holds a comma, and write decimals with a point"
+            )
         cell = row[at].strip() if at < len(row) else ""
         if not _is_number(cell):
             what = f"{cell!r}" if cell else "nothing"
@@ -48,6 +54,19 @@ def read_column(
     if not with_labels:
         return np.array(values)
     return np.array(values), [str(number) if at == 0 else row[0] for number, row in lines]
+
+
+def _read(path: str | PathLike[str]) -> tuple[list[str], list[tuple[int, list[str]]]]:
+    """The names in the header, and every other line that is not empty with its number."""
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            rows = csv.reader(file)
+            header = [name.strip() for name in next(rows, [])]
+            return header, [(rows.line_num, row) for row in rows if row]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 text ({error.reason}); save it as UTF-8") from None
+    except csv.Error as error:
+        raise ValueError(f"{path}: not a CSV file ({error})") from None
 
 
 def _is_number(cell: str) -> bool:

@@ -15,8 +15,9 @@ from numpy.typing import DTypeLike
 from tinygrad_seq.composites import split
 from tinygrad_seq.creation import generator
 from tinygrad_seq.elementwise import gelu, relu, sigmoid, silu, softplus, tanh
+from tinygrad_seq.errors import whole
 from tinygrad_seq.nn.init import Rng, stacked
-from tinygrad_seq.nn.module import Module, parameter, whole
+from tinygrad_seq.nn.module import Module, parameter
 from tinygrad_seq.tensors import Tensor, wrap
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {

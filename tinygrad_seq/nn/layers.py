@@ -13,9 +13,9 @@ from numpy.typing import DTypeLike
 from tinygrad_seq.composites import mean
 from tinygrad_seq.creation import generator
 from tinygrad_seq.elementwise import sqrt, square
-from tinygrad_seq.errors import ShapeError
+from tinygrad_seq.errors import ShapeError, whole
 from tinygrad_seq.nn.init import Rng, glorot
-from tinygrad_seq.nn.module import Module, parameter, whole
+from tinygrad_seq.nn.module import Module, parameter
 from tinygrad_seq.tensors import Tensor, TensorLike, as_tensor, wrap
 
 
@@ -88,9 +88,9 @@ class Dropout(Module):
     """
 
     def __init__(self, p: float = 0.5, *, rng: Rng = None) -> None:
-        if not 0 <= p < 1:
-            raise ValueError(f"Dropout: p = {p} was given, expected 0 ≤ p < 1")
-        self.p = p
+        if not isinstance(p, (int, float)) or not 0 <= p < 1:
+            raise ValueError(f"Dropout: p = {p!r} was given, expected 0 ≤ p < 1")
+        self.p = float(p)
         self.rng = None if rng is None else generator(rng)
 
     def forward(self, x: TensorLike) -> Tensor:
@@ -126,8 +126,10 @@ class LayerNorm(Module):
 class Sequential(Module):
     """Modules one after another, each given what the one before returned.
 
-    Recurrent layers return ``(ys, state)``; ys is passed on.
+    Recurrent layers return ``(ys, state)``; ys is passed on. ``lengths`` go to them alone.
     """
+
+    takes_lengths = True
 
     def __init__(self, *modules: Any) -> None:
         if any(not callable(module) for module in modules):
@@ -140,9 +142,10 @@ class Sequential(Module):
     def __getitem__(self, index: int) -> Any:
         return self.layers[index]
 
-    def forward(self, x: Any) -> Any:
+    def forward(self, x: Any, lengths: Any = None) -> Any:
         for layer in self.layers:
-            x = layer(x)
+            takes = lengths is not None and getattr(layer, "takes_lengths", False)
+            x = layer(x, lengths=lengths) if takes else layer(x)
             if isinstance(x, tuple):
                 x = x[0]
         return x

@@ -8,9 +8,9 @@ Imports the engine.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from reprlib import recursive_repr
 from typing import Any
 
-import numpy as np
 from numpy.typing import DTypeLike
 
 from tinygrad_seq.errors import ShapeError
@@ -58,12 +58,12 @@ class Module:
             parameters.discard(name)
             buffers.discard(name)
         elif name in parameters or (name in buffers and not isinstance(value, Tensor)):
+            kind = "tensor off the tape" if isinstance(value, Tensor) else type(value).__name__
             raise ValueError(
-                f"{where}: a {type(value).__name__} was assigned to a parameter or buffer; replace "
-                f"its values with module.{name}.data = array, or set it to None first"
+                f"{where}: a {kind} was assigned to a parameter or buffer; replace its values with "
+                f"module.{name}.data = array, or set it to None first"
             )
-        else:
-            _refuse_loose_parameters(where, value)
+        list(_modules_in(name, value))  # raises for parameters in lists
         object.__setattr__(self, name, value)
 
     def __delattr__(self, name: str) -> None:
@@ -75,8 +75,20 @@ class Module:
         own = self.__dict__
         return own.setdefault("_parameters", set()), own.setdefault("_buffers", set())
 
+    def __copy__(self) -> Module:
+        made = object.__new__(type(self))
+        vars(made).update(vars(self))
+        vars(made).update(_parameters=set(self._registered()[0]))
+        vars(made).update(_buffers=set(self._registered()[1]))
+        return made
+
     def register_parameter(self, name: str, tensor: Tensor) -> None:
         """Hold ``tensor`` as a parameter even if it starts frozen."""
+        if not isinstance(tensor, Tensor) or not tensor.is_leaf or tensor.dtype not in FLOATS:
+            raise ValueError(
+                f"register_parameter: {name} is {tensor!r:.60}, expected a floating tensor not "
+                "computed from others; make one with nn.parameter(values)"
+            )
         self._registered()[0].add(name)
         object.__setattr__(self, name, tensor)
 
@@ -132,7 +144,15 @@ class Module:
     # State
 
     def _named_state(self) -> dict[str, Tensor]:
-        return {**dict(self._named(0, once=False)), **dict(self._named(1, once=False))}
+        found: dict[str, Tensor] = {}
+        for name, tensor in (*self._named(0, once=False), *self._named(1, once=False)):
+            if name in found:
+                raise ValueError(
+                    f"{type(self).__name__}: two tensors have the name {name!r}; keys of dicts of "
+                    "modules must not make the same path"
+                )
+            found[name] = tensor
+        return found
 
     def state_dict(self) -> dict[str, Tensor]:
         """The values of all parameters and buffers now; later training does not change them."""
@@ -145,6 +165,9 @@ class Module:
         that are missing or unknown and ShapeError for other shapes; nothing is changed then.
         """
         own = self._named_state()
+        if not hasattr(state, "keys"):
+            given = type(state).__name__
+            raise ValueError(f"load_state_dict: a {given} was given, expected a dict")
         missing = [name for name in own if name not in state]
         unknown = [name for name in state if name not in own]
         if missing or unknown:
@@ -154,7 +177,7 @@ class Module:
             )
         values = {}
         for name, tensor in own.items():
-            value = as_tensor(state[name], f"load_state_dict: {name}")
+            value = as_tensor(state[name], f"load_state_dict: {name}", tensor.dtype)
             if value.shape != tensor.shape:
                 raise ShapeError(
                     f"load_state_dict: {name} has shape {value.shape}, expected {tensor.shape}"
@@ -195,6 +218,7 @@ class Module:
                 tensor.grad = None if gradient is None else gradient.detach().to(target)
         return self
 
+    @recursive_repr()
     def __repr__(self) -> str:
         shown = {k: v for k, v in vars(self).items() if isinstance(v, (int, float, str))}
         shown = {k: v for k, v in shown.items() if k != "training" and not k.startswith("_")}
@@ -208,26 +232,18 @@ class Module:
 
 
 def _modules_in(name: str, value: Any) -> Iterator[tuple[str, Module]]:
+    """The modules in an attribute, with their paths. Raises ValueError for parameters in lists."""
     if isinstance(value, Module):
         yield name, value
-    elif isinstance(value, (list, tuple)):
-        for k, item in enumerate(value):
-            yield from _modules_in(f"{name}.{k}", item)
-    elif isinstance(value, dict):
-        for key, item in value.items():
+    elif isinstance(value, (list, tuple, dict)):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, item in items:
+            if isinstance(item, Tensor) and item.requires_grad and item.is_leaf:
+                raise ValueError(
+                    f"{name}: a {type(value).__name__} holds a parameter, which would be neither "
+                    "trained nor saved; assign each parameter to an attribute of its own"
+                )
             yield from _modules_in(f"{name}.{key}", item)
-
-
-def _refuse_loose_parameters(where: str, value: Any) -> None:
-    """Tensors in a list would be trained by nobody and saved nowhere."""
-    items = value.values() if isinstance(value, dict) else value
-    if isinstance(value, (list, tuple, dict)) and any(
-        isinstance(item, Tensor) and item.requires_grad and item.is_leaf for item in items
-    ):
-        raise ValueError(
-            f"{where}: a {type(value).__name__} of parameters was assigned, which would be neither "
-            "trained nor saved; assign each as an attribute of its own"
-        )
 
 
 def parameter(values: TensorLike, dtype: DTypeLike | None = None) -> Tensor:
@@ -242,10 +258,3 @@ def parameter(values: TensorLike, dtype: DTypeLike | None = None) -> Tensor:
     made = wrap(as_array(values, wanted, copy=True), None)
     made.requires_grad = True
     return made
-
-
-def whole(value: int, name: str, least: int = 1) -> int:
-    """``value`` if it is an integer of at least ``least``."""
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
-        raise ValueError(f"{name}: {value!r} was given, expected an integer from {least} on")
-    return int(value)

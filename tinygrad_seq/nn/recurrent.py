@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from tinygrad_seq.creation import generator
-from tinygrad_seq.errors import ShapeError
+from tinygrad_seq.errors import ShapeError, whole
 from tinygrad_seq.nn.cells import GRUCell, LSTMCell, RNNCell
 from tinygrad_seq.nn.init import Rng
 from tinygrad_seq.nn.layers import Dropout
-from tinygrad_seq.nn.module import Module, whole
+from tinygrad_seq.nn.module import Module
 from tinygrad_seq.recurrence import unroll
 from tinygrad_seq.structural import concat, permute_dims, stack
 from tinygrad_seq.tensors import Tensor, TensorLike, as_tensor
@@ -39,6 +39,8 @@ class Recurrent(Module):
     ``backend="tape"`` runs ``tgs.unroll``.
     """
 
+    takes_lengths = True
+
     def __init__(
         self,
         cells: Sequence[Any],
@@ -55,6 +57,8 @@ class Recurrent(Module):
             raise ValueError(
                 f"Recurrent: a {type(cells).__name__} was given, expected a list of cells"
             )
+        if not all(map(callable, cells)):
+            raise ValueError("Recurrent: expected cells, called as y, state = cell(x, state)")
         if not len(cells) or len(cells) % directions:
             raise ValueError(
                 f"Recurrent: {len(cells)} cells were given, expected {directions} for each layer"
@@ -142,7 +146,7 @@ class _Stacked(Recurrent):
         **cell_options: Any,
     ) -> None:
         directions = 2 if bidirectional else 1
-        rng = generator(rng)
+        rng = None if rng is None else generator(rng)  # one for all, or the package's own each time
         self.input_size, self.hidden_size = input_size, hidden_size
         cells = [
             self.cell(

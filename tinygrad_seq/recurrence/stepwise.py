@@ -21,7 +21,6 @@ from tinygrad_seq.recurrence.arguments import (
     check_state,
 )
 from tinygrad_seq.structural import stack
-from tinygrad_seq.tape import no_grad
 from tinygrad_seq.tensors import Tensor, wrap
 from tinygrad_seq.trees import check_same, map_columns, map_leaves
 
@@ -44,9 +43,9 @@ def unroll(
     ``backward`` through what was recorded.
 
     ``lengths`` (B,), integers from 0 to T: beyond its length a row's state stays and its output is
-    zero; what stands there in ``xs`` may be anything and gets a gradient of zero (the cell sees
-    zeros). ``reverse`` goes from the last step to the first, each row from its own last one;
-    outputs stay in the order of the inputs. ``resets`` (T, B), booleans: before that step's input
+    zero; what stands there in ``xs`` may be anything and gets a gradient of zero (the cell is shown
+    the row's last step again). ``reverse`` goes from the last step to the first, each row from its
+    own last one; outputs stay in the order of the inputs. ``resets`` (T, B), booleans: before that step's input
     is processed the row's state returns to ``cell.initial_state``, or to the state passed in if
     the cell has none.
 
@@ -62,16 +61,17 @@ def unroll(
 
 def _run(cell: Cell, given: Given, reverse: bool) -> tuple[Any, Any]:
     state = given.state
+    stand_in = None if given.lengths is None else _last_steps(given)
     ys: list[Any] = []
     for t in reversed(range(given.T)) if reverse else range(given.T):
-        y, state = _step(cell, given, t, state)
+        y, state = _step(cell, given, stand_in, t, state)
         if ys:
             check_same(ys[0], y, f"unroll: y at step {t}")
         ys.append(y)
     return map_columns(stack, ys[::-1] if reverse else ys), state
 
 
-def _step(cell: Cell, given: Given, t: int, before: Any) -> tuple[Any, Any]:
+def _step(cell: Cell, given: Given, stand_in: Any, t: int, before: Any) -> tuple[Any, Any]:
     """The cell on step t, with resets before it and the rows that have ended held still."""
     x = map_leaves(lambda leaf: leaf[t], given.xs)
     state = before
@@ -80,8 +80,8 @@ def _step(cell: Cell, given: Given, t: int, before: Any) -> tuple[Any, Any]:
     going = None if given.lengths is None else given.lengths > t
     if going is not None and going.all():
         going = None
-    if going is not None:  # what stands beyond a row's end may be NaN: the cell sees zeros
-        x = map_leaves(lambda leaf: _zero_unless(going, leaf), x)
+    if going is not None:  # what stands beyond a row's end may be NaN, which 0 · NaN would spread
+        x = _select(going, x, stand_in)
     y, after = check_returned(cell(x, state), given.B, cell, "unroll")
     check_state(after, before, given.xs, f"unroll: at step {t} the cell returned a state that")
     if going is not None:
@@ -90,12 +90,30 @@ def _step(cell: Cell, given: Given, t: int, before: Any) -> tuple[Any, Any]:
     return y, after
 
 
+def _last_steps(given: Given) -> Any:
+    """For each row the input of its own last step: something the cell can surely compute with.
+
+    A row of length 0 has none and gets that of the longest row; ones, if all are empty.
+    """
+    assert given.lengths is not None
+    longest = int(given.lengths.argmax())
+    if not given.lengths[longest]:
+        return map_leaves(lambda leaf: _plain(leaf.shape[1:], leaf.dtype), given.xs)
+    rows = np.where(given.lengths > 0, np.arange(given.B), longest)
+    steps = given.lengths[rows] - 1
+    return map_leaves(lambda leaf: wrap(leaf._data[steps, rows], None), given.xs)
+
+
+def _plain(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Tensor:
+    """Ones, or index 0 where integers are looked up."""
+    return wrap(np.ones(shape, dtype) if dtype.kind == "f" else np.zeros(shape, dtype), None)
+
+
 def _no_steps(cell: Cell, given: Given) -> Any:
-    """Outputs of no steps; one on ones tells their shapes."""
-    x = map_leaves(lambda t: Tensor(np.ones(t.shape[1:], t.dtype)), given.xs)
-    with no_grad():
-        y, _ = check_returned(cell(x, given.state), given.B, cell, "unroll")
-    return map_leaves(lambda t: Tensor(np.zeros((0, *t.shape), t.dtype)), y)
+    """Outputs of no steps: those of one, of which none is taken."""
+    x = map_leaves(lambda leaf: _plain(leaf.shape[1:], leaf.dtype), given.xs)
+    y, _ = check_returned(cell(x, given.state), given.B, cell, "unroll")
+    return map_leaves(lambda leaf: stack([leaf])[:0], y)
 
 
 @contextmanager
