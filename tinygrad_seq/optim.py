@@ -187,6 +187,7 @@ def _settings(group: Group) -> Group:
     return {k: v for k, v in group.items() if k != "params"}
 
 
+_NUMBERS = {"alpha", "betas", "eps", "initial_lr", "lr", "momentum", "weight_decay"}
 _LIMITS = {"momentum": 1.0, "alpha": 1.0, "betas": 1.0}  # the others may be anything finite
 
 
@@ -196,9 +197,7 @@ def checked_settings(group: Group, name: str) -> Group:
     Raises ValueError for what is no number, negative, not finite, or 1 where it must be less.
     """
     checked = _settings(group)
-    for key in {"lr", "initial_lr", "momentum", "weight_decay", "eps", "alpha", "betas"} & set(
-        group
-    ):
+    for key in _NUMBERS & set(group):
         given, limit = group[key], _LIMITS.get(key, math.inf)
         try:
             numbers = [float(v) for v in (given if key == "betas" else [given])]

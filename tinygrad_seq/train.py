@@ -78,14 +78,10 @@ def fit(
     epochs = whole(epochs, "fit: epochs", least=0)
     if patience is not None:
         patience = whole(patience, "fit: patience")
-    for name, value, kind in (
-        ("optimizer", optimizer, Optimizer),
-        ("schedule", schedule, Schedule),
-    ):
-        if not isinstance(value, kind) and (value is not None or kind is Optimizer):
-            raise ValueError(
-                f"fit: {name} is {value!r:.60}, expected an optim.{kind.__name__} that was made"
-            )
+    if not isinstance(optimizer, Optimizer):
+        raise ValueError(f"fit: optimizer is {optimizer!r:.60}, expected an optim.Optimizer")
+    if not isinstance(schedule, Schedule | None):
+        raise ValueError(f"fit: schedule is {schedule!r:.60}, expected an optim.Schedule")
     history, best = History(), _Best(model if patience is not None else None)
     training = getattr(model, "training", True)
     bar = _progress_bar(epochs) if progress else None

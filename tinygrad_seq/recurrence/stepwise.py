@@ -45,9 +45,9 @@ def unroll(
     ``lengths`` (B,), integers from 0 to T: beyond its length a row's state stays and its output is
     zero; what stands there in ``xs`` may be anything and gets a gradient of zero (the cell is shown
     the row's last step again). ``reverse`` goes from the last step to the first, each row from its
-    own last one; outputs stay in the order of the inputs. ``resets`` (T, B), booleans: before that step's input
-    is processed the row's state returns to ``cell.initial_state``, or to the state passed in if
-    the cell has none.
+    own last one; outputs stay in the order of the inputs. ``resets`` (T, B), booleans: before that
+    step's input is processed the row's state returns to ``cell.initial_state``, or to the state
+    passed in if the cell has none.
 
     Raises ShapeError or ValueError for arguments that do not fit, and TraceError for a cell that
     does not return ``(y, state)``.
