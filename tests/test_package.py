@@ -27,6 +27,7 @@ ROOMS = [
     "tape",
     "listing",
     "tensors",
+    "interop",
     "elementwise",
     "structural",
     "composites",

@@ -68,8 +68,9 @@ def test_tapes_nest_and_forget_nothing():
         with tgs.Tape() as inner:
             b = a * 3
     assert [line.op for line in outer] == ["leaf", "multiply", "multiply"]
-    assert [line.op for line in inner] == ["leaf", "multiply"]  # a was made before it
+    assert [line.op for line in inner] == ["earlier", "multiply"]  # a was made before it
     assert inner[0].entry is a._entry
+    assert inner[0].op == "earlier"
     assert b.requires_grad
 
 

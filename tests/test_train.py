@@ -238,9 +238,9 @@ def test_bad_batches(rng):
     x, y = problem(rng)
     model, optimizer = model_and_optimizer()
     common = {"loss": mse, "optimizer": optimizer, "progress": False}
-    with pytest.raises(ValueError, match="no examples in epoch 1; an iterator can be passed only"):
+    with pytest.raises(ValueError, match="in epoch 1 the batches gave no examples; an iterator"):
         train.fit(model, iter([(x, y)]), epochs=2, **common)
-    with pytest.raises(ValueError, match="no examples in epoch 0"):
+    with pytest.raises(ValueError, match="in epoch 0 the batches gave no examples"):
         train.fit(model, [], epochs=2, **common)
     with pytest.raises(ValueError, match=r"a batch of 1 was given, expected \(inputs, targets\)"):
         train.fit(model, [(x,)], epochs=1, **common)

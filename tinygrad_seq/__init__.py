@@ -1,6 +1,6 @@
 """tinygrad_seq: a tape, and recurrent networks on it. The public names, nothing else."""
 
-from tinygrad_seq import data, nn, optim, train
+from tinygrad_seq import data, interop, nn, optim, train
 from tinygrad_seq.checking import gradcheck
 from tinygrad_seq.composites import (
     argmax,

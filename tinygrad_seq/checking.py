@@ -28,9 +28,11 @@ def gradcheck(
 
     ``inputs`` is a tuple of arguments (or one argument that is not a tuple), tensors or structures
     of them, taken to float64 first. For each input and a random direction v in it, and a random
-    weight u on the output, (u·f(x + εv) − u·f(x − εv)) / 2ε must equal the gradient along v.
-    ``order=2`` also checks the derivative of the gradient, and so on. Returns True, or raises
-    AssertionError saying where. f must not be random.
+    weight u on the output, (u·f(x + εv) − u·f(x − εv)) / 2ε must equal the gradient along v, within
+    ``rtol`` of it plus ``atol`` (times |u·f| where that is above 1); ε is ``eps`` times the largest
+    |x| above 1. Two directions are tried, drawn by ``seed``. ``order=2`` also checks the derivative
+    of the gradient, and so on. Returns True, or raises AssertionError saying where. f must not be
+    random.
     """
     if order < 1:
         raise ValueError(f"gradcheck: order {order} was given, expected 1 or more")

@@ -1,6 +1,6 @@
 """Functions over axes that are made of primitives, and so need no derivative of their own.
 
-Imports tensors, elementwise and structural.
+Imports tensors, elementwise, structural and errors.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 
 from tinygrad_seq.elementwise import abs, exp, log, square, where
 from tinygrad_seq.errors import ShapeError
-from tinygrad_seq.structural import check_axes, check_axis, index_part, max, sum
+from tinygrad_seq.structural import along, check_axes, check_axis, index_part, max, sum
 from tinygrad_seq.tensors import DEFAULT_FLOAT, FLOATS, Axis, Tensor, TensorLike, as_tensor, wrap
 
 # Reductions ----------------------------------------------------------------------------------
@@ -131,7 +131,7 @@ def take(x: TensorLike, indices: TensorLike, axis: int | None = None) -> Tensor:
     x = as_tensor(x, "take")
     if axis is None:
         x, axis = x.reshape(x.size), 0
-    return x[(slice(None),) * check_axis(axis, x.ndim, "take") + (index_part(indices),)]
+    return x[along(check_axis(axis, x.ndim, "take"), index_part(indices))]
 
 
 def take_along_axis(x: TensorLike, indices: TensorLike, axis: int = -1) -> Tensor:
@@ -145,9 +145,9 @@ def take_along_axis(x: TensorLike, indices: TensorLike, axis: int = -1) -> Tenso
             f"take_along_axis: indices of shape {np.shape(at)} were given for a tensor of shape "
             f"{x.shape}, expected as many axes"
         )
-    along = check_axis(axis, x.ndim, "take_along_axis")
+    chosen = check_axis(axis, x.ndim, "take_along_axis")
     grid = np.ogrid[tuple(slice(n) for n in x.shape)]
-    return x[tuple(at if k == along else line for k, line in enumerate(grid))]
+    return x[tuple(at if k == chosen else line for k, line in enumerate(grid))]
 
 
 def flip(x: TensorLike, axis: Axis = None) -> Tensor:
@@ -163,8 +163,8 @@ def split(x: TensorLike, sections: int | Sequence[int], axis: int = 0) -> list[T
     Returns a list of tensors. Raises ShapeError if the parts would not be equal.
     """
     x = as_tensor(x, "split")
-    along = check_axis(axis, x.ndim, "split")
-    length = x.shape[along]
+    at = check_axis(axis, x.ndim, "split")
+    length = x.shape[at]
     if isinstance(sections, (int, np.integer)):
         if sections < 1 or length % sections:
             raise ShapeError(
@@ -180,8 +180,7 @@ def split(x: TensorLike, sections: int | Sequence[int], axis: int = 0) -> list[T
             )
         edges = [0, *(int(edge) for edge in sections), length]
         bounds = list(pairwise(edges))
-    front = (slice(None),) * along
-    return [x[(*front, slice(low, high))] for low, high in bounds]
+    return [x[along(at, slice(low, high))] for low, high in bounds]
 
 
 for _name, _method in {"argmax": argmax, "mean": mean}.items():

@@ -3,7 +3,7 @@
 Each function takes tensors, arrays and Python numbers, broadcasts them as NumPy does, and gives a
 tensor. Python numbers are weak: they take the dtype of what they meet. NumPy's own float64 scalars
 (``np.sqrt(2)``) are Python floats too, and as weak.
-Imports rules, tape and tensors.
+Imports rules, tensors and errors.
 """
 
 from __future__ import annotations
@@ -31,6 +31,11 @@ Unary = Callable[[TensorLike], Tensor]
 Binary = Callable[[TensorLike, TensorLike], Tensor]
 
 
+# Of integers these make integers; all others are computed in float32.
+_WHOLE = {"abs", "add", "maximum", "minimum", "multiply", "negative", "relu", "scalar_power"}
+_WHOLE |= {"power", "sign", "square", "subtract", "where"}
+
+
 def _function(name: str) -> Any:
     """The rule of this name as a function over tensors.
 
@@ -39,19 +44,22 @@ def _function(name: str) -> Any:
     """
     rule = RULES[name]
 
-    def unary(x: TensorLike) -> Tensor:
+    def unary(x: Any) -> Tensor:
         if type(x) is Tensor and x._data.dtype.kind == "f":
             return apply(rule, (x,))
         return _general(rule, x)
 
-    def binary(a: TensorLike, b: TensorLike) -> Tensor:
+    def binary(a: Any, b: Any) -> Tensor:
         first, second = type(a), type(b)
-        if first is Tensor and a._data.dtype.kind == "f":  # type: ignore[union-attr]
-            if second is float or second is int:
-                return apply(rule, (a, b))
-            if second is Tensor and b._data.dtype is a._data.dtype:  # type: ignore[union-attr]
-                return apply(rule, (a, b))
-        return _general(rule, a, b)
+        if first is Tensor:
+            dtype = a._data.dtype
+            fits = second is float or second is int or (second is Tensor and b._data.dtype is dtype)
+        elif second is Tensor:
+            dtype = b._data.dtype
+            fits = first is float or first is int
+        else:
+            return _general(rule, a, b)
+        return apply(rule, (a, b)) if fits and dtype.kind == "f" else _general(rule, a, b)
 
     function = unary if len(rule.inputs) == 1 else binary
     function.__name__ = function.__qualname__ = name
@@ -60,18 +68,21 @@ def _function(name: str) -> Any:
 
 
 def _documentation(rule: Rule, more: str = "") -> str:
-    gradients = "\n".join(f"    d{k} = {vjp}" for k, vjp in rule.derivatives.items())
-    return (
-        f"{rule.doc}, elementwise.{more}\n\n"
+    """A docstring from the rule: what it is, what it takes, its derivatives."""
+    several = len(rule.inputs) > 1
+    takes = (
         "Takes tensors, arrays and numbers whose shapes broadcast, and gives a tensor of the\n"
-        "broadcast shape. Integers give float32 where the result is not whole. Raises ShapeError.\n"
+        "broadcast shape; floating dtypes combine as NumPy's do. Raises ShapeError if they do not."
+        if several
+        else "Takes a tensor, an array or a number, and gives a tensor of the same shape and dtype."
+    )
+    integers = "stay integers" if rule.name in _WHOLE else "are taken as float32"
+    vjps = [(k, vjp) for k, vjp in rule.derivatives.items() if not (several and vjp == "0 * g")]
+    gradients = "\n".join(f"    d{k} = {vjp}" for k, vjp in vjps)
+    return (
+        f"{rule.doc}, elementwise.{more}\n\n{takes}\nIntegers {integers}.\n"
         f"With g the gradient of the output y:\n\n{gradients}\n"
     )
-
-
-# Of integers these make integers; all others are computed in float32.
-_WHOLE = {"abs", "add", "maximum", "minimum", "multiply", "negative", "relu", "scalar_power"}
-_WHOLE |= {"power", "sign", "square", "subtract"}
 
 
 def _operands(values: Sequence[Any], operation: str) -> list[Any]:
@@ -161,13 +172,15 @@ def where(condition: TensorLike, a: TensorLike, b: TensorLike) -> Tensor:
     return apply(RULES["where"], [chosen, *_operands([a, b], "where")])
 
 
-power.__doc__ = _documentation(RULES["power"])
+power.__doc__ = _documentation(
+    RULES["power"], f" With a Python number for b,\nda = {RULES['scalar_power'].derivatives['x']}."
+)
 leaky_relu.__doc__ = _documentation(RULES["leaky_relu"])
 elu.__doc__ = _documentation(RULES["elu"], " (Clevert, Unterthiner, Hochreiter 2016)")
 where.__doc__ = _documentation(
     RULES["where"],
-    " The condition is boolean.\nIt selects: what is not selected may be anything, NaN too, and "
-    "gets a gradient of zero.",
+    "\n\nThe condition is boolean, or a ValueError is raised. It selects: what is not selected\n"
+    "may be anything, NaN too, and gets a gradient of zero.",
 )
 
 

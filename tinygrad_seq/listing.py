@@ -31,9 +31,10 @@ class Line:
 class Tape:
     """``with Tape() as tape:`` lists what this thread records while the block runs.
 
-    A line is a recorded operation, or a leaf (a tensor made outside) at its first use. What needs
-    no gradient is not recorded and not listed. Keyword arguments give tensors names to be listed
-    under: ``Tape(W=weight)``. The tape keeps the entries it lists alive.
+    A line is a recorded operation, or at its first use a tensor that was made before: a leaf, a
+    constant, or an earlier result. What needs no gradient is not recorded and not listed. Keyword
+    arguments give tensors names to be listed under: ``Tape(W=weight)``. The tape keeps the entries
+    it lists alive.
     """
 
     def __init__(self, *unnamed: Any, **names: Any) -> None:
@@ -75,12 +76,12 @@ class Tape:
                 texts.append(f"{given!r}")
                 continue
             if parent not in self._slots:
-                name = self._names.get(id(given), "leaf" if parent.requires_grad else "constant")
+                name = self._names.get(id(given), _kind(parent))
                 self._append(parent, name, (), name)
             slots.append(self._slots[parent])
             texts.append(f"%{slots[-1]}")
         assert entry.op is not None
-        params = [_short(p) for p in (entry.saved or ())[entry.op.keeps :][: entry.op.shown]]
+        params = [_short(p) for p in (entry.saved or ())[entry.op.value_count :][: entry.op.shown]]
         arguments = ", ".join(_abridged(texts) + params)
         self._append(entry, entry.op.name, tuple(slots), f"{entry.op.name}({arguments})")
 
@@ -94,8 +95,7 @@ class Tape:
         rows = [("slot", "operation", "inputs", "shape", "dtype")]
         for line in self._lines:
             inputs = ", ".join(_abridged([f"%{i}" for i in line.inputs]))
-            operation = line.text if line.inputs else line.op
-            rows.append((f"%{line.index}", operation, inputs, f"{line.shape}", f"{line.dtype}"))
+            rows.append((f"%{line.index}", line.text, inputs, f"{line.shape}", f"{line.dtype}"))
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         return "\n".join(
             "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
@@ -131,12 +131,19 @@ class Tape:
         if entry.index <= max((p.index for p in parents), default=0):
             raise TapeError(f"{where}: it was recorded before one of its inputs")
         blanks = [1 if p is None else np.ones(p.shape, p.dtype) for p in entry.parents]
-        made = np.asarray(entry.op.forward(*blanks, *entry.saved[entry.op.keeps :]))
+        made = np.asarray(entry.op.forward(*blanks, *entry.saved[entry.op.value_count :]))
         if (made.shape, made.dtype) != (line.shape, line.dtype):
             raise TapeError(
                 f"{where}: {line.dtype}{line.shape} is listed, its inputs make "
                 f"{made.dtype}{made.shape}"
             )
+
+
+def _kind(entry: Entry) -> str:
+    """What a tensor is that was made before this tape."""
+    if entry.op is not None:
+        return "earlier"  # the result of an operation recorded before
+    return "leaf" if entry.requires_grad else "constant"
 
 
 def _abridged(texts: list[str]) -> list[str]:

@@ -74,7 +74,7 @@ class Optimizer:
                 self._check(parameter, seen)
             made.update(checked_settings(made, type(self).__name__))
             self.param_groups.append(made)
-        self._states: dict[int, State] = {}
+        self._states: list[State] = [{} for _ in seen]  # in the order of parameters()
         self.schedules: list[Schedule] = []
 
     def _check(self, parameter: Any, seen: set[int]) -> None:
@@ -101,14 +101,14 @@ class Optimizer:
 
     def step(self) -> None:
         """Update every parameter that has a gradient. Raises TapeError if none has."""
-        done = 0
+        done, states = 0, iter(self._states)
         for group in self.param_groups:
             for parameter in group["params"]:
-                gradient = parameter.grad
+                gradient, state = parameter.grad, next(states)
                 if gradient is None or not parameter.requires_grad:
                     continue
                 done += 1
-                value, state = parameter._data, self._states.setdefault(id(parameter), {})
+                value = parameter._data
                 for name, kept in state.items():
                     if isinstance(kept, np.ndarray) and kept.dtype != value.dtype:
                         state[name] = kept.astype(value.dtype)  # the model was converted
@@ -134,7 +134,7 @@ class Optimizer:
         return {
             "kind": type(self).__name__,
             "param_groups": [_settings(group) for group in self.param_groups],
-            "states": [_copied(self._states.get(id(p), {})) for p in self.parameters()],
+            "states": [_copied(state) for state in self._states],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -160,20 +160,10 @@ class Optimizer:
                         f"load_state_dict: {key} of shape {value.shape} was given for a parameter "
                         f"of shape {parameter.shape}"
                     )
-        for group, saved in zip(self.param_groups, groups, strict=True):
-            group.update(checked_settings(saved, name))
-        pairs = zip(parameters, states, strict=True)
-        self._states = {id(p): _copied(saved) for p, saved in pairs}
-
-    def __getstate__(self) -> dict[str, Any]:
-        # States are found by a parameter's identity, which a copy does not share.
-        states = [self._states.get(id(p), {}) for p in self.parameters()]
-        return {**vars(self), "_states": states}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        pairs = zip(self.parameters(), state["_states"], strict=True)
-        self._states = {id(p): saved for p, saved in pairs}
+        checked = [checked_settings(saved, name) for saved in groups]
+        for group, settings in zip(self.param_groups, checked, strict=True):
+            group.update(settings)
+        self._states = [_copied(saved) for saved in states]
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(str(_settings(g)) for g in self.param_groups)})"
@@ -230,25 +220,28 @@ class SGD(Optimizer):
     ) -> None:
         if nesterov and not momentum:
             raise ValueError("SGD: nesterov was given without momentum, expected momentum > 0")
-        settings = {
-            "lr": lr,
-            "momentum": momentum,
-            "nesterov": nesterov,
-            "weight_decay": weight_decay,
-        }
+        settings = dict(lr=lr, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay)
         super().__init__(parameters, settings)
 
     def update(self, value: Any, gradient: Any, group: Group, state: State) -> Any:
         if group["weight_decay"]:
             gradient = gradient + group["weight_decay"] * value
-        if group["momentum"]:
-            if "velocity" not in state:
-                state["velocity"] = np.zeros_like(value)
-            velocity = state["velocity"]
-            velocity *= group["momentum"]
-            velocity += gradient
-            gradient = gradient + group["momentum"] * velocity if group["nesterov"] else velocity
-        return value - group["lr"] * gradient
+        step = _with_momentum(gradient, group["momentum"], state)
+        if group["nesterov"]:
+            step = gradient + group["momentum"] * step
+        return value - group["lr"] * step
+
+
+def _with_momentum(step: Any, momentum: float, state: State) -> Any:
+    """v ← μ v + step, kept in ``state``; the step itself if μ is 0."""
+    if not momentum:
+        return step
+    if "velocity" not in state:
+        state["velocity"] = np.zeros_like(step)
+    velocity = state["velocity"]
+    velocity *= momentum
+    velocity += step
+    return velocity
 
 
 class Adam(Optimizer):
@@ -271,7 +264,7 @@ class Adam(Optimizer):
         eps: float = 1e-8,
         weight_decay: float = 0.0,
     ) -> None:
-        settings = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
+        settings = dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
         super().__init__(parameters, settings)
 
     def update(self, value: Any, gradient: Any, group: Group, state: State) -> Any:
@@ -321,30 +314,19 @@ class RMSprop(Optimizer):
         momentum: float = 0.0,
         weight_decay: float = 0.0,
     ) -> None:
-        settings = {
-            "lr": lr,
-            "alpha": alpha,
-            "eps": eps,
-            "momentum": momentum,
-            "weight_decay": weight_decay,
-        }
+        settings = dict(lr=lr, alpha=alpha, eps=eps, momentum=momentum, weight_decay=weight_decay)
         super().__init__(parameters, settings)
 
     def update(self, value: Any, gradient: Any, group: Group, state: State) -> Any:
         if not state:
-            state.update(square=np.zeros_like(value), velocity=np.zeros_like(value))
+            state["square"] = np.zeros_like(value)
         if group["weight_decay"]:
             gradient = gradient + group["weight_decay"] * value
         square = state["square"]
         square *= group["alpha"]
         square += (1 - group["alpha"]) * (gradient * gradient)
         step = gradient / (np.sqrt(square) + group["eps"])
-        if group["momentum"]:
-            velocity = state["velocity"]
-            velocity *= group["momentum"]
-            velocity += step
-            step = velocity
-        return value - group["lr"] * step
+        return value - group["lr"] * _with_momentum(step, group["momentum"], state)
 
 
 # Schedules -----------------------------------------------------------------------------------
@@ -385,6 +367,7 @@ class Schedule:
             group["lr"] = group["initial_lr"] * product
 
     def state_dict(self) -> dict[str, Any]:
+        """How many steps were taken."""
         return {"count": self.count}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -2,7 +2,7 @@
 
 An entry is text, and the text has three readings. Over NumPy arrays it is the eager operation and
 its backward (where NumPy has a ufunc of the same name, that computes the value). Over tensors it is
-the derivative of the derivative. Over scalars it is the body of a generated kernel.
+the derivative of the derivative. Over scalars it is what a generated kernel is to be made of.
 
 A derivative is a vector-Jacobian product: ``g`` is the gradient that arrives from the output ``y``,
 and the inputs go by their own names. The names that a derivative mentions are the values that the
@@ -42,11 +42,16 @@ class Operation:
     will use, then the params. Where no derivative uses any value it is the params alone.
     ``tensor_vjps`` are the derivatives as recorded operations over tensors.
 
-    ``uses[k]`` names the inputs, and ``"y"``, that the derivative of input k mentions. The first
-    ``shown`` params say what is done; the others are there for the derivatives.
+    ``inputs`` are the names of the inputs, none where there may be any number. ``uses[k]`` names
+    the inputs, and ``"y"``, that the derivative of input k mentions. The first ``shown`` params say
+    what is done; the others are there for the derivatives. ``view`` says that y may share memory
+    with the first input.
     """
 
-    __slots__ = ("forward", "inputs", "keeps", "name", "shown", "tensor_vjps", "unused", "vjps")
+    __slots__ = (
+        *("forward", "inputs", "name", "shown", "tensor_vjps", "unused", "value_count", "view"),
+        "vjps",
+    )
 
     def __init__(
         self,
@@ -56,15 +61,17 @@ class Operation:
         vjps: Vjps,
         uses: Sequence[set[str]] = (),
         shown: int | None = None,
+        view: bool = False,
     ) -> None:
-        self.name, self.inputs, self.forward, self.shown = name, tuple(inputs), forward, shown
+        self.name, self.inputs, self.forward = name, tuple(inputs), forward
+        self.shown, self.view = shown, view
         self.vjps = self.tensor_vjps = vjps
         # How many values stand before the params in `saved`: the inputs and y, or none.
-        self.keeps = len(inputs) + 1 if any(uses) else 0
+        self.value_count = len(inputs) + 1 if any(uses) else 0
         # unused[needs]: the places of the values to drop, where bit k of `needs` says whether
         # input k wants a gradient.
         self.unused: list[list[int]] = []
-        for needs in range(2 ** len(inputs) if self.keeps else 0):
+        for needs in range(2 ** len(inputs) if self.value_count else 0):
             used = set().union(*(names for k, names in enumerate(uses) if needs >> k & 1))
             values = enumerate((*inputs, "y"))
             self.unused.append([place for place, value in values if value not in used])

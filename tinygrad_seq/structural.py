@@ -3,7 +3,7 @@
 Each is an ``Operation`` whose derivatives are written with methods and operators that arrays and
 tensors share, so that one text serves the backward and its own derivative. What can be made of
 these without a derivative of its own is in ``composites.py``.
-Imports rules, tape and tensors.
+Imports rules, tape, tensors and errors.
 """
 
 from __future__ import annotations
@@ -78,6 +78,11 @@ def check_shape(shape: Any, operation: str, least: int = 0) -> tuple[int, ...]:
                 f"{operation}: shape {shape!r} was given, expected integers from {least} on"
             )
     return tuple(int(n) for n in given)
+
+
+def along(axis: int, index: Any) -> tuple[Any, ...]:
+    """The index that takes ``index`` along ``axis`` and everything along the others before."""
+    return (slice(None),) * axis + (index,)
 
 
 def _with_ones(shape: Sequence[int], axes: Sequence[int]) -> tuple[int, ...]:
@@ -176,19 +181,29 @@ MIN = Operation(
 
 
 def sum(x: TensorLike, axis: Axis = None, keepdims: bool = False) -> Tensor:
-    """The sum over ``axis`` (an integer, a tuple, or None for all axes)."""
+    """The sum over ``axis``: an integer, a tuple of them, or None for all axes.
+
+    These axes are dropped from the shape, or have length 1 with ``keepdims``. Floats keep their
+    dtype, integers and booleans give int64. Raises ShapeError for an axis that x does not have.
+    """
     x = as_tensor(x, "sum")
     return apply(SUM, (x,), (check_axes(axis, x.ndim, "sum"), keepdims, x.shape))
 
 
 def max(x: TensorLike, axis: Axis = None, keepdims: bool = False) -> Tensor:
-    """The largest values over ``axis``; equal ones share the gradient equally."""
+    """The largest values over ``axis``, as in ``sum``; equal ones share the gradient equally.
+
+    Raises ShapeError where there is no value.
+    """
     x = as_tensor(x, "max")
     return apply(MAX, (x,), (check_axes(axis, x.ndim, "max"), keepdims))
 
 
 def min(x: TensorLike, axis: Axis = None, keepdims: bool = False) -> Tensor:
-    """The smallest values over ``axis``; equal ones share the gradient equally."""
+    """The smallest values over ``axis``, as in ``sum``; equal ones share the gradient equally.
+
+    Raises ShapeError where there is no value.
+    """
     x = as_tensor(x, "min")
     return apply(MIN, (x,), (check_axes(axis, x.ndim, "min"), keepdims))
 
@@ -202,7 +217,7 @@ CUMSUM = Operation(
 
 
 def _backwards(x: Any, axis: int) -> Any:
-    return x[(slice(None),) * axis + (slice(None, None, -1),)]
+    return x[along(axis, slice(None, None, -1))]
 
 
 def cumsum(x: TensorLike, axis: int | None = None) -> Tensor:
@@ -221,15 +236,17 @@ RESHAPE = Operation(
     lambda x, shape, before: x.reshape(shape),
     (lambda g, shape, before: g.reshape(before),),
     shown=1,
+    view=True,
 )
 PERMUTE_DIMS = Operation(
     "permute_dims",
     ("x",),
     lambda x, axes: x.transpose(axes),
     (lambda g, axes: g.transpose(tuple(axes.index(k) for k in range(len(axes)))),),
+    view=True,
 )
 # What these two do to a shape and a dtype, the walk undoes for every gradient; see `fit`.
-BROADCAST_TO = Operation("broadcast_to", ("x",), np.broadcast_to, (lambda g, shape: g,))
+BROADCAST_TO = Operation("broadcast_to", ("x",), np.broadcast_to, (lambda g, shape: g,), view=True)
 ASTYPE = Operation("astype", ("x",), lambda x, dtype: x.astype(dtype), (lambda g, dtype: g,))
 
 
@@ -248,8 +265,8 @@ def reshape(x: TensorLike, shape: int | Sequence[int]) -> Tensor:
 def permute_dims(x: TensorLike, axes: Sequence[int] | None = None) -> Tensor:
     """The axes in another order; None reverses them."""
     x = as_tensor(x, "permute_dims")
-    given = tuple(range(x.ndim)[::-1]) if axes is None else check_shape(axes, "permute_dims", -99)
-    order = check_axes(given, x.ndim, "permute_dims")
+    given = range(x.ndim)[::-1] if axes is None else np.atleast_1d(axes).tolist()
+    order = check_axes(tuple(given), x.ndim, "permute_dims")
     if len(order) != x.ndim:
         raise ShapeError(f"permute_dims: axes {axes} were given for a tensor of shape {x.shape}")
     return apply(PERMUTE_DIMS, (x,), (order,))
@@ -279,7 +296,7 @@ def astype(x: TensorLike, dtype: DTypeLike) -> Tensor:
 # Indexing and joining ------------------------------------------------------------------------
 
 GETITEM = Operation(
-    "getitem", ("x",), lambda x, index: x[index], (lambda g, index: Piece(index, g),)
+    "getitem", ("x",), lambda x, index: x[index], (lambda g, index: Piece(index, g),), view=True
 )
 
 
@@ -304,6 +321,7 @@ SCATTER = Operation(
 
 
 def index_part(part: Any) -> Any:
+    """One part of an index: an int, a slice, None, ... or an array of its own. Or ValueError."""
     if isinstance(part, Tensor):
         part = part._data
     if part is None or part is Ellipsis or isinstance(part, slice):
@@ -334,15 +352,13 @@ CONCAT = Operation(
     "concat",
     (),
     lambda *values: np.concatenate(values[:-2], axis=values[-2]),
-    EachInput(
-        lambda k, g, axis, edges: g[(slice(None),) * axis + (slice(edges[k], edges[k + 1]),)]
-    ),
+    EachInput(lambda k, g, axis, edges: g[along(axis, slice(edges[k], edges[k + 1]))]),
 )
 STACK = Operation(
     "stack",
     (),
     lambda *values: np.stack(values[:-1], axis=values[-1]),
-    EachInput(lambda k, g, axis: g[(slice(None),) * axis + (k,)]),
+    EachInput(lambda k, g, axis: g[along(axis, k)]),
 )
 
 
@@ -355,16 +371,20 @@ def _several(tensors: Iterable[TensorLike], operation: str) -> list[Tensor]:
 
 
 def concat(tensors: Iterable[TensorLike], axis: int = 0) -> Tensor:
-    """The tensors joined along an axis that they have; their other axes are equal."""
+    """The tensors joined along an axis that they have; their other axes are equal.
+
+    (2, 3) and (2, 1) along axis 1 give (2, 4), in the dtype that they combine to. Raises ShapeError
+    for other shapes.
+    """
     parts = _several(tensors, "concat")
-    along = check_axis(axis, parts[0].ndim, "concat")
+    at = check_axis(axis, parts[0].ndim, "concat")
     shapes = [t.shape for t in parts]
-    if len({(*s[:along], *s[along + 1 :], len(s)) for s in shapes}) > 1:
+    if len({(*s[:at], *s[at + 1 :], len(s)) for s in shapes}) > 1:
         raise ShapeError(
             f"concat: shapes {_few(shapes)} were given, expected equal ones but for axis {axis}"
         )
-    edges = tuple(np.cumsum([0, *(s[along] for s in shapes)]).tolist())
-    return apply(CONCAT, parts, (along, edges))
+    edges = tuple(np.cumsum([0, *(s[at] for s in shapes)]).tolist())
+    return apply(CONCAT, parts, (at, edges))
 
 
 def stack(tensors: Iterable[TensorLike], axis: int = 0) -> Tensor:
@@ -446,13 +466,13 @@ def _reattach(entry: Entry) -> Sequence[Any]:
     """
     assert entry.op is not None
     assert entry.saved is not None
-    sources = (*entry.parents, entry)[: entry.op.keeps]
-    values = entry.saved[: entry.op.keeps]
+    sources = (*entry.parents, entry)[: entry.op.value_count]
+    values = entry.saved[: entry.op.value_count]
     tensors = [
         value if value is None or source is None else wrap(value, source)
         for value, source in zip(values, sources, strict=True)
     ]
-    return (*tensors, *entry.saved[entry.op.keeps :])
+    return (*tensors, *entry.saved[entry.op.value_count :])
 
 
 def _fit_array(g: Array, entry: Entry) -> Array:
@@ -464,12 +484,12 @@ def _fit_tensor(g: Tensor, entry: Entry) -> Tensor:
 
 
 def _assemble_arrays(entry: Entry, pieces: Sequence[Piece]) -> Array:
-    gradients, places = [p.gradient for p in pieces], [p.where for p in pieces]
+    gradients, places = [p.gradient for p in pieces], [p.place for p in pieces]
     return _put(*gradients, places, entry.shape, entry.dtype)
 
 
 def _assemble_tensors(entry: Entry, pieces: Sequence[Piece]) -> Tensor:
-    gradients, places = [p.gradient for p in pieces], tuple(p.where for p in pieces)
+    gradients, places = [p.gradient for p in pieces], tuple(p.place for p in pieces)
     return apply(SCATTER, gradients, (places, entry.shape, entry.dtype))
 
 
@@ -497,7 +517,7 @@ def _to(x: Tensor, target: Any) -> Tensor:
 
 
 _METHODS: dict[str, Any] = {
-    "T": property(lambda x: permute_dims(x)),
+    "T": property(permute_dims),
     "__getitem__": getitem,
     "__matmul__": matmul,
     "__rmatmul__": lambda b, a: matmul(a, b),

@@ -60,7 +60,9 @@ class Leaf(Entry):
         super().__init__(None, (), (), shape, dtype)
         self.requires_grad = requires_grad
         self.grad: Any = None  # a Tensor of the same shape and dtype
-        self.successor: Leaf | None = None  # the tensor's next leaf, once it was frozen or thawed
+        self.successor: Leaf | None = (
+            None  # the tensor's next leaf, once it was frozen, thawed or converted
+        )
 
     def newest(self) -> Leaf:
         leaf = self
@@ -121,12 +123,12 @@ class no_grad(set_recording):  # noqa: N801
 
 
 class Piece(NamedTuple):
-    """A gradient that is zero but at ``index``. All pieces for one input are put together at once.
+    """A gradient that is zero but at ``place``. All pieces for one input are put together at once.
 
     Without this, reading T steps out of a sequence would cost T whole sequences on the way back.
     """
 
-    where: Any
+    place: Any  # an index
     gradient: Any
 
 
@@ -146,16 +148,18 @@ def walk(
 ) -> dict[Entry, Any]:
     """Backward from ``roots``, entries with the gradients that arrive there, to ``wanted``.
 
-    Without ``wanted``, to every leaf that requires a gradient. Returns the gradient of each entry
-    reached. Unless ``retain_graph``, an entry lets go of what it kept as soon as it is passed.
+    Without ``wanted``, to every leaf that requires a gradient. Returns the gradients of those that
+    were reached. Unless ``retain_graph``, an entry lets go of what it kept as soon as it is passed.
     Raises TapeError for a part that was freed, and for a kept value that was replaced since.
     """
     ends = set(wanted or ())
     order = reachable(roots, ends)
-    _check_unwritten(order)
+    first = next((entry.index for entry in order if entry.op is not None), last_write)
+    if last_write > first:  # otherwise nothing was replaced since these were recorded
+        check_unwritten(order)
     if wanted is not None:
         order = _leading_to(ends, order)
-    visited = set(order)
+    on_the_way = set(order)
     fit, assemble, reattach = arithmetic
     gradients = dict(roots)
     pieces: dict[Entry, list[Piece]] = {}
@@ -167,8 +171,6 @@ def walk(
         if pieces and entry in pieces:
             whole = assemble(entry, pieces.pop(entry))
             gradient = whole if gradient is None else gradient + whole
-        if gradient is None:
-            continue
         if entry.op is None or entry in ends:
             result[entry] = gradient
             continue
@@ -177,7 +179,7 @@ def walk(
         if reattach is not None:
             saved, vjps = reattach(entry), entry.op.tensor_vjps
         for k, parent in enumerate(entry.parents):
-            if parent is None or parent not in visited:  # a number, a constant, off the way
+            if parent is None or parent not in on_the_way:  # a number, or a constant
                 continue
             part = vjps[k](gradient, *saved)
             if type(part) is Piece:
@@ -234,8 +236,10 @@ def _leading_to(ends: set[Entry], order: Iterable[Entry]) -> list[Entry]:
 
 
 # Values that were replaced -------------------------------------------------------------------
+#
+# An array is never written to, so what an entry kept is still what it was. But a gradient at values
+# that the tensor no longer has is seldom what is meant, and never noticed: so backward refuses.
 
-VIEWS = frozenset({"broadcast_to", "getitem", "input", "permute_dims", "reshape"})
 last_write = 0  # the index of the newest replacement of any tensor's data
 
 
@@ -245,17 +249,10 @@ def mark_written(entry: Entry) -> None:
     entry.written = last_write = next_index()
 
 
-def _check_unwritten(order: Sequence[Entry]) -> None:
-    """``check_unwritten``, skipped if nothing was replaced since the first operation of these."""
-    oldest = next((entry.index for entry in order if entry.op is not None), last_write)
-    if last_write > oldest:
-        check_unwritten(order)
-
-
 def check_unwritten(entries: Iterable[Entry]) -> None:
     """Raise a TapeError if a kept value belongs to a tensor whose data was replaced since."""
     for entry in entries:
-        if entry.op is None or not entry.op.keeps or entry.saved is None:
+        if entry.op is None or not entry.op.value_count or entry.saved is None:
             continue
         for kept, source in zip(entry.saved, (*entry.parents, entry), strict=False):
             if kept is not None and source is not None and _written_since(source, entry.index):
@@ -272,6 +269,6 @@ def _written_since(entry: Entry | None, index: int) -> bool:
         newest = entry.newest() if isinstance(entry, Leaf) else entry
         if newest.written > index:
             return True
-        is_view = entry.op is not None and entry.op.name in VIEWS and entry.parents
+        is_view = entry.op is not None and entry.op.view and entry.parents
         entry = entry.parents[0] if is_view else None
     return False

@@ -1,8 +1,8 @@
 """A tensor: a value and its place on the tape. Also how an operation is run and recorded.
 
-No mathematics lives here. The operators and functions are hung on the class by the rooms that
-define them: elementwise ones by ``elementwise.py``, products, reductions, shapes and indexing by
-``structural.py``, ``backward`` by ``transforms.py``.
+No mathematics lives here. Operators and methods are hung on the class by the rooms that define
+them: ``elementwise.py``, ``structural.py`` (products, reductions, shapes, indexing),
+``composites.py``, ``transforms.py`` (backward) and ``interop.py`` (NumPy's functions).
 Imports rules, tape and errors.
 """
 
@@ -27,7 +27,7 @@ class Tensor:
     """An array that gradients can flow through.
 
     Made by ``tgs.tensor``, by the other creation functions and by operations. The value never
-    changes in place: assigning ``.data`` puts a copy of another array in its stead. float16,
+    changes in place: assigning ``.data`` puts another array in its stead. float16,
     float32 and float64 carry gradients; integers and booleans carry indices and masks.
     """
 
@@ -50,6 +50,9 @@ class Tensor:
         self._entry = None
         if requires_grad:
             self.requires_grad = True
+
+    def __init_subclass__(cls) -> None:
+        raise TypeError("Tensor: it cannot be subclassed; hold a tensor in an nn.Module instead")
 
     # What it is
 
@@ -140,20 +143,6 @@ class Tensor:
             return np.array(self._data, dtype=dtype)
         return self.data
 
-    def __array_function__(self, function: Any, types: Any, args: Any, kwargs: Any) -> Any:
-        """NumPy's functions see arrays, unless that would take something off the tape unnoticed."""
-        if (
-            recording.enabled
-            and function.__name__ in OFF_THE_TAPE
-            and _requires_grad((args, kwargs))
-        ):
-            raise TapeError(
-                f"np.{function.__name__}: a tensor that requires a gradient was given, and the "
-                f"result would be off the tape; use {OFF_THE_TAPE[function.__name__]}, or "
-                "t.numpy() if that is meant"
-            )
-        return function(*_arrays_in(args), **_arrays_in(kwargs))
-
     def item(self) -> Any:
         """The only element, as a Python number."""
         if self.size != 1:
@@ -215,7 +204,7 @@ class Tensor:
         grad = None if self.grad is None else self.grad.detach()
         return _restore, (self._data, self.requires_grad, grad)
 
-    if TYPE_CHECKING:  # hung on the class by elementwise.py, structural.py and transforms.py
+    if TYPE_CHECKING:  # hung on the class by other rooms; see the top of the file
         T: Tensor
 
         def __add__(self, other: TensorLike) -> Tensor: ...
@@ -245,6 +234,8 @@ class Tensor:
         def __getitem__(self, index: Any) -> Tensor: ...
         def sum(self, axis: Axis = None, keepdims: bool = False) -> Tensor: ...
         def argmax(self, axis: int | None = None) -> Tensor: ...
+        def astype(self, dtype: DTypeLike) -> Tensor: ...
+        def cumsum(self, axis: int | None = None) -> Tensor: ...
         def mean(self, axis: Axis = None, keepdims: bool = False) -> Tensor: ...
         def max(self, axis: Axis = None, keepdims: bool = False) -> Tensor: ...
         def min(self, axis: Axis = None, keepdims: bool = False) -> Tensor: ...
@@ -275,40 +266,6 @@ def wrap(data: Array, entry: Entry | None) -> Tensor:
     tensor._data = data
     tensor._entry = entry
     return tensor
-
-
-# NumPy's functions that have a counterpart here.
-OFF_THE_TAPE = {
-    name: f"tgs.{name}"
-    for name in (
-        *("broadcast_to", "clip", "concat", "cumsum", "expand_dims", "flip", "max", "mean", "min"),
-        *("pad", "permute_dims", "reshape", "split", "squeeze", "stack", "sum", "take", "var"),
-        *("take_along_axis", "where"),
-    )
-} | {
-    "amax": "tgs.max",
-    "amin": "tgs.min",
-    "concatenate": "tgs.concat",
-    "dot": "tgs.matmul",
-    "hstack": "tgs.concat",
-    "transpose": "tgs.permute_dims",
-    "vstack": "tgs.concat",
-}
-
-
-def _requires_grad(values: Any) -> bool:
-    if isinstance(values, (tuple, list, dict)):
-        inner = values.values() if isinstance(values, dict) else values
-        return any(_requires_grad(value) for value in inner)
-    return isinstance(values, Tensor) and values.requires_grad
-
-
-def _arrays_in(values: Any) -> Any:
-    if isinstance(values, dict):
-        return {key: _arrays_in(value) for key, value in values.items()}
-    if isinstance(values, (tuple, list)):
-        return type(values)(_arrays_in(value) for value in values)
-    return values.data if isinstance(values, Tensor) else values
 
 
 def _restore(data: Array, requires_grad: bool, grad: Tensor | None) -> Tensor:
@@ -428,7 +385,9 @@ def as_tensor(value: Any, operation: str = "tensor", like: np.dtype[Any] | None 
 def apply(op: Operation, inputs: Sequence[Any], params: tuple[Any, ...] = ()) -> Tensor:
     """Run ``op`` on tensors and Python numbers, and record it if an input requires a gradient.
 
-    This is the one way in which an operation happens.
+    This is the one way in which an operation happens. ``params`` are what else it takes: axes,
+    shapes, an index. The dtype is NumPy's for these inputs. Raises what ``refusal`` makes of
+    NumPy's error.
     """
     arrays: list[Any] = []
     parents: list[Entry | None] = []
@@ -455,7 +414,7 @@ def apply(op: Operation, inputs: Sequence[Any], params: tuple[Any, ...] = ()) ->
     if None in parents:  # constants get an entry too, by which a change of their data is noticed
         parents = [entry_of(t) if type(t) is Tensor else None for t in inputs]
     saved: Sequence[Any] = params
-    if op.keeps:
+    if op.value_count:
         arrays.append(y)
         for place in op.unused[needs]:
             arrays[place] = None

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -83,12 +84,11 @@ def fit(
     if not isinstance(schedule, Schedule | None):
         raise ValueError(f"fit: schedule is {schedule!r:.60}, expected an optim.Schedule")
     history, best = History(), _Best(model if patience is not None else None)
-    training = getattr(model, "training", True)
     bar = _progress_bar(epochs) if progress else None
     try:
         for epoch in range(epochs):
-            _set_training(model, True)
-            _train_epoch(model, batches, loss, optimizer, clip_norm, history, epoch)
+            with _mode(model, training=True):
+                _train_epoch(model, batches, loss, optimizer, clip_norm, history, epoch)
             if validation is not None:
                 history.validation.append(evaluate(model, validation, loss))
             if schedule is not None:
@@ -105,7 +105,6 @@ def fit(
         history.interrupted = True
     finally:
         best.restore()
-        _set_training(model, training)
         if bar is not None:
             bar.close()
     return history
@@ -113,23 +112,12 @@ def fit(
 
 def evaluate(model: Any, batches: Iterable[Any], loss: Loss) -> float:
     """The mean loss over batches in ``eval`` mode, without recording."""
-    training = getattr(model, "training", True)
-    _set_training(model, False)
-    try:
-        with no_grad():
-            total, weight = 0.0, 0
-            for batch in batches:
-                prediction, targets, size = _forward(model, batch, "evaluate")
-                total += _number(loss(prediction, targets), "evaluate") * size
-                weight += size
-    finally:
-        _set_training(model, training)
-    if not weight:
-        raise ValueError(
-            "evaluate: the batches gave no examples; an iterator can be passed only once, give a "
-            "list or data.Batches"
-        )
-    return total / weight
+    mean = _Mean()
+    with _mode(model, training=False), no_grad():
+        for batch in batches:
+            prediction, targets, size = _forward(model, batch, "evaluate")
+            mean.add(_number(loss(prediction, targets), "evaluate"), size)
+    return mean.value("evaluate: the batches")
 
 
 def predict(model: Any, inputs: Any, lengths: Any = None) -> Any:
@@ -137,14 +125,9 @@ def predict(model: Any, inputs: Any, lengths: Any = None) -> Any:
 
     Arrays become tensors, floating ones in the dtype of the model's parameters, as in ``fit``.
     """
-    training = getattr(model, "training", True)
-    _set_training(model, False)
-    try:
-        with no_grad():
-            given = _as_tensors(inputs, model, "predict")
-            return model(given) if lengths is None else model(given, lengths=lengths)
-    finally:
-        _set_training(model, training)
+    with _mode(model, training=False), no_grad():
+        given = _as_tensors(inputs, model, "predict")
+        return model(given) if lengths is None else model(given, lengths=lengths)
 
 
 def _train_epoch(
@@ -156,7 +139,7 @@ def _train_epoch(
     history: History,
     epoch: int,
 ) -> None:
-    total, weight, norms = 0.0, 0, []
+    mean, norms = _Mean(), []
     for k, batch in enumerate(batches):
         where = f"fit: epoch {epoch}, batch {k}"
         optimizer.zero_grad()
@@ -177,14 +160,8 @@ def _train_epoch(
                     "touched the weights. Lower the learning rate or shorten the sequences"
                 )
         optimizer.step()
-        total += number * size
-        weight += size
-    if not weight:
-        raise ValueError(
-            f"fit: the batches gave no examples in epoch {epoch}; an iterator can be passed only "
-            "once, and data.Batches of no examples are none: give a list or data.Batches of some"
-        )
-    history.loss.append(total / weight)
+        mean.add(number, size)
+    history.loss.append(mean.value(f"fit: in epoch {epoch} the batches"))
     if norms:
         history.norm.append(sum(norms) / len(norms))
 
@@ -231,9 +208,36 @@ def _number(loss: Any, caller: str) -> float:
     return float(loss.item())
 
 
-def _set_training(model: Any, mode: bool) -> None:
-    if isinstance(model, Module):
-        model.train(mode)
+@contextmanager
+def _mode(model: Any, training: bool) -> Iterator[None]:
+    """The model in one mode inside the block; then every module in the mode that it was in."""
+    before = [(m, m.training) for m in model.modules()] if isinstance(model, Module) else []
+    for module, _ in before:
+        module.training = training
+    try:
+        yield
+    finally:
+        for module, was in before:
+            module.training = was
+
+
+class _Mean:
+    """A mean over batches of different weights."""
+
+    def __init__(self) -> None:
+        self.total, self.weight = 0.0, 0
+
+    def add(self, value: float, weight: int) -> None:
+        self.total += value * weight
+        self.weight += weight
+
+    def value(self, what: str) -> float:
+        if not self.weight:
+            raise ValueError(
+                f"{what} gave no examples; an iterator can be passed only once, and data.Batches "
+                "of no examples are none: give a list or data.Batches of some"
+            )
+        return self.total / self.weight
 
 
 class _Best:

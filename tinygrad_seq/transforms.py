@@ -2,7 +2,7 @@
 
 Everything is the one walk of ``tape.py``, over arrays, or over tensors where the derivatives must
 themselves be differentiable. Forward mode is the derivative of the pullback.
-Imports tape, tensors, structural (for the walk's arithmetic) and trees.
+Imports rules, tape, tensors, structural (for the walk's arithmetic), trees and errors.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from tinygrad_seq.errors import ShapeError, TapeError
 from tinygrad_seq.rules import Operation
 from tinygrad_seq.structural import ARRAYS, TENSORS
 from tinygrad_seq.tape import Entry, Leaf, reachable, recording, set_recording, walk
-from tinygrad_seq.tensors import FLOATS, Tensor, TensorLike, as_array, as_tensor, wrap
+from tinygrad_seq.tensors import FLOATS, Tensor, TensorLike, as_array, as_tensor, entry_of, wrap
 from tinygrad_seq.trees import check_same, leaves, map_leaves, paths, rebuild
 
 Function = Callable[..., Any]
-INPUT = Operation("input", ("x",), lambda x: x, (lambda g: g,))
+INPUT = Operation("input", ("x",), lambda x: x, (lambda g: g,), view=True)
 _accumulating = threading.Lock()
 
 
@@ -36,10 +36,11 @@ def backward(
     ``gradient`` (shape of the tensor) is the gradient that arrives at the tensor itself; only a
     tensor of one element may leave it out, it is 1 then. The graph is freed on the way unless
     ``retain_graph``; ``create_graph`` records the backward itself, so that gradients have
-    gradients, and retains the graph unless told otherwise (then ``.grad`` holds its graph and the
-    graph the leaf: set ``.grad`` to None to let go of it at once). Raises TapeError for a tensor
-    that is not on the tape, for a freed graph, and for values that changed since they were
-    recorded.
+    gradients, and retains the graph unless ``retain_graph=False``. A gradient with a graph refers
+    to its leaf, and the leaf to it: set ``.grad`` to None to let go of both at once.
+
+    Raises TapeError for a tensor that is not on the tape, for a freed graph, and for values that
+    changed since they were recorded.
     """
     entry = tensor._entry
     if entry is None or not entry.requires_grad:
@@ -129,7 +130,7 @@ class _Linearised:
         outside = recording.enabled
         own = [_own_input(x, path, transform) for path, x in paths(xs)]
         self.inputs = rebuild(xs, iter(own))
-        self.ends = [x._entry for x in own if x._entry is not None]
+        self.ends = [entry_of(x) for x in own]
         with set_recording(True):
             self.output = f(*self.inputs)
         for end in self.ends:
@@ -231,7 +232,8 @@ def jvp(f: Function, xs: Sequence[Any], tangents: Sequence[Any]) -> tuple[Any, A
     """``(y, y_dot)``: the value f(*xs) and its derivative along ``tangents``.
 
     ``xs`` is the tuple of arguments, and ``tangents`` has its structure and shapes; y_dot has
-    those of y. The pullback u ↦ uJ is linear in u, and its own pullback is v ↦ Jv.
+    those of y. The pullback u ↦ uJ is linear in u, and its own pullback is v ↦ Jv. Raises
+    ShapeError for tangents of another structure or shape, and ValueError for what is no tuple.
     """
     for name, given in (("xs", xs), ("tangents", tangents)):
         if not isinstance(given, (tuple, list)):
@@ -251,7 +253,7 @@ def jvp(f: Function, xs: Sequence[Any], tangents: Sequence[Any]) -> tuple[Any, A
     pulled = [
         (uJ, v) for uJ, v in zip(run.pull_recorded(probes), along, strict=True) if uJ is not None
     ]
-    ends = [probe._entry for probe in probes if probe._entry is not None]
+    ends = [entry_of(probe) for probe in probes]
     roots = _by_entry([uJ for uJ, _ in pulled], [v for _, v in pulled])
     with set_recording(True):
         found = walk(roots, TENSORS, ends, retain_graph=run.recorded) if roots else {}
@@ -301,7 +303,8 @@ def grad(f: Function, argnums: int | tuple[int, ...] = 0) -> Function:
 
     ``grad(f)(*args)`` has the structure of the argument that ``argnums`` names: a tensor for a
     tensor, a dict for a dict; a tuple of these for a tuple of argnums. What f does not depend on
-    gets zeros. Nothing is stored in ``.grad``. May be nested: ``grad(grad(f))``.
+    gets zeros. Nothing is stored in ``.grad``. May be nested: ``grad(grad(f))``. Raises TapeError
+    if f returns more than one number, and ValueError for arguments that are not floating.
     """
     both = value_and_grad(f, argnums)
 

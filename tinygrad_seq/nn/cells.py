@@ -8,6 +8,7 @@ Imports the engine and module.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -60,7 +61,8 @@ class _Cell(Module):
         self.weight_hh = parameter(stacked(recurrent, self.gates, H, H, rng), dtype)
         self.bias = parameter(np.zeros(self.gates * H), dtype) if bias else None
 
-    def _zeros(self, batch_size: int) -> Tensor:
+    def initial_state(self, batch_size: int) -> Any:
+        """Zeros (batch_size, hidden_size) in the dtype of the parameters."""
         return wrap(np.zeros((batch_size, self.hidden_size), self.weight_hh.dtype), None)
 
     def _plus_bias(self, z: Tensor) -> Tensor:
@@ -92,10 +94,6 @@ class RNNCell(_Cell):
         super().__init__(input_size, hidden_size, bias, recurrent, dtype, rng)
         self.nonlinearity = nonlinearity
         activation(nonlinearity)
-
-    def initial_state(self, batch_size: int) -> Tensor:
-        """Zeros (batch_size, hidden_size)."""
-        return self._zeros(batch_size)
 
     def forward(self, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
         act = activation(self.nonlinearity)
@@ -139,7 +137,7 @@ class LSTMCell(_Cell):
 
     def initial_state(self, batch_size: int) -> tuple[Tensor, Tensor]:
         """Zeros (h, c), each (batch_size, hidden_size)."""
-        return self._zeros(batch_size), self._zeros(batch_size)
+        return super().initial_state(batch_size), super().initial_state(batch_size)
 
     def forward(
         self, x: Tensor, state: tuple[Tensor, Tensor]
@@ -184,10 +182,6 @@ class GRUCell(_Cell):
         super().__init__(input_size, hidden_size, bias, recurrent, dtype, rng)
         self.reset_after = reset_after
         self.bias_hh = parameter(np.zeros(3 * hidden_size), dtype) if bias and reset_after else None
-
-    def initial_state(self, batch_size: int) -> Tensor:
-        """Zeros (batch_size, hidden_size)."""
-        return self._zeros(batch_size)
 
     def forward(self, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
         step = self._reset_after if self.reset_after else self._reset_before

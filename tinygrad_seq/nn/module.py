@@ -117,6 +117,7 @@ class Module:
             waiting.extend(reversed(inner))
 
     def modules(self) -> Iterator[Module]:
+        """This module and every one inside, each once."""
         return (module for _, module in self.named_modules())
 
     def _named(self, kind: int, once: bool) -> Iterator[tuple[str, Tensor]]:
@@ -133,12 +134,15 @@ class Module:
         return self._named(0, once=True)
 
     def parameters(self) -> Iterator[Tensor]:
+        """Every parameter, each once, frozen ones too."""
         return (parameter for _, parameter in self.named_parameters())
 
     def named_buffers(self) -> Iterator[tuple[str, Tensor]]:
+        """Every buffer with its dotted name."""
         return self._named(1, once=True)
 
     def buffers(self) -> Iterator[Tensor]:
+        """Every buffer, each once."""
         return (buffer for _, buffer in self.named_buffers())
 
     # State
@@ -201,6 +205,7 @@ class Module:
         return self.train(False)
 
     def zero_grad(self) -> None:
+        """Forget the gradients of all parameters."""
         for parameter in self.parameters():
             parameter.grad = None
 
