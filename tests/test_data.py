@@ -148,6 +148,7 @@ BAD = {
     r"have \[2, 3\] examples": lambda: data.Batches([1, 2], [1, 2, 3], batch_size=1),
     "batch_size: 2.7": lambda: data.Batches([1, 2], batch_size=2.7),
     "as many axes as arrays": lambda: data.Batches(np.ones((2, 2)), batch_size=1, axis=5),
+    "-1 was given to pad uint8": lambda: data.pad_sequences([np.ones(2, np.uint8)], value=-1),
     "pad int64 with": lambda: data.pad_sequences([[1, 2], [1]], value=np.nan),
     "no arrays": lambda: data.Batches(batch_size=1),
     "held_out = 2 of 2": lambda: data.train_test_split([1, 2], held_out=2),

@@ -226,6 +226,28 @@ def test_sequential_passes_the_sequence_on():
     assert isinstance(model[1], nn.Linear)
     with pytest.raises(ValueError, match="modules or functions"):
         nn.Sequential(3)
+    with pytest.raises(ValueError, match="no module in it takes them"):
+        nn.Sequential(nn.Linear(2, 1))(np.zeros((4, 5, 2), "f4"), lengths=[4] * 5)
+
+
+def test_half_precision(rng):
+    half = np.ones(100_000, np.float16)
+    assert F.mse_loss(half, half * 0).item() == 1
+    assert F.rmse_loss(half[:1] * 1000, half[:1] * 600).item() == 400
+    y = nn.LayerNorm(2).to("float16")(np.array([[0, 1000]], np.float16))
+    np.testing.assert_allclose(y, [[-1, 1]], rtol=1e-3)
+    assert y.dtype == np.float16
+    assert tgs.gelu(np.array([4, 5, -6], np.float16)).tolist() == [4, 5, 0]
+    assert tgs.erf(np.array([2.9, 9], np.float16)).tolist() == [1, 1]
+
+
+def test_small_integers_in_losses():
+    zero, three = np.array([0], np.uint8), np.array([3], np.uint8)
+    assert F.l1_loss(zero, three).item() == 3
+    assert F.mse_loss(zero, three).item() == 9
+    assert F.huber_loss(zero, three).item() == 2.5
+    kept = nn.Dropout(0.5, rng=0)(np.full(64, 3))
+    assert set(kept.tolist()) == {0.0, 6.0}
 
 
 def test_initialisers(rng):

@@ -202,6 +202,45 @@ def test_numbers_without_axes_train():
         assert w.item() < 1
 
 
+def test_half_precision_rows_without_gradient_stay():
+    for kind in (optim.Adam, optim.AdamW, optim.RMSprop, optim.SGD):
+        w = tgs.tensor([1.0, 2.0], dtype="float16", requires_grad=True)
+        w.grad = np.array([1.0, 0.0], "f2")
+        kind([w], lr=0.1, weight_decay=0.0).step()
+        assert w.dtype == np.float16
+        assert w[1].item() == 2
+        assert w[0].item() < 1
+
+
+def test_a_learning_rate_set_by_hand():
+    w = tgs.ones(1, requires_grad=True)
+    optimizer = optim.SGD([w])
+    optimizer.param_groups[0]["lr"] = np.linspace(0.1, 0.5, 3)[2]
+    w.grad = [1.0]
+    optimizer.step()
+    assert w.item() == 0.5
+    optimizer.param_groups[0]["lr"] = -1.0
+    with pytest.raises(ValueError, match="lr = -1"):
+        optimizer.step()
+
+
+def test_an_optimiser_with_a_schedule_goes_at_once():
+    import gc
+    import weakref
+
+    gc.collect()
+    gc.disable()
+    try:
+        w = tgs.ones(1, requires_grad=True)
+        optimizer = optim.Adam([w])
+        schedule = optim.StepLR(optimizer, 3)
+        gone = weakref.ref(w)
+        del w, optimizer, schedule
+        assert gone() is None
+    finally:
+        gc.enable()
+
+
 def test_converting_a_model_converts_the_state():
     layer = tgs.nn.Linear(2, 2)
     optimizer = optim.Adam(layer.parameters())
@@ -267,6 +306,8 @@ BAD = {
     "StepLR: a list was given": lambda: optim.StepLR([W], 1),
     "lr = -1": lambda: optim.SGD([W], lr=-1),
     "momentum = 1 was given": lambda: optim.SGD([W], momentum=1),
+    "nesterov was given without": lambda: optim.SGD([{"params": [W], "nesterov": True}]),
+    "expected what a schedule's": lambda: optim.StepLR(optim.SGD([W]), 1).load_state_dict({}),
     "nesterov was given without momentum": lambda: optim.SGD([W], nesterov=True),
     r"betas = \(0\.9, 1\.0\) was given": lambda: optim.Adam([W], betas=(0.9, 1.0)),
     "expected 'params' and any of": lambda: optim.SGD([{"params": [W], "learning_rate": 1}]),

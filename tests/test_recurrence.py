@@ -153,6 +153,17 @@ def test_padding_reaches_no_weight_of_a_cell_that_is_singular_at_zero(rng):
         np.testing.assert_allclose(together, w.grad.numpy(), rtol=1e-12)
 
 
+def test_a_row_that_ended_is_not_computed_from_where_it_ended():
+    h0 = tgs.tensor([[2.0], [5.0]], dtype="float64", requires_grad=True)
+
+    def cell(x, h):  # the first row ends at 0, where log has no derivative
+        return tgs.log(h), h - x
+
+    ys, _ = tgs.unroll(cell, np.ones((3, 2, 1)), h0, lengths=[2, 3])
+    ys.sum().backward()
+    np.testing.assert_allclose(h0.grad.numpy(), [[1 / 2 + 1], [1 / 5 + 1 / 4 + 1 / 3]])
+
+
 def test_no_steps_stay_on_the_tape():
     layer = nn.GRU(2, 3)
     ys, _ = layer(np.zeros((0, 4, 2), "f4"))

@@ -174,9 +174,11 @@ def test_products_of_any_size(m, k, n, b, seed):
     y = x @ w
     g = rng.standard_normal((b, m, n))
     y.backward(g)
-    np.testing.assert_allclose(y.numpy(), np.einsum("bmk,kn->bmn", x, w), atol=1e-12)
-    np.testing.assert_allclose(x.grad.numpy(), np.einsum("bmn,kn->bmk", g, w), atol=1e-12)
-    np.testing.assert_allclose(w.grad.numpy(), np.einsum("bmk,bmn->kn", x, g), atol=1e-12)
+    np.testing.assert_allclose(
+        y.numpy(), np.einsum("bmk,kn->bmn", x.numpy(), w.numpy()), atol=1e-12
+    )
+    np.testing.assert_allclose(x.grad.numpy(), np.einsum("bmn,kn->bmk", g, w.numpy()), atol=1e-12)
+    np.testing.assert_allclose(w.grad.numpy(), np.einsum("bmk,bmn->kn", x.numpy(), g), atol=1e-12)
 
 
 def test_ties_of_max_share_equally():

@@ -338,6 +338,35 @@ def test_check_of_a_tape_that_starts_in_the_middle():
         pass
 
 
+def test_no_grad_shared_by_threads():
+    off, inside, leave = tgs.no_grad(), threading.Event(), threading.Event()
+    seen = {}
+
+    def other() -> None:
+        with off:
+            inside.set()
+            leave.wait()
+        seen["recorded"] = (leaf(1.0) * 2).requires_grad
+
+    thread = threading.Thread(target=other)
+    with off:
+        with off:
+            thread.start()
+            inside.wait()
+        assert not (leaf(1.0) * 2).requires_grad
+    leave.set()
+    thread.join()
+    assert (leaf(1.0) * 2).requires_grad
+    assert seen == {"recorded": True}
+
+
+def test_changed_data_off_the_way_does_not_matter():
+    w = leaf(2.0)
+    _, pullback = tgs.vjp(lambda a: (a * 3, (w * w).sum()), np.ones(2))
+    w.data = [5.0]
+    assert pullback((np.ones(2), 0.0))[0].tolist() == [3, 3]
+
+
 def test_no_grad_wants_parentheses():
     with pytest.raises(ValueError, match=r"write @tgs\.no_grad\(\), with \(\)"):
 

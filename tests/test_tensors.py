@@ -255,6 +255,9 @@ def test_numpy_functions_do_not_leave_the_tape_unnoticed():
     for function in (np.sum, np.mean, np.max, np.transpose, lambda t: np.concatenate([t, t])):
         with pytest.raises(tgs.TapeError, match=r"would be off the tape; use tgs\."):
             function(t)
+    for function in (np.ravel, np.linalg.norm, lambda t: np.swapaxes(t, 0, 1)):
+        with pytest.raises(tgs.TapeError, match=r"would be off the tape; use t\.numpy\(\)"):
+            function(t)
         assert isinstance(function(t.detach()), (np.ndarray, np.generic))
     assert np.allclose(t, [[1, 2]])
     assert np.array_equal(t, t)
@@ -268,6 +271,7 @@ def test_argmax():
     assert tgs.argmax(t, axis=1).tolist() == [1, 0]
     assert t.argmax().item() == 1
     assert tgs.argmin(t, axis=0).tolist() == [0, 1, 1]
+    assert tgs.argmax(t[:0], axis=1).shape == (0,)
     with pytest.raises(tgs.ShapeError, match="argmax: shape"):
         tgs.argmax(t[:0])
     with pytest.raises(tgs.ShapeError, match="argmin: axis 2"):

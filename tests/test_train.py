@@ -116,6 +116,11 @@ def test_predict(rng):
     assert y.dtype == np.float32
     assert model.training
     np.testing.assert_array_equal(y, train.predict(model, x))
+    model[0].eval()
+    train.predict(model, [[1.0, 2.0, 3.0]])
+    assert not model[0].training  # every module is in the mode that it was in
+    assert model.training
+    assert train.evaluate(model, [([[1.0, 2.0, 3.0]], [[0.5]])], mse) > 0
 
 
 def test_losses_of_another_kind(rng):
@@ -216,11 +221,20 @@ def test_nan_is_stopped_before_the_weights(rng):
 
 def test_lengths_pass_through_sequential(rng):
     x, lengths = rng.standard_normal((4, 3, 2)), np.array([4, 0, 2])
-    model = nn.Sequential(nn.GRU(2, 3, rng=0), tgs.tanh, nn.Linear(3, 1, rng=0))
+
+    class Encoder(nn.Module):
+        def __init__(self):
+            self.layer = nn.GRU(2, 3, rng=0)
+
+        def forward(self, x, lengths=None):
+            return self.layer(x, lengths=lengths)
+
+    model = nn.Sequential(Encoder(), tgs.tanh, nn.Linear(3, 1, rng=0))
     optimizer = optim.Adam(model.parameters())
     batch = (x, np.zeros((4, 3, 1)), lengths)
     assert len(train.fit(model, [batch], mse, optimizer, epochs=1, progress=False)) == 1
     ys = model[0](tgs.tensor(x, dtype="float32"), lengths=lengths)[0]
+    assert (ys.numpy()[:, 1] == 0).all()
     np.testing.assert_array_equal(train.predict(model, x, lengths), model[2](tgs.tanh(ys)))
 
 

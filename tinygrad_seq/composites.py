@@ -63,10 +63,9 @@ def argmin(x: TensorLike, axis: int | None = None) -> Tensor:
 
 
 def _index_of(find: Any, x: Tensor, axis: int | None, operation: str) -> Tensor:
-    if axis is not None:
-        check_axes(axis, x.ndim, operation)
-    if not x.size:
-        raise ShapeError(f"{operation}: shape {x.shape} has no elements")
+    count = x.size if axis is None else x.shape[check_axis(axis, x.ndim, operation)]
+    if not count:
+        raise ShapeError(f"{operation}: shape {x.shape} has no elements along axis {axis}")
     return wrap(np.asarray(find(x._data, axis=axis)), None)
 
 

@@ -11,13 +11,74 @@ from tinygrad_seq.errors import TapeError
 from tinygrad_seq.tape import recording
 from tinygrad_seq.tensors import Tensor
 
-# NumPy's functions that have a counterpart here, most of them by the same name.
-_SAME = (
-    *("broadcast_to", "clip", "concat", "cumsum", "expand_dims", "flip", "max", "mean", "min"),
-    *("pad", "permute_dims", "reshape", "split", "squeeze", "stack", "sum", "take", "var"),
-    *("take_along_axis", "where"),
+# NumPy's functions whose results nobody would differentiate.
+HARMLESS = frozenset(
+    [
+        "all",
+        "allclose",
+        "any",
+        "argmax",
+        "argmin",
+        "argpartition",
+        "argsort",
+        "array2string",
+        "array_equal",
+        "array_equiv",
+        "array_repr",
+        "array_str",
+        "can_cast",
+        "common_type",
+        "count_nonzero",
+        "empty_like",
+        "flatnonzero",
+        "full_like",
+        "isclose",
+        "iscomplexobj",
+        "isrealobj",
+        "may_share_memory",
+        "min_scalar_type",
+        "ndim",
+        "nonzero",
+        "ones_like",
+        "result_type",
+        "save",
+        "savetxt",
+        "savez",
+        "savez_compressed",
+        "searchsorted",
+        "shape",
+        "shares_memory",
+        "size",
+        "zeros_like",
+    ]
 )
-_OTHER = {
+# Functions that this package has too, under NumPy's name or another.
+COUNTERPARTS = {
+    name: name
+    for name in [
+        "broadcast_to",
+        "clip",
+        "concat",
+        "cumsum",
+        "expand_dims",
+        "flip",
+        "matmul",
+        "max",
+        "mean",
+        "min",
+        "pad",
+        "permute_dims",
+        "reshape",
+        "split",
+        "squeeze",
+        "stack",
+        "sum",
+        "take",
+        "take_along_axis",
+        "var",
+        "where",
+    ]
+} | {
     "amax": "max",
     "amin": "min",
     "concatenate": "concat",
@@ -26,20 +87,20 @@ _OTHER = {
     "transpose": "permute_dims",
     "vstack": "concat",
 }
-COUNTERPARTS = {**{name: name for name in _SAME}, **_OTHER}
 
 
 def array_function(self: Tensor, function: Any, types: Any, args: Any, kwargs: Any) -> Any:
     """Call a NumPy function with arrays in the place of tensors.
 
-    Raises TapeError where a tensor requires a gradient and this package has the function too:
-    NumPy's would take the result off the tape unnoticed.
+    Raises TapeError where a tensor requires a gradient, unless the result has none anyhow: it would
+    be off the tape unnoticed.
     """
     name = function.__name__
-    if recording.enabled and name in COUNTERPARTS and _requires_grad((args, kwargs)):
+    if recording.enabled and name not in HARMLESS and _requires_grad((args, kwargs)):
+        instead = f"use tgs.{COUNTERPARTS[name]}, or " if name in COUNTERPARTS else "use "
         raise TapeError(
             f"np.{name}: a tensor that requires a gradient was given, and the result would be off "
-            f"the tape; use tgs.{COUNTERPARTS[name]}, or t.numpy() if that is meant"
+            f"the tape; {instead}t.numpy() if that is meant"
         )
     return function(*_arrays_in(args), **_arrays_in(kwargs))
 
@@ -55,7 +116,8 @@ def _arrays_in(values: Any) -> Any:
     if isinstance(values, dict):
         return {key: _arrays_in(value) for key, value in values.items()}
     if isinstance(values, (tuple, list)):
-        return type(values)(_arrays_in(value) for value in values)
+        inner = [_arrays_in(value) for value in values]
+        return tuple(inner) if isinstance(values, tuple) else inner
     return values.data if isinstance(values, Tensor) else values
 
 

@@ -75,7 +75,7 @@ class Optimizer:
             made.update(checked_settings(made, type(self).__name__))
             self.param_groups.append(made)
         self._states: list[State] = [{} for _ in seen]  # in the order of parameters()
-        self.schedules: list[Schedule] = []
+        self.factors: list[float] = []  # what each schedule multiplies the learning rates by now
 
     def _check(self, parameter: Any, seen: set[int]) -> None:
         name = type(self).__name__
@@ -103,22 +103,26 @@ class Optimizer:
         """Update every parameter that has a gradient. Raises TapeError if none has."""
         done, states = 0, iter(self._states)
         for group in self.param_groups:
+            settings = {**group, **checked_settings(group, type(self).__name__)}
             for parameter in group["params"]:
                 gradient, state = parameter.grad, next(states)
                 if gradient is None or not parameter.requires_grad:
                     continue
                 done += 1
-                value = parameter._data
+                # float16 is updated in float32: ε would be 0 in it, and small steps be lost.
+                dtype = np.promote_types(parameter.dtype, np.float32)
+                value = parameter._data.astype(dtype, copy=False)
+                g = gradient._data.astype(dtype, copy=False)
                 for name, kept in state.items():
-                    if isinstance(kept, np.ndarray) and kept.dtype != value.dtype:
-                        state[name] = kept.astype(value.dtype)  # the model was converted
-                new = np.asarray(self.update(value, gradient._data, group, state))
-                if new.shape != value.shape or new.dtype != value.dtype:
+                    if isinstance(kept, np.ndarray) and kept.dtype != dtype:
+                        state[name] = kept.astype(dtype)  # the model was converted
+                new = np.asarray(self.update(value, g, settings, state))
+                if new.shape != value.shape or new.dtype != dtype:
                     raise ValueError(
                         f"{type(self).__name__}.update made {new.dtype}{new.shape} of a parameter "
-                        f"{value.dtype}{value.shape}, expected the same"
+                        f"{dtype}{value.shape}, expected the same"
                     )
-                replace_data(parameter, new)
+                replace_data(parameter, new.astype(parameter.dtype, copy=False))
         if not done:
             raise TapeError(
                 f"{type(self).__name__}.step: no parameter has a gradient; call loss.backward() "
@@ -218,10 +222,10 @@ class SGD(Optimizer):
         nesterov: bool = False,
         weight_decay: float = 0.0,
     ) -> None:
-        if nesterov and not momentum:
-            raise ValueError("SGD: nesterov was given without momentum, expected momentum > 0")
         settings = dict(lr=lr, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay)
         super().__init__(parameters, settings)
+        if any(group["nesterov"] and not group["momentum"] for group in self.param_groups):
+            raise ValueError("SGD: nesterov was given without momentum, expected momentum > 0")
 
     def update(self, value: Any, gradient: Any, group: Group, state: State) -> Any:
         if group["weight_decay"]:
@@ -345,10 +349,10 @@ class Schedule:
                 f"{type(self).__name__}: a {type(optimizer).__name__} was given, expected an "
                 "optimiser"
             )
-        self.optimizer, self.count, self._last = optimizer, 0, 1.0
+        self.optimizer, self.count, self._place = optimizer, 0, len(optimizer.factors)
         for group in optimizer.param_groups:
             group.setdefault("initial_lr", group["lr"])
-        optimizer.schedules.append(self)
+        optimizer.factors.append(1.0)
         self._set()
 
     def factor(self, n: int) -> float:
@@ -361,10 +365,9 @@ class Schedule:
         self._set()
 
     def _set(self) -> None:
-        self._last = float(self.factor(self.count))
-        product = math.prod(schedule._last for schedule in self.optimizer.schedules)
+        self.optimizer.factors[self._place] = float(self.factor(self.count))
         for group in self.optimizer.param_groups:
-            group["lr"] = group["initial_lr"] * product
+            group["lr"] = group["initial_lr"] * math.prod(self.optimizer.factors)
 
     def state_dict(self) -> dict[str, Any]:
         """How many steps were taken."""
@@ -372,7 +375,9 @@ class Schedule:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from there."""
-        self.count = state["count"]
+        if not hasattr(state, "keys") or set(state) != {"count"}:
+            raise ValueError("load_state_dict: expected what a schedule's state_dict() returned")
+        self.count = whole(state["count"], "load_state_dict: count", least=0)
         self._set()
 
 

@@ -74,8 +74,10 @@ class Leaf(Entry):
 class _Recording(threading.local):
     """Each thread's own state."""
 
-    enabled = True
-    tapes: tuple[Any, ...] = ()  # the open Tapes of listing.py
+    def __init__(self) -> None:  # once in each thread
+        self.enabled = True
+        self.before: list[bool] = []  # what `enabled` was outside each open set_recording
+        self.tapes: tuple[Any, ...] = ()  # the open Tapes of listing.py
 
 
 recording = _Recording()
@@ -86,14 +88,13 @@ class set_recording:  # noqa: N801
 
     def __init__(self, enabled: bool) -> None:
         self._enabled = enabled
-        self._before: list[bool] = []
 
     def __enter__(self) -> None:
-        self._before.append(recording.enabled)
+        recording.before.append(recording.enabled)
         recording.enabled = self._enabled
 
     def __exit__(self, *_: object) -> None:
-        recording.enabled = self._before.pop()
+        recording.enabled = recording.before.pop()
 
 
 class no_grad(set_recording):  # noqa: N801
@@ -154,11 +155,11 @@ def walk(
     """
     ends = set(wanted or ())
     order = reachable(roots, ends)
+    if wanted is not None:
+        order = _leading_to(ends, order)
     first = next((entry.index for entry in order if entry.op is not None), last_write)
     if last_write > first:  # otherwise nothing was replaced since these were recorded
         check_unwritten(order)
-    if wanted is not None:
-        order = _leading_to(ends, order)
     on_the_way = set(order)
     fit, assemble, reattach = arithmetic
     gradients = dict(roots)
@@ -251,11 +252,14 @@ def mark_written(entry: Entry) -> None:
 
 def check_unwritten(entries: Iterable[Entry]) -> None:
     """Raise a TapeError if a kept value belongs to a tensor whose data was replaced since."""
+    newest: dict[Entry, int] = {}  # the newest write to each source, or to what it is a view of
     for entry in entries:
         if entry.op is None or not entry.op.value_count or entry.saved is None:
             continue
         for kept, source in zip(entry.saved, (*entry.parents, entry), strict=False):
-            if kept is not None and source is not None and _written_since(source, entry.index):
+            if kept is None or source is None:
+                continue
+            if _newest_write(source, newest) > entry.index:
                 raise TapeError(
                     f"backward: {entry.op.name} needs the value that a tensor of shape "
                     f"{source.shape} had when it was recorded, but `.data` was assigned since; "
@@ -263,12 +267,16 @@ def check_unwritten(entries: Iterable[Entry]) -> None:
                 )
 
 
-def _written_since(entry: Entry | None, index: int) -> bool:
-    """Whether the entry's data, or the data that it is a view of, was replaced after ``index``."""
-    while entry is not None:
-        newest = entry.newest() if isinstance(entry, Leaf) else entry
-        if newest.written > index:
-            return True
-        is_view = entry.op is not None and entry.op.view and entry.parents
-        entry = entry.parents[0] if is_view else None
-    return False
+def _newest_write(entry: Entry, known: dict[Entry, int]) -> int:
+    """When the entry's data, or the data that it is a view of, was last replaced; 0 for never."""
+    chain: list[Entry] = []
+    now: Entry | None = entry
+    while now is not None and now not in known:
+        chain.append(now)
+        is_view = now.op is not None and now.op.view and now.parents
+        now = now.parents[0] if is_view else None
+    written = 0 if now is None else known[now]
+    for link in reversed(chain):
+        own = link.newest().written if isinstance(link, Leaf) else link.written
+        written = known[link] = max(written, own)
+    return written

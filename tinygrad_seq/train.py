@@ -19,7 +19,7 @@ from tinygrad_seq.nn.module import Module
 from tinygrad_seq.optim import Optimizer, Schedule, clip_grad_norm_
 from tinygrad_seq.tape import no_grad
 from tinygrad_seq.tensors import FLOATS, Tensor, as_tensor
-from tinygrad_seq.trees import leaves, map_leaves
+from tinygrad_seq.trees import leaves
 
 __all__ = ["History", "evaluate", "fit", "predict"]
 Loss = Callable[[Any, Any], Tensor]
@@ -186,16 +186,19 @@ def _forward(model: Any, batch: Any, caller: str) -> tuple[Any, Any, int]:
 
 
 def _as_tensors(values: Any, model: Any, caller: str) -> Any:
-    """Arrays as tensors, floating ones in the dtype of the model's parameters."""
-    dtype = None
-    if isinstance(model, Module):
-        dtype = next((p.dtype for p in model.parameters() if p.dtype in FLOATS), None)
+    """Arrays and lists of numbers as tensors, floating ones in the dtype of the parameters.
 
-    def convert(leaf: Any) -> Tensor:
-        tensor = as_tensor(leaf, f"{caller}: batch")
-        return tensor.to(dtype) if dtype is not None and tensor.dtype in FLOATS else tensor
-
-    return map_leaves(convert, values)
+    Tuples and dicts are structures of them.
+    """
+    if isinstance(values, dict):
+        return {key: _as_tensors(value, model, caller) for key, value in values.items()}
+    if isinstance(values, tuple):
+        inner = [_as_tensors(value, model, caller) for value in values]
+        return type(values)(*inner) if hasattr(values, "_fields") else tuple(inner)
+    parameters = model.parameters() if isinstance(model, Module) else ()
+    dtype = next((p.dtype for p in parameters if p.dtype in FLOATS), None)
+    tensor = as_tensor(values, f"{caller}: batch", dtype)
+    return tensor.to(dtype) if dtype is not None and tensor.dtype in FLOATS else tensor
 
 
 def _number(loss: Any, caller: str) -> float:

@@ -54,7 +54,7 @@ def pad_sequences(
     lengths = np.array([len(a) for a in arrays])
     shape = (len(arrays), int(lengths.max()), *arrays[0].shape[1:])
     dtype = np.result_type(*arrays)
-    if dtype.kind in "iub" and (value != value or dtype.type(value) != value):
+    if dtype.kind in "iub" and not np.can_cast(np.min_scalar_type(value), dtype):
         raise ValueError(
             f"pad_sequences: {value} was given to pad {dtype} with, which cannot hold it"
         )

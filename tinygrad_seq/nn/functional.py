@@ -1,7 +1,7 @@
 """Losses. Each averages its elements, or those that a mask selects; 0 if there are none.
 
 ``mask`` is boolean and has the shape of the elements, or of their leading axes. What it leaves out
-may be anything, NaN too, and gets a gradient of exactly zero.
+may be anything, NaN too, and gets a gradient of exactly zero. A loss is float32 or float64.
 Imports the engine.
 """
 
@@ -51,9 +51,15 @@ def _average(elements: Tensor, mask: np.ndarray | None) -> Tensor:
     return sum(elements) * (1.0 / max(count, 1))
 
 
+def _wide(x: TensorLike, loss: str) -> Tensor:
+    """A tensor that squares and sums fit into: at least float32."""
+    x = as_tensor(x, loss)
+    return x if x.dtype in ("float32", "float64") else x.to("float32")
+
+
 def _difference(prediction: TensorLike, target: TensorLike, mask: Any, loss: str) -> Any:
     """prediction − target where the mask selects, else 0; and the mask."""
-    p, t = as_tensor(prediction, loss), as_tensor(target, loss)
+    p, t = _wide(prediction, loss), _wide(target, loss)
     if p.shape != t.shape:
         raise ShapeError(
             f"{loss}: prediction {p.shape} and target {t.shape} were given, expected equal shapes; "
@@ -99,7 +105,7 @@ def cross_entropy(logits: TensorLike, target: TensorLike, mask: Any = None) -> T
 
     ``logits`` (..., C): classes are the last axis. ``target`` (...): integers from 0 to C − 1.
     """
-    x, classes = as_tensor(logits, "cross_entropy"), as_tensor(target, "cross_entropy")
+    x, classes = _wide(logits, "cross_entropy"), as_tensor(target, "cross_entropy")
     if not x.ndim or x.shape[:-1] != classes.shape:
         raise ShapeError(
             f"cross_entropy: logits {x.shape} and target {classes.shape} were given, expected "
@@ -125,7 +131,7 @@ def binary_cross_entropy_with_logits(
 ) -> Tensor:
     """The mean of −t log σ(x) − (1 − t) log(1 − σ(x)), in nats; x logits, t targets in [0, 1]."""
     loss = "binary_cross_entropy_with_logits"
-    x, t = as_tensor(logits, loss), as_tensor(target, loss)
+    x, t = _wide(logits, loss), _wide(target, loss)
     if x.shape != t.shape:
         raise ShapeError(
             f"{loss}: logits {x.shape} and target {t.shape} were given, expected equal shapes"

@@ -5,6 +5,7 @@ Imports the engine, module and init.
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from tinygrad_seq.elementwise import sqrt, square
 from tinygrad_seq.errors import ShapeError, whole
 from tinygrad_seq.nn.init import Rng, glorot
 from tinygrad_seq.nn.module import Module, parameter
-from tinygrad_seq.tensors import Tensor, TensorLike, as_tensor, wrap
+from tinygrad_seq.tensors import FLOATS, Tensor, TensorLike, as_tensor, wrap
 
 
 class Linear(Module):
@@ -88,7 +89,7 @@ class Dropout(Module):
     """
 
     def __init__(self, p: float = 0.5, *, rng: Rng = None) -> None:
-        if not isinstance(p, (int, float)) or not 0 <= p < 1:
+        if not isinstance(p, (int, float, np.floating)) or not 0 <= p < 1:
             raise ValueError(f"Dropout: p = {p!r} was given, expected 0 ≤ p < 1")
         self.p = float(p)
         self.rng = None if rng is None else generator(rng)
@@ -97,6 +98,8 @@ class Dropout(Module):
         x = as_tensor(x, "Dropout")
         if not self.training or not self.p:
             return x
+        if x.dtype not in FLOATS:
+            x = x.to("float32")
         kept = generator(self.rng).random(x.shape, dtype=np.float32) >= self.p
         return x * wrap(np.asarray(kept / (1 - self.p), x.dtype), None)
 
@@ -119,17 +122,25 @@ class LayerNorm(Module):
                 f"LayerNorm: x has shape {x.shape}, expected {self.weight.size} elements in the "
                 "last axis"
             )
+        dtype = x.dtype
+        if dtype == np.float16:  # squares leave its range
+            x = x.to("float32")
         x = x - mean(x, -1, keepdims=True)
-        return self.weight * x / sqrt(mean(square(x), -1, keepdims=True) + self.eps) + self.bias
+        x = x / sqrt(mean(square(x), -1, keepdims=True) + self.eps)
+        return self.weight * (x.to(dtype) if dtype == np.float16 else x) + self.bias
+
+
+def _takes_lengths(layer: Any) -> bool:
+    function = layer.forward if isinstance(layer, Module) else layer
+    return "lengths" in inspect.signature(function).parameters
 
 
 class Sequential(Module):
     """Modules one after another, each given what the one before returned.
 
-    Recurrent layers return ``(ys, state)``; ys is passed on. ``lengths`` go to them alone.
+    Recurrent layers return ``(ys, state)``; ys is passed on. ``lengths`` go to every module that
+    takes them; ValueError if none does.
     """
-
-    takes_lengths = True
 
     def __init__(self, *modules: Any) -> None:
         if any(not callable(module) for module in modules):
@@ -143,9 +154,11 @@ class Sequential(Module):
         return self.layers[index]
 
     def forward(self, x: Any, lengths: Any = None) -> Any:
-        for layer in self.layers:
-            takes = lengths is not None and getattr(layer, "takes_lengths", False)
-            x = layer(x, lengths=lengths) if takes else layer(x)
+        takes = [lengths is not None and _takes_lengths(layer) for layer in self.layers]
+        if lengths is not None and not any(takes):
+            raise ValueError("Sequential: lengths were given, but no module in it takes them")
+        for layer, given in zip(self.layers, takes, strict=True):
+            x = layer(x, lengths=lengths) if given else layer(x)
             if isinstance(x, tuple):
                 x = x[0]
         return x

@@ -39,8 +39,6 @@ class Recurrent(Module):
     ``backend="tape"`` runs ``tgs.unroll``.
     """
 
-    takes_lengths = True
-
     def __init__(
         self,
         cells: Sequence[Any],

@@ -8,7 +8,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -61,33 +61,49 @@ def unroll(
 
 def _run(cell: Cell, given: Given, reverse: bool) -> tuple[Any, Any]:
     state = given.state
-    stand_in = None if given.lengths is None else _last_steps(given)
+    stand_in = None if given.lengths is None else StandIn(_last_steps(given), given.state)
     ys: list[Any] = []
     for t in reversed(range(given.T)) if reverse else range(given.T):
-        y, state = _step(cell, given, stand_in, t, state)
+        y, state, stand_in = _step(cell, given, stand_in, t, state)
         if ys:
             check_same(ys[0], y, f"unroll: y at step {t}")
         ys.append(y)
     return map_columns(stack, ys[::-1] if reverse else ys), state
 
 
-def _step(cell: Cell, given: Given, stand_in: Any, t: int, before: Any) -> tuple[Any, Any]:
-    """The cell on step t, with resets before it and the rows that have ended held still."""
+class StandIn(NamedTuple):
+    """What the cell is shown for a row that has ended: its last step once more.
+
+    What stands beyond a row's end may be NaN, and even a state may be where the cell cannot go on
+    from. Nothing comes of it, but 0 · NaN on the way back would spread; this was computed before.
+    """
+
+    x: Any
+    state: Any
+
+
+def _step(
+    cell: Cell, given: Given, stand_in: StandIn | None, t: int, before: Any
+) -> tuple[Any, Any, StandIn | None]:
+    """The cell on step t, with resets before it and the rows that have ended held still.
+
+    Returns y, the state, and the stand-in for the next step.
+    """
     x = map_leaves(lambda leaf: leaf[t], given.xs)
-    state = before
+    state, going = before, None
     if given.resets is not None and given.resets[t].any():
         state = _select(given.resets[t], given.reset_state, state)
-    going = None if given.lengths is None else given.lengths > t
-    if going is not None and going.all():
-        going = None
-    if going is not None:  # what stands beyond a row's end may be NaN, which 0 · NaN would spread
-        x = _select(going, x, stand_in)
+    if given.lengths is not None and stand_in is not None:
+        going = given.lengths > t
+        if not going.all():
+            x, state = _select(going, x, stand_in.x), _select(going, state, stand_in.state)
+        stand_in = StandIn(stand_in.x, map_leaves(lambda leaf: leaf.detach(), state))
     y, after = check_returned(cell(x, state), given.B, cell, "unroll")
     check_state(after, before, given.xs, f"unroll: at step {t} the cell returned a state that")
-    if going is not None:
+    if going is not None and not going.all():
         y = map_leaves(lambda leaf: _zero_unless(going, leaf), y)
         after = _select(going, after, before)  # a row that has ended is not reset either
-    return y, after
+    return y, after, stand_in
 
 
 def _last_steps(given: Given) -> Any:
@@ -137,8 +153,9 @@ def _rows(chosen: np.ndarray, like: Tensor) -> Tensor:
     return wrap(chosen.reshape(-1, *([1] * (like.ndim - 1))), None)
 
 
-def _select(chosen: np.ndarray, state: Any, other: Any) -> Any:
-    return map_leaves(lambda a, b: where(_rows(chosen, a), a, b), state, other)
+def _select(chosen: np.ndarray, tree: Any, other: Any) -> Any:
+    """The chosen rows of one tree, the others of another."""
+    return map_leaves(lambda a, b: where(_rows(chosen, a), a, b), tree, other)
 
 
 def _zero_unless(chosen: np.ndarray, leaf: Tensor) -> Tensor:
