@@ -13,71 +13,19 @@ from tinygrad_seq.tensors import Tensor
 
 # NumPy's functions whose results nobody would differentiate.
 HARMLESS = frozenset(
-    [
-        "all",
-        "allclose",
-        "any",
-        "argmax",
-        "argmin",
-        "argpartition",
-        "argsort",
-        "array2string",
-        "array_equal",
-        "array_equiv",
-        "array_repr",
-        "array_str",
-        "can_cast",
-        "common_type",
-        "count_nonzero",
-        "empty_like",
-        "flatnonzero",
-        "full_like",
-        "isclose",
-        "iscomplexobj",
-        "isrealobj",
-        "may_share_memory",
-        "min_scalar_type",
-        "ndim",
-        "nonzero",
-        "ones_like",
-        "result_type",
-        "save",
-        "savetxt",
-        "savez",
-        "savez_compressed",
-        "searchsorted",
-        "shape",
-        "shares_memory",
-        "size",
-        "zeros_like",
-    ]
+    "all allclose any argmax argmin argpartition argsort array2string array_equal array_equiv "
+    "array_repr array_str can_cast common_type count_nonzero empty_like flatnonzero full_like "
+    "isclose iscomplexobj isrealobj may_share_memory min_scalar_type ndim nonzero ones_like "
+    "result_type save savetxt savez savez_compressed searchsorted shape shares_memory size "
+    "zeros_like".split()
 )
 # Functions that this package has too, under NumPy's name or another.
 COUNTERPARTS = {
     name: name
-    for name in [
-        "broadcast_to",
-        "clip",
-        "concat",
-        "cumsum",
-        "expand_dims",
-        "flip",
-        "matmul",
-        "max",
-        "mean",
-        "min",
-        "pad",
-        "permute_dims",
-        "reshape",
-        "split",
-        "squeeze",
-        "stack",
-        "sum",
-        "take",
-        "take_along_axis",
-        "var",
-        "where",
-    ]
+    for name in (
+        "broadcast_to clip concat cumsum expand_dims flip matmul max mean min pad permute_dims "
+        "reshape split squeeze stack sum take take_along_axis var where"
+    ).split()
 } | {
     "amax": "max",
     "amin": "min",
