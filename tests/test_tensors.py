@@ -153,6 +153,9 @@ def test_detach_and_to():
     assert not y.detach().requires_grad
     with pytest.raises(tgs.TapeError, match=r"make the copy of t\.detach\(\)"):
         tgs.tensor(t)
+    with pytest.raises(tgs.TapeError, match=r"make the copy of t\.detach\(\)"):
+        tgs.tensor(t * 2, requires_grad=True)
+    assert tgs.tensor(t, requires_grad=True).is_leaf
     with tgs.no_grad():
         assert not tgs.tensor(t).requires_grad
     assert t.to("float64").dtype == np.float64

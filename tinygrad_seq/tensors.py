@@ -41,7 +41,8 @@ class Tensor:
     def __init__(
         self, data: Any, dtype: DTypeLike | None = None, requires_grad: bool = False
     ) -> None:
-        if isinstance(data, Tensor) and data.requires_grad and recording.enabled:
+        tracked = isinstance(data, Tensor) and data.requires_grad and recording.enabled
+        if tracked and not (requires_grad and data.is_leaf):  # a leaf of a leaf's values is fine
             raise TapeError(
                 "tensor: a tensor that requires a gradient was given, and the copy would be off "
                 "the tape; use it as it is, or make the copy of t.detach()"
