@@ -239,7 +239,9 @@ def picture(
         axis.plot(months, series.values[months], color="black", label="measured")
         axis.plot(months, chosen[start, horizon - 1], color="tab:blue", label=f"{name} forecast")
         error = series.rmse(chosen, horizon)
-        axis.set_title(f"{horizon} ahead: RMSE {error:.2f} {unit}", loc="left")
+        axis.set_title(
+            f"{horizon} step{'s' * (horizon > 1)} ahead: RMSE {error:.2f} {unit}", loc="left"
+        )
         axis.set_ylabel(unit)
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].legend(frameon=False, ncols=2, loc="upper right")
