@@ -285,6 +285,8 @@ def test_clipping():
     optim.clip_grad_value_([a, b], 0.7)
     assert (a.grad.item(), b.grad.item()) == pytest.approx((0.6, -0.7))
     assert optim.clip_grad_norm_(none, 1.0) == 0
+    with pytest.raises(ValueError, match="no parameters were given; an iterator"):
+        optim.clip_grad_norm_(iter([]), 1.0)
     a.grad = [1e30]  # its square overflows float32
     assert optim.clip_grad_norm_(a, 1.0) == pytest.approx(1e30)
     assert a.grad.item() == pytest.approx(1)

@@ -286,6 +286,16 @@ BAD = {
     ),
     "state has dtype int64": lambda: tgs.unroll(CELL, X, np.zeros((5, 3), int)),
     "share one dtype, and xs is float64: convert": lambda: tgs.unroll(CELL, X.astype("f8")),
+    r"LSTMCell: x has shape \(3,\), expected \(B, 3\)": lambda: tgs.unroll(
+        nn.LSTMCell(3, 4), np.ones((7, 3), "f4")
+    ),
+    r"RNNCell: the state has shape \(20, 3\), expected \(1, 3\)": lambda: nn.RNNCell(2, 3)(
+        tgs.zeros(1, 2), tgs.zeros(20, 3)
+    ),
+    r"LSTMCell: the state is a tensor, expected a pair": lambda: nn.LSTMCell(2, 3)(
+        tgs.zeros(1, 2), tgs.zeros(1, 3)
+    ),
+    "expected cells, made": lambda: nn.Recurrent([nn.GRUCell]),
     "given as the cell": lambda: tgs.unroll(nn.GRUCell, X),
     "expected a list of cells": lambda: nn.Recurrent(CELL),
     "tgs.stack makes one tensor": lambda: tgs.unroll(CELL, [X[0], X[1]]),

@@ -74,6 +74,14 @@ def test_tapes_nest_and_forget_nothing():
     assert b.requires_grad
 
 
+def test_names_reach_into_transforms():
+    x = leaf(1.0, 2.0)
+    with tgs.Tape(x=x) as tape:
+        tgs.grad(lambda z: (z**3).sum())(x)
+    assert [line.op for line in tape][:3] == ["x", "input", "scalar_power"]
+    tape.check()
+
+
 def test_check_finds_what_is_wrong():
     def tape() -> tgs.Tape:
         x = leaf(1.0, 2.0)

@@ -121,6 +121,10 @@ def test_predict(rng):
     assert not model[0].training  # every module is in the mode that it was in
     assert model.training
     assert train.evaluate(model, [([[1.0, 2.0, 3.0]], [[0.5]])], mse) > 0
+    layer = nn.GRU(3, 2)
+    ys, state = train.predict(layer, np.ones((4, 1, 3)))
+    again, _ = train.predict(layer, np.ones((1, 1, 3)), state=state)
+    assert again[0].tolist() != ys[0].tolist()
 
 
 def test_losses_of_another_kind(rng):
@@ -246,6 +250,10 @@ def test_arguments_of_another_kind(rng):
             train.fit(model, [(x, y)], mse, wrong, epochs=1, progress=False)
     with pytest.raises(ValueError, match=r"fit: schedule is .* expected an optim\.Schedule"):
         train.fit(model, [(x, y)], mse, optimizer, epochs=1, schedule=optim.StepLR, progress=False)
+    _, other = model_and_optimizer()
+    schedule = optim.StepLR(other, 1)
+    with pytest.raises(ValueError, match="that of another optimiser"):
+        train.fit(model, [(x, y)], mse, optimizer, epochs=1, schedule=schedule, progress=False)
 
 
 def test_bad_batches(rng):

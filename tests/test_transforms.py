@@ -164,6 +164,20 @@ def test_hessian_vector_product(rng):
     np.testing.assert_allclose(tgs.jvp(tgs.grad(f), (x,), (v,))[1], A @ v)
 
 
+def test_detach():
+    layer = tgs.nn.LSTM(2, 3)
+    xs, state = np.ones((4, 1, 2), "f4"), None
+    for _ in range(2):
+        ys, state = layer(xs, state)
+        ys.sum().backward()
+        carried = state
+        state = tgs.detach(state)
+    assert not any(leaf.requires_grad for leaf in state)
+    ys, _ = layer(xs, carried)
+    with pytest.raises(tgs.TapeError, match=r"take tgs\.detach\(state\)"):
+        ys.sum().backward()
+
+
 def test_same_input_twice():
     x = tgs.tensor(3.0, requires_grad=True)
     g = tgs.grad(lambda a, b: a * b, argnums=(0, 1))(x, x)

@@ -78,7 +78,7 @@ from tinygrad_seq.structural import (
 )
 from tinygrad_seq.tape import no_grad
 from tinygrad_seq.tensors import Tensor
-from tinygrad_seq.transforms import grad, jvp, value_and_grad, vjp
+from tinygrad_seq.transforms import detach, grad, jvp, value_and_grad, vjp
 
 __version__ = "0.1.0"
 
@@ -100,6 +100,7 @@ __all__ = [
     "cos",
     "cumsum",
     "data",
+    "detach",
     "divide",
     "elu",
     "erf",

@@ -180,7 +180,9 @@ elu.__doc__ = _documentation(RULES["elu"], " (Clevert, Unterthiner, Hochreiter 2
 where.__doc__ = _documentation(
     RULES["where"],
     "\n\nThe condition is boolean, or a ValueError is raised. It selects: what is not selected\n"
-    "may be anything, NaN too, and gets a gradient of zero.",
+    "may be anything, NaN too, and gets a gradient of zero. But where that came from a function\n"
+    "without a derivative there, zero times it is NaN: give the function a safe argument, as in\n"
+    "where(x > 0, sqrt(where(x > 0, x, 1)), 0).",
 )
 
 

@@ -1,15 +1,19 @@
-"""What NumPy's own functions do with tensors: they see arrays, unless that would lose a gradient.
+"""What NumPy's own functions do with tensors.
 
-Imports tensors, tape and errors.
+A ufunc that this package has too (``np.exp``, ``array * tensor``) is this package's, recorded as
+such. Other functions see arrays, unless that would lose a gradient.
+Imports tensors, elementwise, structural, tape and errors.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+from tinygrad_seq import elementwise
 from tinygrad_seq.errors import TapeError
+from tinygrad_seq.structural import matmul
 from tinygrad_seq.tape import recording
-from tinygrad_seq.tensors import Tensor
+from tinygrad_seq.tensors import Tensor, as_tensor
 
 # NumPy's functions whose results nobody would differentiate.
 HARMLESS = frozenset(
@@ -53,6 +57,38 @@ def array_function(self: Tensor, function: Any, types: Any, args: Any, kwargs: A
     return function(*_arrays_in(args), **_arrays_in(kwargs))
 
 
+UFUNCS: dict[str, Any] = {
+    name: getattr(elementwise, name)
+    for name in (
+        "add cos divide exp expm1 log log1p maximum minimum multiply negative power sign sin sqrt "
+        "square subtract tanh"
+    ).split()
+} | {
+    "absolute": elementwise.abs,
+    "equal": lambda a, b: as_tensor(a) == b,
+    "greater": lambda a, b: as_tensor(a) > b,
+    "greater_equal": lambda a, b: as_tensor(a) >= b,
+    "less": lambda a, b: as_tensor(a) < b,
+    "less_equal": lambda a, b: as_tensor(a) <= b,
+    "matmul": matmul,
+    "not_equal": lambda a, b: as_tensor(a) != b,
+}
+
+
+def array_ufunc(self: Tensor, ufunc: Any, method: str, *inputs: Any, **options: Any) -> Any:
+    """NumPy's ufunc on tensors, and NumPy's arrays on the left of an operator."""
+    name = ufunc.__name__
+    if "out" in options:
+        raise TapeError(
+            f"np.{name}: an array cannot hold the result of an operation on tensors, as in "
+            "array += tensor; write array = array + tensor"
+        )
+    if method == "__call__" and name in UFUNCS and not options:
+        return UFUNCS[name](*inputs)
+    function = ufunc if method == "__call__" else getattr(ufunc, method)
+    return array_function(self, function, (), inputs, options)
+
+
 def _requires_grad(values: Any) -> bool:
     if isinstance(values, (tuple, list, dict)):
         inner = values.values() if isinstance(values, dict) else values
@@ -70,3 +106,4 @@ def _arrays_in(values: Any) -> Any:
 
 
 setattr(Tensor, "__array_function__", array_function)  # noqa: B010
+setattr(Tensor, "__array_ufunc__", array_ufunc)  # noqa: B010

@@ -46,6 +46,7 @@ class Tape:
                     f"Tape: {name} is a {type(tensor).__name__}, expected a tensor to list by name"
                 )
         self._names = {id(tensor): name for name, tensor in names.items()}
+        self._named_entries = {tensor._entry: name for name, tensor in names.items()}
         self._named = tuple(names.values())  # keeps the ids from being used again
         self._lines: list[Line] = []
         self._slots: dict[Entry, int] = {}
@@ -76,14 +77,25 @@ class Tape:
                 texts.append(f"{given!r}")
                 continue
             if parent not in self._slots:
-                name = self._names.get(id(given), _kind(parent))
-                self._append(parent, name, (), name)
+                self._add_made_before(parent, self._names.get(id(given)))
             slots.append(self._slots[parent])
             texts.append(f"%{slots[-1]}")
         assert entry.op is not None
         params = [_short(p) for p in (entry.saved or ())[entry.op.value_count :][: entry.op.shown]]
         arguments = ", ".join(_abridged(texts) + params)
         self._append(entry, entry.op.name, tuple(slots), f"{entry.op.name}({arguments})")
+
+    def _add_made_before(self, entry: Entry, name: str | None) -> None:
+        """List what was made before it was used: a leaf, or a transform's input with its origin."""
+        if entry.op is not None and entry.op.name == "input" and entry.parents[0] is not None:
+            origin = entry.parents[0]
+            if origin not in self._slots:
+                self._add_made_before(origin, None)
+            slot = self._slots[origin]
+            self._append(entry, "input", (slot,), f"input(%{slot})")
+            return
+        name = name or self._named_entries.get(entry) or _kind(entry)
+        self._append(entry, name, (), name)
 
     def _append(self, entry: Entry, op: str, inputs: tuple[int, ...], text: str) -> None:
         index = self._slots[entry] = len(self._lines)

@@ -39,6 +39,7 @@ class Optimizer:
     """The base: parameter groups, each with its own settings, and the state of each parameter.
 
     ``parameters`` are tensors, or groups: dicts with ``"params"`` and settings of their own.
+    ``param_groups`` are these dicts, to read and to change: ``param_groups[0]["lr"] = 0.01``.
     Subclasses define ``update(value, gradient, group, state)``, which returns the new value and
     may keep arrays in ``state``.
     """
@@ -134,7 +135,10 @@ class Optimizer:
         raise NotImplementedError
 
     def state_dict(self) -> dict[str, Any]:
-        """Kind, settings and the state of each parameter, by position; arrays are copied."""
+        """Kind, settings and the state of each parameter, by position; arrays are copied.
+
+        It is nested: save it with pickle, not ``np.savez``.
+        """
         return {
             "kind": type(self).__name__,
             "param_groups": [_settings(group) for group in self.param_groups],
@@ -340,7 +344,8 @@ class Schedule:
     """A learning rate that changes: each group's own, as first given, times ``factor(n)``.
 
     n counts the calls of ``step()``: after each epoch, or after each update if the factor counts
-    those. Several schedules of one optimiser multiply. Subclasses define ``factor``.
+    those. It sets ``optimizer.param_groups[k]["lr"]``, whatever that was set to by hand. Several
+    schedules of one optimiser multiply. Subclasses define ``factor``.
     """
 
     def __init__(self, optimizer: Optimizer) -> None:
@@ -448,6 +453,11 @@ def _with_gradients(parameters: Tensor | Module | Iterable[Tensor]) -> list[tupl
     if isinstance(parameters, Module):
         parameters = parameters.parameters()
     given = [parameters] if isinstance(parameters, Tensor) else list(parameters)
+    if not given:
+        raise ValueError(
+            "clipping: no parameters were given; an iterator such as model.parameters() can be "
+            "used only once, pass it anew"
+        )
     return [(tensor, tensor.grad._data) for tensor in given if tensor.grad is not None]
 
 

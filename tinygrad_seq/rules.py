@@ -104,7 +104,8 @@ def names_in(text: str) -> set[str]:
 
 def read(text: str, arguments: Sequence[str], namespace: dict[str, Any]) -> Function:
     """A line of rule text as a function of ``arguments``."""
-    return eval(f"lambda {', '.join(arguments)}: {text}", namespace)  # type: ignore[no-any-return]
+    code = compile(f"lambda {', '.join(arguments)}: {text}", f"<rule {text}>", "eval")
+    return eval(code, namespace)  # type: ignore[no-any-return]
 
 
 UFUNCS: dict[str, Function] = {

@@ -215,8 +215,9 @@ def reachable(roots: Iterable[Entry], ends: set[Entry]) -> list[Entry]:
             continue
         if entry.saved is None:
             raise TapeError(
-                "backward: a part of this graph was freed by an earlier backward; pass "
-                "retain_graph=True to the earlier one, or compute the forward pass again"
+                "backward: a part of this graph was freed by an earlier backward. If a state is "
+                "carried over from there, take tgs.detach(state); otherwise pass retain_graph=True "
+                "to the earlier backward, or compute the forward pass again"
             )
         for parent in entry.parents:
             if parent is not None and parent.requires_grad and parent not in seen:

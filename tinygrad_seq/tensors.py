@@ -32,7 +32,6 @@ class Tensor:
     """
 
     __slots__ = ("__weakref__", "_data", "_entry")
-    __array_ufunc__ = None  # so that ndarray * tensor is a tensor
     __hash__ = object.__hash__
 
     _data: Array

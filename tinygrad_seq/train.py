@@ -30,7 +30,7 @@ class History:
     """What happened, one entry an epoch: also as ``history["loss"]``.
 
     ``validation`` is empty without validation batches, ``norm`` (the mean norm of the gradient
-    before clipping) without ``clip_norm``.
+    before clipping) without ``clip_norm``. Epochs are counted from 0, in ``best_epoch`` too.
     """
 
     loss: list[float] = field(default_factory=list)
@@ -83,6 +83,8 @@ def fit(
         raise ValueError(f"fit: optimizer is {optimizer!r:.60}, expected an optim.Optimizer")
     if not isinstance(schedule, Schedule | None):
         raise ValueError(f"fit: schedule is {schedule!r:.60}, expected an optim.Schedule")
+    if schedule is not None and schedule.optimizer is not optimizer:
+        raise ValueError("fit: the schedule is that of another optimiser, expected this one's")
     history, best = History(), _Best(model if patience is not None else None)
     bar = _progress_bar(epochs) if progress else None
     try:
@@ -120,14 +122,16 @@ def evaluate(model: Any, batches: Iterable[Any], loss: Loss) -> float:
     return mean.value("evaluate: the batches")
 
 
-def predict(model: Any, inputs: Any, lengths: Any = None) -> Any:
+def predict(model: Any, inputs: Any, lengths: Any = None, **more: Any) -> Any:
     """What the model makes of ``inputs`` in ``eval`` mode, without recording.
 
-    Arrays become tensors, floating ones in the dtype of the model's parameters, as in ``fit``.
+    ``lengths`` and ``more`` are passed on to the model: ``predict(layer, x, state=state)``. Arrays
+    become tensors, floating ones in the dtype of the model's parameters, as in ``fit``.
     """
     with _mode(model, training=False), no_grad():
         given = _as_tensors(inputs, model, "predict")
-        return model(given) if lengths is None else model(given, lengths=lengths)
+        more = more if lengths is None else {**more, "lengths": lengths}
+        return model(given, **more)
 
 
 def _train_epoch(

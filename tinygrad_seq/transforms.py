@@ -92,6 +92,15 @@ def _cotangent(given: TensorLike, like: Tensor, what: str) -> Tensor:
     return made.to(like.dtype)
 
 
+def detach(tree: Any) -> Any:
+    """The tensors of a structure, such as the state of a layer, with their values off the tape.
+
+    What is computed from them does not go back to what they were computed from: a state carried
+    from one part of a long sequence to the next is detached between them.
+    """
+    return map_leaves(lambda leaf: as_tensor(leaf, "detach").detach(), tree)
+
+
 # A function linearised at a point ------------------------------------------------------------
 
 

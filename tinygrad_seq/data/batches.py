@@ -112,6 +112,6 @@ def _examples(
     if len(set(counts)) > 1:
         raise ShapeError(
             f"{name}: arrays of shapes {shapes} have {counts} examples along axes {axes}, expected "
-            "as many of each; axis=(1, 0) gives each array its own"
+            "as many of each; for arrays (T, B, ...) pass axis=1, or a tuple with an axis for each"
         )
     return axes, counts

@@ -16,10 +16,11 @@ from numpy.typing import DTypeLike
 from tinygrad_seq.composites import split
 from tinygrad_seq.creation import generator
 from tinygrad_seq.elementwise import gelu, relu, sigmoid, silu, softplus, tanh
-from tinygrad_seq.errors import whole
+from tinygrad_seq.errors import ShapeError, whole
 from tinygrad_seq.nn.init import Rng, stacked
 from tinygrad_seq.nn.module import Module, parameter
 from tinygrad_seq.tensors import Tensor, wrap
+from tinygrad_seq.trees import structure
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "tanh": tanh,
@@ -65,6 +66,21 @@ class _Cell(Module):
         """Zeros (batch_size, hidden_size) in the dtype of the parameters."""
         return wrap(np.zeros((batch_size, self.hidden_size), self.weight_hh.dtype), None)
 
+    def _check(self, x: Tensor, *state: Tensor) -> None:
+        """Raise a ShapeError unless x is (B, I) and each leaf of the state (B, H)."""
+        name, I, H = type(self).__name__, self.input_size, self.hidden_size
+        if x.ndim != 2 or x.shape[1] != I:
+            raise ShapeError(
+                f"{name}: x has shape {x.shape}, expected (B, {I}): a row for each row of the "
+                "batch, for one step; over a sequence (T, B, I) run tgs.unroll"
+            )
+        for leaf in state:
+            if leaf.shape != (x.shape[0], H):
+                raise ShapeError(
+                    f"{name}: the state has shape {leaf.shape}, expected ({x.shape[0]}, {H}) for x "
+                    f"{x.shape}"
+                )
+
     def _plus_bias(self, z: Tensor) -> Tensor:
         return z if self.bias is None else z + self.bias
 
@@ -96,6 +112,7 @@ class RNNCell(_Cell):
         activation(nonlinearity)
 
     def forward(self, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+        self._check(x, h)
         act = activation(self.nonlinearity)
         h = act(self._plus_bias(x @ self.weight_ih.T + h @ self.weight_hh.T))
         return h, h
@@ -142,7 +159,10 @@ class LSTMCell(_Cell):
     def forward(
         self, x: Tensor, state: tuple[Tensor, Tensor]
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        if not isinstance(state, tuple) or len(state) != 2:
+            raise ShapeError(f"LSTMCell: the state is {structure(state)}, expected a pair (h, c)")
         h, c = state
+        self._check(x, h, c)
         z = self._plus_bias(x @ self.weight_ih.T + h @ self.weight_hh.T)
         i, f, g, o = split(z, 4, axis=-1)
         c = sigmoid(f) * c + sigmoid(i) * tanh(g)
@@ -184,6 +204,7 @@ class GRUCell(_Cell):
         self.bias_hh = parameter(np.zeros(3 * hidden_size), dtype) if bias and reset_after else None
 
     def forward(self, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+        self._check(x, h)
         step = self._reset_after if self.reset_after else self._reset_before
         z, n = step(self._plus_bias(x @ self.weight_ih.T), h)
         h = (1 - z) * h + z * n

@@ -70,20 +70,23 @@ def _difference(prediction: TensorLike, target: TensorLike, mask: Any, loss: str
 
 
 def mse_loss(prediction: TensorLike, target: TensorLike, mask: Any = None) -> Tensor:
-    """The mean of (prediction − target)²."""
+    """The mean of (prediction − target)², of equal shapes, where the boolean ``mask`` says so."""
     difference, chosen = _difference(prediction, target, mask, "mse_loss")
     return _average(square(difference), chosen)
 
 
 def rmse_loss(prediction: TensorLike, target: TensorLike, mask: Any = None) -> Tensor:
-    """√ of the mean of (prediction − target)², in the unit of the target; gradient 0 at 0."""
+    """√ of the mean of (prediction − target)², in the unit of the target; gradient 0 at 0.
+
+    Equal shapes; the mean is over where the boolean ``mask`` says so.
+    """
     difference, chosen = _difference(prediction, target, mask, "rmse_loss")
     mse = _average(square(difference), chosen)
     return sqrt(mse) if mse._data > 0 else mse
 
 
 def l1_loss(prediction: TensorLike, target: TensorLike, mask: Any = None) -> Tensor:
-    """The mean of |prediction − target|."""
+    """The mean of |prediction − target|, of equal shapes, where the boolean ``mask`` says so."""
     difference, chosen = _difference(prediction, target, mask, "l1_loss")
     return _average(abs(difference), chosen)
 
@@ -91,7 +94,10 @@ def l1_loss(prediction: TensorLike, target: TensorLike, mask: Any = None) -> Ten
 def huber_loss(
     prediction: TensorLike, target: TensorLike, mask: Any = None, delta: float = 1.0
 ) -> Tensor:
-    """The mean of d²/2 where |d| ≤ delta, else delta·(|d| − delta/2); d = prediction − target."""
+    """The mean of d²/2 where |d| ≤ delta, else delta·(|d| − delta/2); d = prediction − target.
+
+    Equal shapes; the mean is over where the boolean ``mask`` says so (Huber 1964).
+    """
     if not delta > 0:
         raise ValueError(f"huber_loss: delta = {delta} was given, expected more than 0")
     difference, chosen = _difference(prediction, target, mask, "huber_loss")
@@ -103,7 +109,8 @@ def huber_loss(
 def cross_entropy(logits: TensorLike, target: TensorLike, mask: Any = None) -> Tensor:
     """The mean of −log softmax(logits)[target], in nats.
 
-    ``logits`` (..., C): classes are the last axis. ``target`` (...): integers from 0 to C − 1.
+    ``logits`` (..., C): classes are the last axis. ``target`` (...): integers from 0 to C − 1, or
+    anything where the boolean ``mask``, (...) or its leading axes, is False.
     """
     x, classes = _wide(logits, "cross_entropy"), as_tensor(target, "cross_entropy")
     if not x.ndim or x.shape[:-1] != classes.shape:
@@ -129,7 +136,10 @@ def cross_entropy(logits: TensorLike, target: TensorLike, mask: Any = None) -> T
 def binary_cross_entropy_with_logits(
     logits: TensorLike, target: TensorLike, mask: Any = None
 ) -> Tensor:
-    """The mean of −t log σ(x) − (1 − t) log(1 − σ(x)), in nats; x logits, t targets in [0, 1]."""
+    """The mean of −t log σ(x) − (1 − t) log(1 − σ(x)), in nats; x logits, t targets in [0, 1].
+
+    Equal shapes; the mean is over where the boolean ``mask`` says so.
+    """
     loss = "binary_cross_entropy_with_logits"
     x, t = _wide(logits, loss), _wide(target, loss)
     if x.shape != t.shape:

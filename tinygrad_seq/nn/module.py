@@ -30,6 +30,9 @@ from tinygrad_seq.tensors import (
 class Module:
     """The base of everything that holds parameters. Subclasses define ``forward``.
 
+    Parameters are the tensors in its attributes that require a gradient (``nn.parameter``), and
+    those of the modules in its attributes, in lists, tuples and dicts of them too. Arrays are not:
+    ``nn.init`` gives arrays. There is no need to call ``super().__init__()``.
     ``training`` is True until ``eval()``; dropout is one that asks.
     """
 
@@ -255,7 +258,7 @@ def parameter(values: TensorLike, dtype: DTypeLike | None = None) -> Tensor:
     """A parameter that starts from these values, float32 unless told otherwise.
 
     ``self.weight = nn.parameter(nn.init.orthogonal(4, 4))``: a tensor that requires a gradient and
-    was not computed from others. Raises ValueError for dtypes that are not floating.
+    was not computed from others. Raises ValueError for a ``dtype`` that is not floating.
     """
     wanted = check_dtype(dtype or "float32")
     if wanted not in FLOATS:

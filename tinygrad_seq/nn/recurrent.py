@@ -55,8 +55,10 @@ class Recurrent(Module):
             raise ValueError(
                 f"Recurrent: a {type(cells).__name__} was given, expected a list of cells"
             )
-        if not all(map(callable, cells)):
-            raise ValueError("Recurrent: expected cells, called as y, state = cell(x, state)")
+        if any(isinstance(cell, type) or not callable(cell) for cell in cells):
+            raise ValueError(
+                "Recurrent: expected cells, made and called as y, state = cell(x, state)"
+            )
         if not len(cells) or len(cells) % directions:
             raise ValueError(
                 f"Recurrent: {len(cells)} cells were given, expected {directions} for each layer"
