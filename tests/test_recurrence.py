@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import runpy
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -456,28 +458,9 @@ class TestLayers:
 
 
 def test_ten_thousand_steps_train_and_leave_nothing():
-    import gc
-    import tracemalloc
-
-    layer = nn.LSTM(2, 4, rng=0)
-    gc.collect()
-
-    def cost(steps: int) -> tuple[int, int]:
-        xs = tgs.randn(steps, 1, 2, rng=0)
-        tracemalloc.start()
-        before = tracemalloc.get_traced_memory()[0]
-        ys, state = layer(xs)
-        loss = (ys * ys).sum()
-        held = tracemalloc.get_traced_memory()[0] - before
-        loss.backward()
-        layer.zero_grad()
-        del ys, state, loss
-        left = tracemalloc.get_traced_memory()[0] - before
-        tracemalloc.stop()
-        return held, left
-
-    cost(100)
-    short, _ = cost(1000)
-    long, left = cost(10_000)
-    assert 9 * short < long < 11 * short  # linear
-    assert left < 0.01 * long  # Python's own free lists, whatever the length
+    benchmark = Path(__file__).parent.parent / "benchmarks" / "long_sequence.py"
+    measure = runpy.run_path(str(benchmark))["measure"]
+    measure(100, hidden_size=4)
+    short, long = (measure(steps, hidden_size=4) for steps in (1000, 10_000))
+    assert 9 * short["held MB"] < long["held MB"] < 11 * short["held MB"]  # linear
+    assert long["left MB"] < 0.01 * long["held MB"]  # Python's own free lists, whatever the length

@@ -282,6 +282,8 @@ def test_ufuncs_are_this_packages():
     with pytest.raises(tgs.TapeError, match=r"off the tape"):
         np.add.reduce(t)
     assert isinstance(np.arctan(t.detach()), np.ndarray)
+    assert np.isfinite(t).all()
+    assert np.round(t, 1).tolist() == [[0.5, 2.0]]
     assert np.isfinite(t.detach()).all()
     array = np.ones(2, "f4")
     with pytest.raises(tgs.TapeError, match=r"write array = array \+ tensor"):

@@ -17,11 +17,12 @@ from tinygrad_seq.tensors import Tensor, as_tensor
 
 # NumPy's functions whose results nobody would differentiate.
 HARMLESS = frozenset(
-    "all allclose any argmax argmin argpartition argsort array2string array_equal array_equiv "
-    "array_repr array_str can_cast common_type count_nonzero empty_like flatnonzero full_like "
-    "isclose iscomplexobj isrealobj may_share_memory min_scalar_type ndim nonzero ones_like "
-    "result_type save savetxt savez savez_compressed searchsorted shape shares_memory size "
-    "zeros_like".split()
+    "all allclose any argmax argmin argpartition argsort around array2string array_equal "
+    "array_equiv array_repr array_str can_cast ceil common_type count_nonzero empty_like "
+    "flatnonzero floor full_like isclose iscomplexobj isfinite isinf isnan isneginf isposinf "
+    "isrealobj logical_and logical_not logical_or logical_xor may_share_memory min_scalar_type "
+    "ndim nonzero ones_like result_type rint round save savetxt savez savez_compressed "
+    "searchsorted shape shares_memory signbit size trunc zeros_like".split()
 )
 # Functions that this package has too, under NumPy's name or another.
 COUNTERPARTS = {
