@@ -129,6 +129,15 @@ def test_info(capsys):
     capsys.readouterr()
 
 
+def test_a_checkout_that_is_not_installed_says_so(monkeypatch):
+    import tinygrad_seq.kernels
+
+    monkeypatch.delattr(tinygrad_seq, "kernels")
+    monkeypatch.setitem(sys.modules, "tinygrad_seq.kernels", None)
+    with pytest.raises(SystemExit, match=r"run pip install -e \. in it"):
+        main(["info"])
+
+
 def test_editable_install_finds_the_kernels():
     """Whichever way it is installed here, the kernels imported are those of this checkout."""
     from tinygrad_seq.kernels import machine

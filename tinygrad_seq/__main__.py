@@ -7,11 +7,16 @@ import platform
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 
-from tinygrad_seq.kernels import machine
-
 
 def info() -> dict[str, str]:
     """What a report of a problem should say about the machine."""
+    try:
+        from tinygrad_seq.kernels import machine
+    except ModuleNotFoundError:
+        raise SystemExit(
+            "tinygrad_seq.kernels is missing: this is a checkout that is not installed; run "
+            "pip install -e . in it"
+        ) from None
 
     def installed(package: str) -> str:
         try:
