@@ -64,7 +64,8 @@ class Module:
             kind = "tensor off the tape" if isinstance(value, Tensor) else type(value).__name__
             raise ValueError(
                 f"{where}: a {kind} was assigned to a parameter or buffer; replace its values with "
-                f"module.{name}.data = array, or set it to None first"
+                f"module.{name}.data = array, set it to None first, or hold a frozen tensor with "
+                f"module.register_parameter({name!r}, tensor)"
             )
         list(_modules_in(name, value))  # raises for parameters in lists
         object.__setattr__(self, name, value)
