@@ -224,6 +224,14 @@ def test_a_learning_rate_set_by_hand():
         optimizer.step()
 
 
+def test_groups_are_not_added_to():
+    w = tgs.ones(1, requires_grad=True)
+    optimizer = optim.SGD([w])
+    optimizer.param_groups[0]["params"].append(tgs.ones(1, requires_grad=True))
+    with pytest.raises(ValueError, match="2 parameters, made for 1; make another optimiser"):
+        optimizer.step()
+
+
 def test_an_optimiser_with_a_schedule_goes_at_once():
     import gc
     import weakref

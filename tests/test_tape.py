@@ -398,6 +398,45 @@ def test_no_grad_nests():
     assert (x * 2).requires_grad
 
 
+def test_two_threads_through_one_graph():
+    """Who finishes has added the whole gradient, who comes too late is told; one finishes."""
+
+    def chain() -> tuple[tgs.Tensor, tgs.Tensor]:
+        x = leaf(1.0, 2.0)
+        h = x
+        for _ in range(100):
+            h = tgs.tanh(h * 1.01) + 0.1 * h
+        return x, h.sum()
+
+    def go(y: tgs.Tensor, together: threading.Barrier, told: list[str], create: bool) -> None:
+        together.wait()
+        try:
+            y.backward(retain_graph=False, create_graph=create)
+        except tgs.TapeError as error:
+            told.append(str(error))
+
+    alone, y = chain()
+    y.backward()
+    switching = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for create in (False, True) * 15:
+            x, y = chain()
+            told: list[str] = []
+            arguments = (y, threading.Barrier(2), told, create)
+            threads = [threading.Thread(target=go, args=arguments) for _ in range(2)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            finished = 2 - len(told)
+            assert finished >= 1
+            assert all("freed" in words for words in told)
+            np.testing.assert_allclose(x.grad.numpy(), finished * alone.grad.numpy(), rtol=1e-5)
+    finally:
+        sys.setswitchinterval(switching)
+
+
 def test_no_grad_decorates():
     x = leaf(1.0)
 

@@ -209,6 +209,13 @@ def test_nan_is_stopped_before_the_weights(rng):
         train.fit(model, [(x, y)], mse, optimizer, epochs=2, progress=False)
     np.testing.assert_array_equal(model.weight, before["weight"])
 
+    clean = np.nan_to_num(x)
+    with pytest.raises(ValueError, match="epoch 0: the validation loss is nan"):
+        train.fit(
+            model, [(clean, y)], mse, optimizer, epochs=2, validation=[(x, y)], progress=False
+        )
+    model.load_state_dict(before)
+
     def steep(p, t):
         return tgs.sqrt(((p - p.detach()) ** 2).sum())  # 0, with a gradient of 0/0
 

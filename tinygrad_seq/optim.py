@@ -102,6 +102,11 @@ class Optimizer:
 
     def step(self) -> None:
         """Update every parameter that has a gradient. Raises TapeError if none has."""
+        if len(self.parameters()) != len(self._states):
+            raise ValueError(
+                f"{type(self).__name__}.step: there are {len(self.parameters())} parameters, made "
+                f"for {len(self._states)}; make another optimiser instead of changing the groups"
+            )
         done, states = 0, iter(self._states)
         for group in self.param_groups:
             settings = {**group, **checked_settings(group, type(self).__name__)}

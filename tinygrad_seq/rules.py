@@ -99,6 +99,7 @@ class Rule(Operation):
 
 
 def names_in(text: str) -> set[str]:
+    """The names that a line of rule text mentions."""
     return set(compile(text, "<rule>", "eval").co_names)
 
 

@@ -458,21 +458,20 @@ def unbroadcast(g: Any, shape: tuple[int, ...]) -> Any:
     return g.sum(axis=repeated, keepdims=True).reshape(shape)
 
 
-def _reattach(entry: Entry) -> Sequence[Any]:
+def _reattach(entry: Entry, parents: Sequence[Any], saved: Sequence[Any]) -> Sequence[Any]:
     """What an entry kept, each array as a tensor in its old place on the tape.
 
     An input is put back on the entry that made it and the output on this one, so that derivatives
     computed from them are recorded as depending on what they depended on.
     """
     assert entry.op is not None
-    assert entry.saved is not None
-    sources = (*entry.parents, entry)[: entry.op.value_count]
-    values = entry.saved[: entry.op.value_count]
+    count = entry.op.value_count
+    sources = (*parents, entry)[:count]
     tensors = [
         value if value is None or source is None else wrap(value, source)
-        for value, source in zip(values, sources, strict=True)
+        for value, source in zip(saved[:count], sources, strict=True)
     ]
-    return (*tensors, *entry.saved[entry.op.value_count :])
+    return (*tensors, *saved[count:])
 
 
 def _fit_array(g: Array, entry: Entry) -> Array:

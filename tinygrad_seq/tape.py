@@ -123,6 +123,13 @@ class no_grad(set_recording):  # noqa: N801
 # Going backward ------------------------------------------------------------------------------
 
 
+FREED = (
+    "backward: a part of this graph was freed by an earlier backward. If a state is carried over "
+    "from there, take tgs.detach(state); otherwise pass retain_graph=True to the earlier backward, "
+    "or compute the forward pass again"
+)
+
+
 class Piece(NamedTuple):
     """A gradient that is zero but at ``place``. All pieces for one input are put together at once.
 
@@ -138,7 +145,8 @@ class Arithmetic(NamedTuple):
 
     fit: Callable[[Any, Entry], Any]  # undo broadcasting and promotion
     assemble: Callable[[Entry, Sequence[Piece]], Any]  # the pieces as one gradient
-    reattach: Callable[[Entry], Sequence[Any]] | None  # kept arrays as tensors; None: as they are
+    # What an entry kept as tensors, from the entry, its parents and `saved`; None: as it is.
+    reattach: Callable[[Entry, Any, Any], Sequence[Any]] | None
 
 
 def walk(
@@ -172,14 +180,17 @@ def walk(
         if pieces and entry in pieces:
             whole = assemble(entry, pieces.pop(entry))
             gradient = whole if gradient is None else gradient + whole
+        assert gradient is not None  # what is on the way was reached by an entry passed before
         if entry.op is None or entry in ends:
             result[entry] = gradient
             continue
-        saved: Any = entry.saved
-        vjps = entry.op.vjps
+        # Freeing clears `saved` first, so in this order another thread's backward is noticed.
+        parents, saved, vjps = entry.parents, entry.saved, entry.op.vjps
+        if saved is None:
+            raise TapeError(FREED)
         if reattach is not None:
-            saved, vjps = reattach(entry), entry.op.tensor_vjps
-        for k, parent in enumerate(entry.parents):
+            saved, vjps = reattach(entry, parents, saved), entry.op.tensor_vjps
+        for k, parent in enumerate(parents):
             if parent is None or parent not in on_the_way:  # a number, or a constant
                 continue
             part = vjps[k](gradient, *saved)
@@ -196,7 +207,8 @@ def walk(
                 gradients[parent] = gradients[parent] + part
                 owned.add(parent)
         if not retain_graph:
-            entry.saved, entry.parents = None, ()
+            entry.saved = None
+            entry.parents = ()
     return result
 
 
@@ -214,11 +226,7 @@ def reachable(roots: Iterable[Entry], ends: set[Entry]) -> list[Entry]:
         if entry in ends or entry.index < oldest:
             continue
         if entry.saved is None:
-            raise TapeError(
-                "backward: a part of this graph was freed by an earlier backward. If a state is "
-                "carried over from there, take tgs.detach(state); otherwise pass retain_graph=True "
-                "to the earlier backward, or compute the forward pass again"
-            )
+            raise TapeError(FREED)
         for parent in entry.parents:
             if parent is not None and parent.requires_grad and parent not in seen:
                 seen.add(parent)

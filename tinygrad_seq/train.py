@@ -74,7 +74,8 @@ def fit(
     has, padding left out where lengths are given.
 
     Ctrl-C ends training and returns the history so far, with ``interrupted`` set. A loss or a
-    clipped gradient that is not finite raises ValueError before it reaches the weights.
+    clipped gradient that is not finite raises ValueError before it reaches the weights; so does a
+    validation loss that is not finite, after its epoch.
     """
     epochs = whole(epochs, "fit: epochs", least=0)
     if patience is not None:
@@ -93,6 +94,11 @@ def fit(
                 _train_epoch(model, batches, loss, optimizer, clip_norm, history, epoch)
             if validation is not None:
                 history.validation.append(evaluate(model, validation, loss))
+                if not math.isfinite(history.validation[-1]):
+                    raise ValueError(
+                        f"fit: epoch {epoch}: the validation loss is {history.validation[-1]}. "
+                        "Look for NaN in the validation data, or lower the learning rate"
+                    )
             if schedule is not None:
                 schedule.step()
             watched = history.validation or history.loss

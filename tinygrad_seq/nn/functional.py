@@ -15,7 +15,7 @@ from tinygrad_seq.composites import logsumexp, take_along_axis
 from tinygrad_seq.elementwise import abs, minimum, softplus, sqrt, square, where
 from tinygrad_seq.errors import ShapeError
 from tinygrad_seq.structural import sum
-from tinygrad_seq.tensors import Tensor, TensorLike, as_tensor, wrap
+from tinygrad_seq.tensors import Tensor, TensorLike, as_tensor
 
 __all__ = [
     "binary_cross_entropy_with_logits",
@@ -43,7 +43,7 @@ def _mask(mask: Any, shape: tuple[int, ...], loss: str) -> np.ndarray | None:
 
 
 def _select(x: Tensor, mask: np.ndarray | None) -> Tensor:
-    return x if mask is None else where(mask, x, wrap(np.zeros((), x.dtype), None))
+    return x if mask is None else where(mask, x, 0)
 
 
 def _average(elements: Tensor, mask: np.ndarray | None) -> Tensor:

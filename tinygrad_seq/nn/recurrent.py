@@ -76,6 +76,7 @@ class Recurrent(Module):
 
     @property
     def num_layers(self) -> int:
+        """How many layers there are, each of one cell or, in both directions, two."""
         return len(self.cells) // self.directions
 
     def forward(
