@@ -17,7 +17,7 @@ from tinygrad_seq import nn
 
 def measure(steps: int, hidden_size: int = 16) -> dict[str, float]:
     """Seconds forward and backward; megabytes held by the graph, and left when it is gone."""
-    layer = nn.LSTM(4, hidden_size, rng=0)
+    layer = nn.LSTM(4, hidden_size, rng=0, backend="tape")
     xs = tgs.randn(steps, 2, 4, rng=0)
     begin = perf_counter()
     ys, _ = layer(xs)

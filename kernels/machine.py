@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import cache
 from importlib.util import find_spec
 
 _WIDTHS = (("avx512f", 512), ("avx2", 256), ("avx", 256), ("sse2", 128), ("neon", 128))
@@ -15,15 +16,29 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
+@cache
+def features() -> frozenset[str]:
+    """What the processor that Numba compiles for can do: this one, or NUMBA_CPU_FEATURES."""
+    import llvmlite.binding as llvm
+    from numba import config
+
+    if config.CPU_FEATURES is not None:
+        given = config.CPU_FEATURES.split(",")
+        return frozenset(name[1:] for name in given if name.startswith("+"))
+    return frozenset(name for name, there in llvm.get_host_cpu_features().items() if there)
+
+
 def vector_width() -> tuple[int, str]:
     """The widest vectors that compiled code uses here: bits, and the feature they come from."""
-    import llvmlite.binding as llvm
-
-    features = llvm.get_host_cpu_features()
+    there = features()
     for name, bits in _WIDTHS:
-        if features.get(name):
+        if name in there:
             return bits, name
     return 64, "scalar"
+
+
+def vector_bits() -> int:
+    return vector_width()[0]
 
 
 def cuda() -> str:

@@ -61,7 +61,7 @@ from tinygrad_seq.elementwise import (
 )
 from tinygrad_seq.errors import ShapeError, TapeError, TraceError
 from tinygrad_seq.listing import Tape
-from tinygrad_seq.recurrence import unroll
+from tinygrad_seq.recurrence import scan, unroll
 from tinygrad_seq.structural import (
     astype,
     broadcast_to,
@@ -139,6 +139,7 @@ __all__ = [
     "randn",
     "relu",
     "reshape",
+    "scan",
     "sigmoid",
     "sign",
     "silu",

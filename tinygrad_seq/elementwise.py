@@ -15,6 +15,7 @@ import numpy as np
 
 from tinygrad_seq.errors import TapeError
 from tinygrad_seq.rules import RULES, Rule, read_over_tensors
+from tinygrad_seq.tape import recording
 from tinygrad_seq.tensors import (
     DEFAULT_FLOAT,
     Tensor,
@@ -22,6 +23,7 @@ from tinygrad_seq.tensors import (
     apply,
     as_tensor,
     float_dtype,
+    is_traced,
     promote,
     refusal,
     wrap,
@@ -204,6 +206,8 @@ read_over_tensors({name: globals()[name] for name in RULES if name in globals()}
 
 def _comparison(ufunc: Any) -> Callable[[Any, Any], Tensor]:
     def compare(a: Any, b: Any) -> Tensor:
+        if recording.tracer is not None and is_traced((a, b)):
+            return recording.tracer.compare(ufunc.__name__, a, b)  # type: ignore[no-any-return]
         arrays = [t._data if isinstance(t, Tensor) else t for t in (a, b)]
         try:
             return wrap(np.asarray(ufunc(*arrays)), None)
@@ -227,6 +231,8 @@ for _name, _ufunc in {
 
 
 def _invert(x: Tensor) -> Tensor:
+    if recording.tracer is not None and is_traced((x,)):
+        return recording.tracer.invert(x)  # type: ignore[no-any-return]
     if x.dtype.kind == "f":
         raise ValueError(f"~t: dtype {x.dtype} was given, expected booleans or integers")
     return wrap(np.asarray(np.invert(x._data)), None)

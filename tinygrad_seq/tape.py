@@ -78,6 +78,7 @@ class _Recording(threading.local):
         self.enabled = True
         self.before: list[bool] = []  # what `enabled` was outside each open set_recording
         self.tapes: tuple[Any, ...] = ()  # the open Tapes of listing.py
+        self.tracer: Any = None  # while a cell is traced, the Trace of recurrence/trace.py
 
 
 recording = _Recording()
@@ -140,6 +141,20 @@ class Piece(NamedTuple):
     gradient: Any
 
 
+class Bundle(Operation):
+    """An operation with several outputs: its gradient is a dict, from output to gradient.
+
+    Each output is an entry of its own whose derivative is a ``Piece`` at its number.
+    """
+
+    __slots__ = ()
+
+    def __init__(self, name: str, inputs: int, vjps: Any, tensor_vjps: Any) -> None:
+        super().__init__(name, (), lambda *_: None, vjps)
+        self.tensor_vjps = tensor_vjps
+        self.value_count = inputs + 1
+
+
 class Arithmetic(NamedTuple):
     """What the walk does to gradients, over arrays or over tensors (which records it)."""
 
@@ -178,7 +193,9 @@ def walk(
         entry = order.pop()  # so that a freed entry goes at once
         gradient = gradients.pop(entry, None)
         if pieces and entry in pieces:
-            whole = assemble(entry, pieces.pop(entry))
+            parts = pieces.pop(entry)
+            bundled = type(entry.op) is Bundle
+            whole = dict(parts) if bundled else assemble(entry, parts)
             gradient = whole if gradient is None else gradient + whole
         assert gradient is not None  # what is on the way was reached by an entry passed before
         if entry.op is None or entry in ends:

@@ -154,6 +154,8 @@ class Tensor:
 
     def detach(self) -> Tensor:
         """The same value off the tape."""
+        if recording.tracer is not None and type(self._data) is not ndarray:
+            return recording.tracer.detach(self)  # type: ignore[no-any-return]
         return wrap(self._data, None)
 
     def __len__(self) -> int:
@@ -389,6 +391,8 @@ def apply(op: Operation, inputs: Sequence[Any], params: tuple[Any, ...] = ()) ->
     shapes, an index. The dtype is NumPy's for these inputs. Raises what ``refusal`` makes of
     NumPy's error.
     """
+    if recording.tracer is not None and is_traced(inputs):
+        return recording.tracer.apply(op, inputs, params)  # type: ignore[no-any-return]
     arrays: list[Any] = []
     parents: list[Entry | None] = []
     needs, bit = 0, 1  # bit k of needs: input k wants a gradient
@@ -423,6 +427,11 @@ def apply(op: Operation, inputs: Sequence[Any], params: tuple[Any, ...] = ()) ->
     for tape in recording.tapes:
         tape.add(entry, inputs)
     return wrap(y, entry)
+
+
+def is_traced(inputs: Sequence[Any]) -> bool:
+    """Whether one of the inputs stands for a value that a compiled kernel will have."""
+    return any(type(t) is Tensor and type(t._data) is not ndarray for t in inputs)
 
 
 def refusal(

@@ -17,12 +17,12 @@ from tinygrad_seq.nn.cells import GRUCell, LSTMCell, RNNCell
 from tinygrad_seq.nn.init import Rng
 from tinygrad_seq.nn.layers import Dropout
 from tinygrad_seq.nn.module import Module
-from tinygrad_seq.recurrence import unroll
+from tinygrad_seq.recurrence import scan, unroll
 from tinygrad_seq.structural import concat, permute_dims, stack
 from tinygrad_seq.tensors import Tensor, TensorLike, as_tensor
 from tinygrad_seq.trees import map_columns, map_leaves, paths, structure
 
-BACKENDS = {"tape": unroll}
+BACKENDS = {"scan": scan, "tape": unroll}
 
 
 class Recurrent(Module):
@@ -36,7 +36,7 @@ class Recurrent(Module):
     ``batch_first``, and ys likewise; state is a tuple with the state of each cell. lengths and
     resets are those of ``tgs.unroll``, but resets too are (B, T) with ``batch_first``.
     ``reverse=True`` runs each cell from the last step to the first (not with ``bidirectional``).
-    ``backend="tape"`` runs ``tgs.unroll``.
+    Cells run compiled, by ``tgs.scan``; ``backend="tape"`` runs ``tgs.unroll`` instead.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class Recurrent(Module):
         batch_first: bool = False,
         dropout: float = 0.0,
         reverse: bool = False,
-        backend: str = "tape",
+        backend: str = "scan",
         rng: Rng = None,
     ) -> None:
         directions = 2 if bidirectional else 1
@@ -141,7 +141,7 @@ class _Stacked(Recurrent):
         bidirectional: bool = False,
         *,
         reverse: bool = False,
-        backend: str = "tape",
+        backend: str = "scan",
         dtype: DTypeLike | None = None,
         rng: Rng = None,
         **cell_options: Any,

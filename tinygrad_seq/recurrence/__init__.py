@@ -4,6 +4,7 @@
 ``unroll``, the reference that runs the cell step by step on the tape.
 """
 
+from tinygrad_seq.recurrence.compiled import scan
 from tinygrad_seq.recurrence.stepwise import unroll
 
-__all__ = ["unroll"]
+__all__ = ["scan", "unroll"]

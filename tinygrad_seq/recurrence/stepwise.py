@@ -54,7 +54,12 @@ def unroll(
     """
     given = check_arguments(cell, xs, state, lengths, resets, "unroll")
     if given.T == 0:
-        return _no_steps(cell, given), given.state
+        return no_steps(cell, given), given.state
+    return run_steps(cell, given, reverse)
+
+
+def run_steps(cell: Cell, given: Given, reverse: bool) -> tuple[Any, Any]:
+    """``unroll`` with arguments that are checked."""
     with _collector_waits():
         return _run(cell, given, reverse)
 
@@ -125,7 +130,7 @@ def _plain(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Tensor:
     return wrap(np.ones(shape, dtype) if dtype.kind == "f" else np.zeros(shape, dtype), None)
 
 
-def _no_steps(cell: Cell, given: Given) -> Any:
+def no_steps(cell: Cell, given: Given) -> Any:
     """Outputs of no steps: those of one, of which none is taken."""
     x = map_leaves(lambda leaf: _plain(leaf.shape[1:], leaf.dtype), given.xs)
     y, _ = check_returned(cell(x, given.state), given.B, cell, "unroll")

@@ -1,0 +1,278 @@
+"""Build: source text written to a file, imported, compiled and kept on disk.
+
+All of Numba's options are here. Compiled code is a C function of 64-bit words, called through
+ctypes, which lets go of Python's lock. What is compiled is kept in a folder, one below it for each
+text, by a name that says what it was made from: the text, the sources of this package, Numba, the
+processor. So nothing there is ever out of date, only unused, and what was unused longest is deleted
+when the folder grows beyond a bound. Numba's own cache, beside the file, is what is kept.
+
+Imports library (texts of the shared functions), simd, machine and Numba.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import importlib.util
+import os
+import shutil
+import sys
+import tempfile
+import threading
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager, suppress
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import llvmlite
+import numba
+import numpy as np
+from llvmlite import binding, ir
+from numba import config, types
+from numba.core import cgutils
+from numba.extending import intrinsic
+from tinygrad_seq.kernels import machine
+from tinygrad_seq.kernels.simd import I64, WORD
+
+OPTIONS = {"error_model": "numpy", "boundscheck": False}
+LARGEST = 256 * 2**20  # bytes in the folder
+LATER = 1.0  # seconds after which a compile says that it is going on
+TIME = 1_000_000_000  # every file is as old as the others, so that rewriting one changes nothing
+
+_lock = threading.RLock()
+
+
+def folder() -> Path:
+    """Where compiled kernels are kept: TINYGRAD_SEQ_CACHE, or the user's cache folder."""
+    given = os.environ.get("TINYGRAD_SEQ_CACHE")
+    if given:
+        return Path(given)
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "tinygrad_seq"
+
+
+@cache
+def made_from() -> str:
+    """A digest of everything but the text that compiled code depends on."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.read_bytes())
+    facts = [numba.__version__, llvmlite.__version__, np.__version__, sys.version]
+    facts += [binding.get_host_cpu_name(), str(config.CPU_NAME), *sorted(machine.features())]
+    digest.update("\n".join(facts).encode())
+    return digest.hexdigest()
+
+
+# Files ---------------------------------------------------------------------------------------
+
+
+def write_module(name: str, text: str) -> Path:
+    """Write the text to a file of its own, unless it is there; its path.
+
+    Where the folder cannot be written to, a temporary one is used, with a warning.
+    """
+    mark = hashlib.sha256((made_from() + text).encode()).hexdigest()[:20]
+    home = folder() / f"{name}_{mark}"
+    path = home / f"{name}.py"
+    try:
+        if path.is_file() and path.read_text(encoding="utf-8") == text:
+            return path
+        home.mkdir(parents=True, exist_ok=True)
+        _write(path, text)
+        _bound(folder(), keep=home)
+        return path
+    except OSError as error:
+        home = _temporary() / f"{name}_{mark}"
+        home.mkdir(parents=True, exist_ok=True)
+        path = home / f"{name}.py"
+        _write(path, text)
+        _say_once(
+            f"kernels cannot be kept in {folder()} ({error}); they are compiled again in every "
+            "process. Set TINYGRAD_SEQ_CACHE to a folder that can be written to"
+        )
+        return path
+
+
+def _write(path: Path, text: str) -> None:
+    """All of it or nothing: other processes may be reading."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.utime(temporary, (TIME, TIME))
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+@cache
+def _temporary() -> Path:
+    return Path(tempfile.mkdtemp(prefix="tinygrad_seq_"))
+
+
+@cache
+def _say_once(text: str) -> None:
+    warnings.warn(f"tinygrad_seq: {text}", RuntimeWarning, stacklevel=2)
+
+
+def entries() -> list[tuple[Path, int, float]]:
+    """What is kept: each folder, its bytes, and when it was last used."""
+    found = []
+    if folder().is_dir():
+        for home in folder().iterdir():
+            if home.is_dir():
+                files = [file.stat() for file in home.rglob("*") if file.is_file()]
+                found.append((home, sum(f.st_size for f in files), home.stat().st_mtime))
+    return found
+
+
+def clear() -> int:
+    """Delete everything that is kept; how many kernels that were."""
+    found = entries()
+    for home, _, _ in found:
+        shutil.rmtree(home, ignore_errors=True)
+    return len(found)
+
+
+def _bound(where: Path, keep: Path) -> None:
+    found = sorted(entries(), key=lambda entry: entry[2])
+    total = sum(size for _, size, _ in found)
+    for home, size, _ in found:
+        if total <= LARGEST:
+            return
+        if home != keep:
+            shutil.rmtree(home, ignore_errors=True)
+            total -= size
+
+
+# Modules and functions -----------------------------------------------------------------------
+
+
+def load(name: str, text: str, functions: Sequence[str], words: int = 2) -> dict[str, Any]:
+    """The functions of a text, compiled; each takes ``words`` integers."""
+    with _lock:
+        path = write_module(name, text)
+        try:
+            return _load(path, functions, words)
+        except (EOFError, OSError, ValueError, KeyError, ImportError, RuntimeError):
+            # what was kept is damaged: a full disk, a crash in the middle
+            shutil.rmtree(path.parent, ignore_errors=True)
+            return _load(write_module(name, text), functions, words)
+
+
+def _load(path: Path, functions: Sequence[str], words: int) -> dict[str, Any]:
+    module = _import(path)
+    _touch(path.parent)
+    if config.DISABLE_JIT:
+        return {name: getattr(module, name) for name in functions}
+    return {name: compiled(getattr(module, name), words) for name in functions}
+
+
+def _import(path: Path) -> ModuleType:
+    name = f"tinygrad_seq_kernel_{path.parent.name}"
+    specification = importlib.util.spec_from_file_location(name, path)
+    assert specification
+    assert specification.loader
+    module = importlib.util.module_from_spec(specification)
+    sys.modules[name] = module  # pickling looks for functions by their module
+    specification.loader.exec_module(module)
+    return module
+
+
+def _touch(home: Path) -> None:
+    with suppress(OSError):
+        os.utime(home)
+
+
+def compiled(function: Callable[..., Any], words: int) -> Any:
+    """A C function of that many words, compiled or loaded; its ``address`` is an attribute."""
+    signature = types.void(*[types.int64] * words)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", numba.NumbaWarning)
+        made = numba.cfunc(signature, cache=True, **OPTIONS)(function)
+    pointer = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * words)(made.address)
+    pointer.keep = made  # type: ignore[attr-defined]
+    pointer.address = made.address  # type: ignore[attr-defined]
+    return pointer
+
+
+def callable_here(*functions: Any) -> tuple[Any, ...]:
+    """Functions of a generated module as other functions of it call them."""
+    if config.DISABLE_JIT:
+        return functions
+    return tuple(numba.njit(**OPTIONS)(each) for each in functions)
+
+
+@contextmanager
+def said(what: str) -> Any:
+    """While the block runs longer than a moment, say what is being compiled."""
+
+    def say() -> None:
+        print(f"tinygrad_seq: compiling {what}, once; kept in {folder()}", file=sys.stderr)
+
+    timer = threading.Timer(LATER, say)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+# Functions that kernels share ------------------------------------------------------------------
+
+_SHARED: dict[tuple[str, str], Any] = {}
+
+
+def shared(name: str, dtype: str) -> Any:
+    """A function of ``library.py``, compiled once for all kernels."""
+    with _lock:
+        if (name, dtype) not in _SHARED:
+            from tinygrad_seq.kernels import library
+
+            text = library.text(dtype)
+            for words, names in library.FUNCTIONS.items():
+                for each, function in load(f"library_{dtype}_{words}", text, names, words).items():
+                    _SHARED[each, dtype] = function
+                    if not config.DISABLE_JIT:
+                        binding.add_symbol(_symbol(each, dtype), function.address)
+        return _SHARED[name, dtype]
+
+
+def _symbol(name: str, dtype: str) -> str:
+    return f"tinygrad_seq_{name}_{dtype}"
+
+
+def external(name: str, dtype: str) -> Any:
+    """``product`` as other compiled code calls it: by its address, not compiled in again."""
+    function = shared(name, dtype)
+    if config.DISABLE_JIT:
+        return function
+    assert name in ("product", "add_product")
+
+    @intrinsic
+    def call(
+        typingctx: Any,
+        a: Any,
+        row: Any,
+        column: Any,
+        M: Any,
+        b: Any,
+        K: Any,
+        n: Any,
+        c: Any,
+        ldc: Any,
+    ) -> Any:
+        def emit(context: Any, build: Any, sig: Any, args: Any) -> Any:
+            kind = ir.FunctionType(ir.VoidType(), [I64] * 9)
+            target = cgutils.get_or_insert_function(build.module, kind, _symbol(name, dtype))
+            build.call(target, args)
+            return context.get_dummy_value()
+
+        return types.void(*[WORD] * 9), emit
+
+    return call

@@ -1,0 +1,178 @@
+"""The matrix product c = a b, by blocks that stay in registers.
+
+b does not change while a sequence runs, so it is packed once: into panels of PANEL columns, in
+each of which the K rows follow one another, (panels, K, PANEL), the last panel filled up with
+zeros. a is read as it stands, any stride. A block of ROWS rows of a times one panel is held in
+registers while k runs: for each k one load of the panel's row, and one number of a for each row.
+
+The sum over k runs in the same order for every row and every number of rows, so a row's result does
+not depend on which rows it is computed with.
+
+Imports simd, Numba and llvmlite.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import config, types
+from numba.core import cgutils
+from numba.extending import intrinsic
+from tinygrad_seq.kernels.machine import vector_bits
+from tinygrad_seq.kernels.simd import I64, WORD, lanes, splat_ir, vectors
+
+KC = 256  # rows that the large products take in at once
+VECTORS = 2  # of which a panel is wide
+# Rows held at once: ROWS * VECTORS sums, VECTORS of the panel and one of a fit in the registers.
+ROWS = 8 if vector_bits() == 512 else 6
+# With few rows the sums are too few to keep the multipliers busy: several panels at once.
+PANELS_AT_ONCE = {1: 4, 2: 4, 3: 3, 4: 3} if vector_bits() == 512 else {1: 3, 2: 2}
+
+
+@cache
+def panel(dtype: str) -> int:
+    """The columns of a panel."""
+    columns: int = VECTORS * lanes(dtype)
+    return columns
+
+
+def micro_kernel(dtype: str, rows: int, panels: int, accumulate: bool) -> Any:
+    """``(a, row, column, b, K, c, ldc)``: rows of a times ``panels`` panels, written to c.
+
+    Addresses in bytes; ``row`` and ``column`` are a's strides and ``ldc`` that of c's rows, in
+    elements. With ``accumulate`` the product is added to c.
+    """
+    count = lanes(dtype)
+    wide = panels * VECTORS
+    element = ir.FloatType() if dtype == "float32" else ir.DoubleType()
+    bytes_ = np.dtype(dtype).itemsize
+    vector = ir.VectorType(element, count)
+
+    def constant(number: int) -> Any:
+        return ir.Constant(I64, number)
+
+    @intrinsic
+    def kernel(
+        typingctx: Any, a: Any, row: Any, column: Any, b: Any, K: Any, c: Any, ldc: Any
+    ) -> Any:
+        def emit(context: Any, build: Any, sig: Any, args: Any) -> Any:
+            a, row, column, b, K, c, ldc = args
+            pointer = element.as_pointer()
+            A, B, C = (build.inttoptr(p, pointer) for p in (a, b, c))
+            fma = cgutils.get_or_insert_function(
+                build.module,
+                ir.FunctionType(vector, [vector] * 3),
+                f"llvm.fmuladd.v{count}f{8 * bytes_}",
+            )
+            a_rows = [build.gep(A, [build.mul(row, constant(m))]) for m in range(rows)]
+            size = build.mul(K, constant(VECTORS * count))  # of a panel
+            b_panels = [build.gep(B, [build.mul(size, constant(p))]) for p in range(panels)]
+
+            def at(m: int, v: int) -> Any:
+                start = build.gep(C, [build.add(build.mul(ldc, constant(m)), constant(v * count))])
+                return build.bitcast(start, vector.as_pointer())
+
+            tiles = [(m, v) for m in range(rows) for v in range(wide)]
+            start = {t: ir.Constant(vector, [0.0] * count) for t in tiles}
+            if accumulate:
+                start = {t: build.load(at(*t), align=bytes_) for t in tiles}
+            entry = build.block
+            loop, done = build.append_basic_block("k"), build.append_basic_block("done")
+            build.cbranch(build.icmp_signed(">", K, constant(0)), loop, done)
+
+            build.position_at_end(loop)
+            k = build.phi(I64)
+            k.add_incoming(constant(0), entry)
+            sums = {t: build.phi(vector) for t in tiles}
+            offset = build.mul(k, constant(VECTORS * count))
+            of_b = []
+            for v in range(wide):
+                place = build.add(offset, constant(v % VECTORS * count))
+                first = build.gep(b_panels[v // VECTORS], [place])
+                of_b.append(build.load(build.bitcast(first, vector.as_pointer()), align=bytes_))
+            new = {}
+            along = build.mul(k, column)
+            for m in range(rows):
+                of_a = splat_ir(build, build.load(build.gep(a_rows[m], [along])), count)
+                for v in range(wide):
+                    new[m, v] = build.call(fma, [of_a, of_b[v], sums[m, v]])
+            k_next = build.add(k, constant(1))
+            k.add_incoming(k_next, loop)
+            for t in tiles:
+                sums[t].add_incoming(start[t], entry)
+                sums[t].add_incoming(new[t], loop)
+            build.cbranch(build.icmp_signed("<", k_next, K), loop, done)
+
+            build.position_at_end(done)
+            out = {t: build.phi(vector) for t in tiles}
+            for t in tiles:
+                out[t].add_incoming(start[t], entry)
+                out[t].add_incoming(new[t], loop)
+            for t in tiles:
+                build.store(out[t], at(*t), align=bytes_)
+            return context.get_dummy_value()
+
+        return types.void(*[WORD] * 7), emit
+
+    return kernel
+
+
+def _plain_micro_kernel(dtype: str, rows: int, panels: int, accumulate: bool) -> Any:
+    """The same in plain Python, one number at a time."""
+    f, wide = vectors(dtype), panels * VECTORS
+
+    def kernel(a: int, row: int, column: int, b: int, K: int, c: int, ldc: int) -> None:
+        for m in range(rows):
+            for v in range(wide):
+                total = f.load(c, m * ldc + v, 1) if accumulate else f.constant(0)
+                for k in range(K):
+                    of_b = f.load(b, (v // VECTORS * K + k) * VECTORS + v % VECTORS, 1)
+                    total = total + f.load(a, m * row + k * column, 1) * of_b
+                f.store(c, m * ldc + v, total, 1)
+
+    return kernel
+
+
+def source(dtype: str) -> str:
+    """``product(a, row, column, M, b, K, panels, c, ldc)`` and ``add_product``, as text."""
+    panel_bytes, item = panel(dtype) * np.dtype(dtype).itemsize, np.dtype(dtype).itemsize
+    text = ""
+    for name in ("product", "add_product"):
+        text += f"\n\ndef {name}(a, row, column, M, b, K, panels, c, ldc):\n"
+        text += "    m = 0\n"
+        text += _rows_loop(name, ROWS, 1, "while", "    ", panel_bytes, item)
+        for rows in range(ROWS - 1, 0, -1):
+            text += _rows_loop(
+                name, rows, PANELS_AT_ONCE.get(rows, 1), "if", "    ", panel_bytes, item
+            )
+    return text
+
+
+def _rows_loop(
+    name: str, rows: int, at_once: int, word: str, indent: str, panel_bytes: int, item: int
+) -> str:
+    lines = [f"{word} M - m {'>=' if word == 'while' else '=='} {rows}:", "    p = 0"]
+    for wide in sorted({at_once, 1}, reverse=True):
+        call = f"{name}_{rows}x{wide}"
+        lines += [
+            f"    while panels - p >= {wide}:",
+            f"        {call}(a + m * row * {item}, row, column, b + p * K * {panel_bytes}, K,",
+            f"               c + m * ldc * {item} + p * {panel_bytes}, ldc)",
+            f"        p += {wide}",
+        ]
+    lines += [f"    m += {rows}"]
+    return "".join(f"{indent}{line}\n" for line in lines)
+
+
+def micro_kernels(dtype: str) -> dict[str, Any]:
+    """The micro-kernels that ``source`` calls, by name."""
+    make = _plain_micro_kernel if config.DISABLE_JIT else micro_kernel
+    made = {}
+    for name in ("product", "add_product"):
+        for rows in range(1, ROWS + 1):
+            for wide in {PANELS_AT_ONCE.get(rows, 1), 1}:
+                made[f"{name}_{rows}x{wide}"] = make(dtype, rows, wide, name == "add_product")
+    return made

@@ -1,0 +1,540 @@
+"""From a plan to source text: one function for each direction, meant to be read.
+
+A function is called with the address of a table of words, which holds every address and size, and
+the number of its task, which says which rows of the batch are its own. It takes these rows through
+all steps by itself. What the words are is decided here, by name, and the driver fills them in.
+
+Names: s step, r row of the task, q row of a block of steps, j unit, n units left. %k is line k of
+the step tape, p7 the address of its row, v7 its value. Imports nothing but the standard library.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Mapping
+from typing import Any
+
+INFIX = {"add": "{} + {}", "subtract": "{} - {}", "multiply": "{} * {}", "divide": "{} / {}"}
+INFIX |= {"negative": "-{}", "copy": "{}", "broadcast": "{}"}
+REDUCTIONS = {"sum": "sum", "max": "max", "min": "min"}
+COMPARISONS = {
+    ast.Lt: "less",
+    ast.LtE: "less_equal",
+    ast.Gt: "greater",
+    ast.GtE: "greater_equal",
+    ast.Eq: "equal",
+    ast.NotEq: "not_equal",
+}
+IMPORTS = (
+    "abs constant cos equal erf exp expm1 greater greater_equal less less_equal load log log1p "
+    "maximum minimum not_equal part_max part_min part_sum power repeat row_max row_min row_sum "
+    "sigmoid sign sin sqrt store tanh where"
+).split()
+
+
+def kernel_text(
+    plan: Any, program: Any, rules: Mapping[str, tuple[tuple[str, ...], str]]
+) -> tuple[str, list[str]]:
+    """The source of one direction, and the names of the words in its table.
+
+    ``rules`` are the texts of the elementwise operations: names of the inputs, and the value.
+    """
+    writer = _Writer(plan, program, rules)
+    return writer.text(), writer.words
+
+
+class _Writer:
+    def __init__(self, plan: Any, program: Any, rules: Any) -> None:
+        self.plan, self.program, self.rules = plan, program, rules
+        self.words: list[str] = []
+        self.constants: dict[float, str] = {}
+        self.numbers: dict[int, str] = {}
+        self.item = 4 if plan.dtype == "float32" else 8
+        self.lines: list[str] = []
+        self.forward = program.direction == "forward"
+
+    # Words and lines
+
+    def word(self, name: str) -> str:
+        if name not in self.words:
+            self.words.append(name)
+        return name
+
+    def width(self, slot: int) -> str:
+        return self.word(f"w{self.plan.classes[slot]}")
+
+    def add(self, depth: int, line: str) -> None:
+        self.lines.append("    " * depth + line)
+
+    def offset(self, offset: Any) -> str:
+        """An offset into a row, in bytes: a sum of sizes."""
+        terms = [
+            self.width(slot) if kind == "width" else self.word(f"start{slot}")
+            for kind, slot in offset
+        ]
+        if not terms:
+            return ""
+        joined = terms[0] if len(terms) == 1 else f"({' + '.join(terms)})"
+        return f" + {joined} * {self.item}"
+
+    # The whole
+
+    def text(self) -> str:
+        direction = self.program.direction
+        self._blocks()
+        body, self.lines = self.lines, []
+        self.add(0, f"def {direction}(table, task):")
+        for k, name in enumerate(self.words):
+            self.add(1, f"{name} = word(table, {k})")
+        for constant, name in self.constants.items():
+            self.add(1, f"{name} = constant({str(constant).replace('inf', '1e999')})")
+        for k, name in self.numbers.items():
+            self.add(1, f"{name} = repeat(numbers + {k * self.item})")
+        self.add(1, "saved = flush_denormals()")
+        self.add(1, "first = word(tasks, task)  # rows first to first + R are this task's")
+        self.add(1, "R = word(tasks, task + 1) - first")
+        self.add(1, "scratch += task * scratch_bytes")
+        for buffer in self.program.scratch:
+            self.add(1, f"z{buffer.slot} += scratch")
+        self.lines += body
+        self.add(1, "restore_denormals(saved)")
+        return "\n".join(self.lines) + "\n"
+
+    def _blocks(self) -> None:
+        for name in ("tasks", "scratch", "scratch_bytes", "s0", "s1", "block", "active", "B"):
+            self.word(name)
+        for name in ("batch", "begin", "onward"):
+            self.word(name)
+        if self.plan.numbers:
+            self.word("numbers")
+        for buffer in self.program.scratch:
+            self.word(f"z{buffer.slot}")
+        sections = self.program.sections
+        self.add(1, "b0 = s0" if self.forward else "b1 = s1")
+        self.add(1, "while b0 < s1:" if self.forward else "while b1 > s0:")
+        if self.forward:
+            self.add(2, "b1 = min(b0 + block, s1)  # steps b0 to b1 are a block")
+            self.add(2, "if word(active, b0) <= first:")
+            self.add(3, "break  # all rows of this task have ended")
+        else:
+            self.add(2, "b0 = max(b1 - block, s0)  # steps b0 to b1 are a block")
+        self.add(2, "full = min(word(active, b1 - 1) - first, R) == R")
+        for slot in self.program.gathered:
+            self._gather(slot)
+        if sections["early"]:
+            self.add(2, "# before the loop")
+            self._block_section(sections["early"])
+        steps = "range(b0, b1)" if self.forward else "range(b1 - 1, b0 - 1, -1)"
+        self.add(2, f"for s in {steps}:")
+        self.add(3, "m = min(word(active, s) - first, R)  # rows that have not ended")
+        if self.forward:
+            self._resets()
+        for stage in sections["loop"]:
+            self._stage(stage, 3, "m")
+        self._end_of_step()
+        if sections["late"]:
+            self.add(2, "# after the loop")
+            self._block_section(sections["late"])
+        self.add(2, "b0 = b1" if self.forward else "b1 = b0")
+
+    def _block_section(self, stages: Any) -> None:
+        for stage in stages:
+            if hasattr(stage, "passes"):
+                self.add(2, "for s in range(b0, b1):")
+                self.add(3, "m = min(word(active, s) - first, R)")
+                self._stage(stage, 3, "m")
+            else:
+                self._block_product(stage)
+
+    # Rows in memory
+
+    def _user_row(self, name: str, row: str = "first + r") -> str:
+        """The address of a row of an array (T, B, ...) of the caller."""
+        step, batch = self.word(f"{name}_t"), self.word(f"{name}_b")
+        return (
+            f"{self.word(name)} + (word(begin, {row}) + s * onward) * {step}"
+            f" + word(batch, {row}) * {batch}"
+        )
+
+    def _row(self, kind: str, which: int) -> str:
+        """The address of row r at step s in a kind of memory."""
+        if kind == "scratch":
+            buffer = self._buffer(which)
+            row = "((s - b0) * R + r)" if buffer.block else "r"
+            return f"z{which} + {row} * {self._distance(buffer)} * {self.item}"
+        if kind in ("dy", "y", "dx"):
+            return self._user_row(f"{kind}{which}")
+        if kind in ("state", "after"):
+            slot = f"(s - s0) * {self.word('slots')}" + (" + 1" if kind == "after" else "")
+            return self._state_row(which, f"({slot})")
+        if kind in ("dstate", "before"):
+            slot = "(s + 1 & 1)" if kind == "dstate" else "(s & 1)"
+            width = self.width(self.plan.state_slots[which])
+            base = self.word(f"dstate{which}")
+            return f"{base} + ({slot} * B + first + r) * {width} * {self.item}"
+        if kind in ("kept", "grads"):
+            rows = self.word("kept_rows") if kind == "kept" else "B"
+            record, bytes_ = self.word(kind), self.word(f"{kind}_bytes")
+            offset = self.word(f"{kind}{which}")
+            return f"{record} + ((s - s0) * {rows} + first + r) * {bytes_} + {offset}"
+        if kind == "capture":
+            array, rows = self.word(f"capture{which}"), self.word(f"capture{which}_b")
+            return f"{array} + (first + r) * {rows}"
+        assert kind == "sum", kind
+        chunk, chunks = self.word("chunk"), self.word(f"sum{which}_chunk")
+        array, rows = self.word(f"sum{which}"), self.word(f"sum{which}_b")
+        return f"{array} + (first + r) // {chunk} * {chunks} + (first + r) % {chunk} * {rows}"
+
+    def _batch_row(self, name: str, slot: int) -> str:
+        """The address of the row of an array (B, n) of the caller, at any step."""
+        width = self.width(slot)
+        return f"{self.word(name)} + word(batch, first + r) * {width} * {self.item}"
+
+    def _state_row(self, k: int, slot: str) -> str:
+        width, mask = self.width(self.plan.state_slots[k]), self.word(f"state{k}_mask")
+        base = self.word(f"state{k}")
+        return f"{base} + (({slot} & {mask}) * B + first + r) * {width} * {self.item}"
+
+    def _buffer(self, slot: int) -> Any:
+        return next(buffer for buffer in self.program.scratch if buffer.slot == slot)
+
+    def _distance(self, buffer: Any) -> str:
+        """From row to row of a scratch buffer, in elements."""
+        return self.word(f"z{buffer.slot}_row")
+
+    def _read(self, slot: int) -> str:
+        """The address of row r of a value in memory; a slice begins inside its base."""
+        row = self.plan.rows[slot]
+        if slot in self.program.places:
+            place = self.program.places[slot]
+            return self._row(place.kind, place.which) + self.offset(place.offset)
+        assert row.op in ("slice", "detach"), row
+        address = self._read(row.inputs[0])
+        if row.op == "detach":
+            return address
+        return address + self.offset(self._begins(slot))
+
+    def _begins(self, slot: int) -> Any:
+        detail = self.plan.rows[slot].detail
+        if detail is None:
+            return (("start", slot),)
+        return tuple(("width", before) for before in detail[1])
+
+    # The edges of a step
+
+    def _gather(self, slot: int) -> None:
+        row = self.plan.rows[slot]
+        self.add(2, f"# %{slot} = {row.op} {row.detail}, of all steps of the block")
+        self.add(2, "for s in range(b0, b1):")
+        self.add(3, "m = min(word(active, s) - first, R)")
+        self.add(3, "for r in range(m):")
+        self.add(4, f"p = {self._user_row(f'{row.op}{row.detail}')}")
+        buffer = self._buffer(slot)
+        self.add(4, f"to = z{slot} + ((s - b0) * R + r) * {self._distance(buffer)} * {self.item}")
+        self._copy_row(4, "p", "to", self.width(slot))
+
+    def _copy_row(self, depth: int, source: str, to: str, width: str) -> None:
+        self.add(depth, f"for j in range(0, {width}, LANES):")
+        self.add(depth + 1, f"store({to}, j, load({source}, j, {width} - j), {width} - j)")
+
+    def _resets(self) -> None:
+        resets, slots = self.word("resets"), self.word("slots")
+        self.add(3, f"if {resets}:  # rows that begin anew, before this step")
+        self.add(4, "for r in range(m):")
+        self.add(5, "t = word(begin, first + r) + s * onward")
+        self.add(5, f"anew = flag({resets}, t * B + word(batch, first + r))")
+        for k, slot in enumerate(self.plan.state_slots):
+            self.add(5, f"p = {self._state_row(k, f'((s - s0) * {slots})')}")
+            self.add(5, "if anew:")
+            self.add(6, f"fresh = {self._batch_row(f'reset{k}', slot)}")
+            self._copy_row(6, "fresh", "p", self.width(slot))
+            self.add(5, f"elif {slots} == 2 and s > s0:")
+            self.add(6, f"old = {self._state_row(k, f'((s - s0) * {slots} - 1)')}")
+            self._copy_row(6, "old", "p", self.width(slot))
+
+    def _end_of_step(self) -> None:
+        if self.forward:
+            self.add(3, "going = 0")
+            self.add(3, "if s + 1 < s1:")
+            self.add(4, "going = min(max(word(active, s + 1) - first, 0), R)")
+            self.add(3, "for r in range(going, m):  # rows that end here: their last state")
+            for k, slot in enumerate(self.plan.state_slots):
+                self.add(4, f"p = {self._row('after', k)}")
+                width = self.width(slot)
+                self.add(4, f"to = {self._batch_row(f'last{k}', slot)}")
+                self._copy_row(4, "p", "to", width)
+            return
+        carried = [
+            k
+            for k, slot in enumerate(self.plan.derivative.before)
+            if self.plan.derivative.after[k] is not None
+        ]
+        if not carried:
+            return
+        resets = self.word("resets")
+        unwritten = [k for k in carried if self.plan.derivative.before[k] is None]
+        if unwritten:
+            self.add(3, "for r in range(m):  # no gradient goes back to these states")
+            for k in unwritten:
+                self.add(4, f"p = {self._row('before', k)}")
+                width = self.width(self.plan.state_slots[k])
+                self.add(4, f"for j in range(0, {width}, LANES):")
+                self.add(5, f"store(p, j, {self.constant(0.0)}, {width} - j)")
+        self.add(3, f"if {resets}:  # what goes back to where rows began anew")
+        self.add(4, "for r in range(m):")
+        self.add(5, "t = word(begin, first + r) + s * onward")
+        self.add(5, f"if flag({resets}, t * B + word(batch, first + r)):")
+        zero = self.constant(0.0)
+        for k in carried:
+            width = self.width(self.plan.state_slots[k])
+            self.add(6, f"p = {self._row('before', k)}")
+            self.add(6, f"to = {self._batch_row(f'dreset{k}', self.plan.state_slots[k])}")
+            self.add(6, f"for j in range(0, {width}, LANES):")
+            self.add(7, f"n = {width} - j")
+            self.add(7, "store(to, j, load(to, j, n) + load(p, j, n), n)")
+            self.add(7, f"store(p, j, {zero}, n)")
+
+    # Stages
+
+    def _stage(self, stage: Any, depth: int, rows: str) -> None:
+        if not hasattr(stage, "passes"):
+            self._comment(depth, stage.slot)
+            self._product(stage, depth, rows)
+            return
+        self.add(depth, f"for r in range({rows}):")
+        known: set[int] = set()  # single values of this row
+        for each in stage.passes:
+            self._pass(each, depth + 1, known)
+
+    def _comment(self, depth: int, slot: int) -> None:
+        self.add(depth, f"# {row_text(self.plan, slot, self.program.inputs.get(slot))}")
+
+    def _operand(self, stage: Any, row: str) -> tuple[str, str]:
+        """Address and distance of the rows that a product reads; r is 0 or ``row``."""
+        base = stage.a
+        while base not in self.program.places:
+            base = self.plan.rows[base].inputs[0]
+        place = self.program.places[base]
+        address = self._read(stage.a)
+        if place.kind == "scratch":
+            buffer = self._buffer(place.which)
+            distance = self._distance(buffer)
+        elif place.kind in ("kept", "grads"):
+            distance = f"{self.word(place.kind + '_bytes')} // {self.item}"
+        else:
+            distance = self.width(self.plan.state_slots[place.which])
+        return address, distance
+
+    def _product(self, stage: Any, depth: int, rows: str) -> None:
+        address, distance = self._operand(stage, "0")
+        matrix = f"m{stage.matrix}" + ("t" if stage.transposed else "")
+        self.add(depth, "r = 0")
+        self.add(depth, f"p = {address}")
+        self.add(depth, f"to = {self._row('scratch', stage.slot)}")
+        out = self._buffer(stage.slot)
+        self.add(
+            depth,
+            f"product(p, {distance}, 1, {rows}, {self.word(matrix)}, {self.width(stage.a)}, "
+            f"{self.word(matrix + '_panels')}, to, {self._distance(out)})",
+        )
+
+    def _block_product(self, stage: Any) -> None:
+        """All steps of a block at once if their rows follow one another."""
+        base = stage.a
+        while base not in self.program.places:
+            base = self.plan.rows[base].inputs[0]
+        alone = "" if self.program.places[base].kind == "scratch" else " and R == B"
+        self._comment(2, stage.slot)
+        self.add(2, f"if full{alone}:")
+        self.add(3, "s = b0")
+        self._product(stage, 3, "(b1 - b0) * R")
+        self.add(2, "else:")
+        self.add(3, "for s in range(b0, b1):")
+        self.add(4, "m = min(word(active, s) - first, R)")
+        self._product(stage, 4, "m")
+
+    # Passes
+
+    def _pass(self, each: Any, depth: int, known: set[int]) -> None:
+        for slot in each.singles:
+            self._comment(depth, slot)
+            for k in self.program.inputs[slot]:
+                self._fetch_single(k, depth, known)
+            self.add(depth, f"v{slot} = {self._expression(slot)}")
+            known.add(slot)
+            self._store_single(slot, depth)
+        for slots in each.loops.values():
+            self._loop(slots, depth, known)
+
+    def _fetch_single(self, slot: int, depth: int, known: set[int]) -> None:
+        """Have one number of a row in every lane."""
+        if slot in known or self.plan.rows[slot].op == "number":
+            return
+        self.add(depth, f"v{slot} = repeat({self._read(slot)})")
+        known.add(slot)
+
+    def _store_single(self, slot: int, depth: int) -> None:
+        for target in self._targets(slot):
+            self.add(
+                depth, f"to = {self._row(target.kind, target.which)}{self.offset(target.offset)}"
+            )
+            value = f"v{slot}"
+            if target.kind == "sum":
+                value = f"load(to, 0, 1) + {value}"
+            self.add(depth, f"store(to, 0, {value}, 1)")
+
+    def _targets(self, slot: int) -> list[Any]:
+        """Where a value goes; scratch too, if it is read from there."""
+        targets = list(self.program.targets.get(slot, []))
+        place = self.program.places.get(slot)
+        if place is not None and place.kind == "scratch":
+            targets.append(place)
+        return targets
+
+    def _loop(self, slots: list[int], depth: int, known: set[int]) -> None:
+        plan = self.plan
+        reductions = [slot for slot in slots if plan.rows[slot].op in REDUCTIONS]
+        along = self.program.inputs[slots[0]][0] if slots[0] in reductions else slots[0]
+        width = self.width(along)
+        inside = set(slots)
+        loads: list[int] = []
+        for slot in slots:  # what is repeated is fetched, addresses are computed, before the loop
+            for k, repeated in zip(self.program.inputs[slot], self._repeated(slot), strict=True):
+                if plan.rows[k].op == "number" or (k in inside and k not in reductions):
+                    continue
+                if repeated or k in known:
+                    self._fetch_single(k, depth, known)
+                elif k not in loads:
+                    loads.append(k)
+                    self.add(depth, f"p{k} = {self._read(k)}")
+        for slot in slots:
+            for number, target in enumerate(self._targets(slot)):
+                if slot not in reductions:
+                    address = self._row(target.kind, target.which) + self.offset(target.offset)
+                    self.add(depth, f"to{slot}_{number} = {address}")
+        for slot in reductions:
+            nothing = {"sum": 0.0, "max": float("-inf"), "min": float("inf")}[plan.rows[slot].op]
+            self.add(depth, f"v{slot} = {self.constant(nothing)}")
+        self.add(depth, f"for j in range(0, {width}, LANES):")
+        self.add(depth + 1, f"n = {width} - j")
+        loaded: set[int] = set()
+        for slot in slots:
+            self._comment(depth + 1, slot)
+            for k in self.program.inputs[slot]:
+                if k in loads and k not in loaded:
+                    loaded.add(k)
+                    self.add(depth + 1, f"v{k} = load(p{k}, j, n)")
+            if slot in reductions:
+                name = REDUCTIONS[plan.rows[slot].op]
+                source = self.program.inputs[slot][0]
+                self.add(depth + 1, f"v{slot} = part_{name}(v{slot}, {self.value(source)}, n)")
+                continue
+            self.add(depth + 1, f"v{slot} = {self._expression(slot)}")
+            for number, target in enumerate(self._targets(slot)):
+                value = f"v{slot}"
+                if target.kind == "sum":
+                    value = f"load(to{slot}_{number}, j, n) + {value}"
+                self.add(depth + 1, f"store(to{slot}_{number}, j, {value}, n)")
+        for slot in reductions:
+            self.add(depth, f"v{slot} = row_{REDUCTIONS[plan.rows[slot].op]}(v{slot})")
+            known.add(slot)
+            self._store_single(slot, depth)
+
+    def _repeated(self, slot: int) -> tuple[bool, ...]:
+        row = self.plan.rows[slot]
+        return (False,) if row.op in REDUCTIONS else row.detail
+
+    # Expressions
+
+    def constant(self, value: float) -> str:
+        if value not in self.constants:
+            text = f"{value:g}" if value == value and abs(value) < 1e6 else repr(value)
+            name = "c" + text.replace("-", "m").replace(".", "_").replace("+", "")
+            self.constants[value] = (
+                name
+                if name.isidentifier() and name not in self.constants.values()
+                else f"c_{len(self.constants)}"
+            )
+        return self.constants[value]
+
+    def value(self, slot: int) -> str:
+        row = self.plan.rows[slot]
+        if row.op != "number":
+            return f"v{slot}"
+        if row.detail >= self.plan.numbers:
+            return self.constant(self.plan.constants[row.detail - self.plan.numbers])
+        return self.numbers.setdefault(row.detail, f"number{row.detail}")
+
+    def _expression(self, slot: int) -> str:
+        op = self.plan.rows[slot].op
+        values = [self.value(k) for k in self.program.inputs[slot]]
+        if op in INFIX:
+            return INFIX[op].format(*values)
+        if op in IMPORTS:
+            return f"{op}({', '.join(values)})"
+        names, text = self.rules[op]
+        tree = ast.parse(text, mode="eval")
+        return ast.unparse(_Substitute(self, dict(zip(names, values, strict=True))).visit(tree))
+
+
+class _Substitute(ast.NodeTransformer):
+    """The text of a rule, its names replaced by values and its numbers by vectors."""
+
+    def __init__(self, writer: _Writer, values: dict[str, str]) -> None:
+        self.writer, self.values = writer, values
+
+    def visit_Name(self, node: ast.Name) -> ast.AST:
+        return ast.Name(self.values.get(node.id, node.id), ast.Load())
+
+    def visit_Constant(self, node: ast.Constant) -> ast.AST:
+        assert isinstance(node.value, (int, float))
+        return ast.Name(self.writer.constant(float(node.value)), ast.Load())
+
+    def visit_Compare(self, node: ast.Compare) -> ast.AST:
+        name = ast.Name(COMPARISONS[type(node.ops[0])], ast.Load())
+        return self.generic_visit(ast.Call(name, [node.left, node.comparators[0]], []))
+
+    def visit_BinOp(self, node: ast.BinOp) -> ast.AST:
+        if isinstance(node.op, ast.Pow):
+            name = ast.Name("power", ast.Load())
+            return self.generic_visit(ast.Call(name, [node.left, node.right], []))
+        return self.generic_visit(node)
+
+
+def row_text(plan: Any, slot: int, inputs: Any = None) -> str:
+    """A row as the tape would show it."""
+    row = plan.rows[slot]
+    if row.op in ("x", "state", "capture", "matrix", "dy", "dstate"):
+        return f"%{slot} = {row.op} {row.detail}"
+    shown = []
+    for k in row.inputs if inputs is None else inputs:
+        source = plan.rows[k]
+        if source.op == "number" and source.detail >= plan.numbers:
+            shown.append(f"{plan.constants[source.detail - plan.numbers]:g}")
+        elif source.op in ("number", "matrix"):
+            shown.append(f"{source.op} {source.detail}")
+        else:
+            shown.append(f"%{k}")
+    return f"%{slot} = {row.op}({', '.join(shown)})"
+
+
+def module_text(
+    plan: Any, rules: Any, sections: Mapping[str, Any]
+) -> tuple[str, dict[str, list[str]]]:
+    """The module of a plan: its functions, and for each the words of its table."""
+    functions, words = [], {}
+    for direction, program in sections.items():
+        text, words[direction] = kernel_text(plan, program, rules)
+        functions.append(text)
+    described = "\n".join(line for line in str(plan).splitlines())
+    head = f'"""{described}\n"""\n\n'
+    head += "from tinygrad_seq.kernels.build import external\n"
+    head += "from tinygrad_seq.kernels.simd import (\n"
+    head += "    flag, flush_denormals, restore_denormals, vectors, word,\n)\n\n"
+    head += f'product = external("product", "{plan.dtype}")\n'
+    head += f'_v = vectors("{plan.dtype}")\nLANES = _v.LANES\n'
+    body = "\n\n".join(functions)
+    for name in IMPORTS:
+        if f"{name}(" in body:
+            head += f"{name} = _v.{name}\n"
+    return head + "\n\n" + body, words

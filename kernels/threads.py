@@ -1,0 +1,291 @@
+"""Threads: one function on many tasks, by the caller and by helpers that wait for work.
+
+A job is a list of phases, each a compiled function with its table and a number of tasks; a phase
+begins when the one before has ended. Tasks are taken one by one from a counter, so a helper that
+comes late takes fewer, and one that never comes is not missed: the caller goes on until all is
+done. Which thread does a task changes nothing in its result.
+
+A helper that has run out of work looks for more for a moment and then sleeps.
+It is kept off the caller's own core, where Linux likes to wake it. A second Python thread that
+comes while the helpers are busy does its job alone. A forked child has no helpers until it needs
+some. Imports build, machine, simd and Numba.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import threading
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from llvmlite import ir
+from numba import config, types
+from numba.core import cgutils
+from numba.extending import intrinsic
+from tinygrad_seq.kernels import build, machine
+from tinygrad_seq.kernels.simd import I64, WORD
+
+
+class Phase(NamedTuple):
+    """``function(table, task)`` for each task."""
+
+    function: Any  # as made by build.load
+    table: int  # the address of its words
+    tasks: int
+
+
+MOST_PHASES = 8
+LOOKS = 4000  # how often a helper looks for work before it sleeps, some 50 µs
+# Words of the board: the open job's number (0: none), helpers that are inside, phases, how many
+# helpers may take part; then for each phase function, table, tasks, the next task and how many are
+# done; then for each helper whether it sleeps, the job it saw last, whether it is to be woken.
+JOB, INSIDE, PHASES, WANTED = range(4)
+FIRST_PHASE, PHASE_WORDS = 8, 8
+FIRST_HELPER, HELPER_WORDS = FIRST_PHASE + PHASE_WORDS * MOST_PHASES, 4
+
+_TEXT = '''"""What the threads do while they hold no lock of Python's; see threads.py."""
+
+from tinygrad_seq.kernels.build import callable_here
+from tinygrad_seq.kernels.simd import word
+from tinygrad_seq.kernels.threads import (
+    FIRST_HELPER, FIRST_PHASE, HELPER_WORDS, INSIDE, JOB, LOOKS, PHASES, PHASE_WORDS, WANTED,
+    call_function, exchange, fetch_add, pause, read, set_word,
+)
+
+
+def take_part(board, _):
+    for p in range(read(board + 8 * PHASES)):
+        at = board + 8 * (FIRST_PHASE + PHASE_WORDS * p)
+        function, table, tasks = word(at, 0), word(at, 1), word(at, 2)
+        task = fetch_add(at + 24, 1)
+        while task < tasks:
+            call_function(function, table, task)
+            fetch_add(at + 32, 1)
+            task = fetch_add(at + 24, 1)
+        while read(at + 32) < tasks:
+            pause()
+
+
+take_part_here, = callable_here(take_part)
+
+
+def serve(board, me):
+    """Work until there has been nothing for a moment; then say that this helper sleeps."""
+    sleeps = board + 8 * (FIRST_HELPER + HELPER_WORDS * me)
+    seen = read(sleeps + 8)
+    looks = 0
+    while True:
+        job = read(board + 8 * JOB)
+        if job != 0 and job != seen:
+            fetch_add(board + 8 * INSIDE, 1)
+            job = read(board + 8 * JOB)
+            if job != 0 and job != seen:
+                if me < read(board + 8 * WANTED):
+                    take_part_here(board, 0)
+                seen = job
+            fetch_add(board + 8 * INSIDE, -1)
+            looks = 0
+        pause()
+        looks += 1
+        if looks > LOOKS:
+            set_word(sleeps + 8, seen)
+            exchange(sleeps, 1)
+            job = read(board + 8 * JOB)
+            if job == 0 or job == seen or exchange(sleeps, 0) == 0:
+                return  # asleep; whoever sets the word back wakes this helper
+            looks = 0
+
+
+def post(board, number):
+    """Open the job that stands on the board."""
+    exchange(board + 8 * JOB, number)
+    for k in range(read(board + 8 * WANTED)):
+        at = board + 8 * (FIRST_HELPER + HELPER_WORDS * k)
+        set_word(at + 16, exchange(at, 0))  # 1: it slept, and is to be woken
+
+
+def close(board, _):
+    """Nobody may enter any more, and nobody is inside: the board may be written anew."""
+    exchange(board + 8 * JOB, 0)
+    while read(board + 8 * INSIDE) > 0:
+        pause()
+'''
+
+
+def _intrinsics() -> tuple[Any, ...]:
+    def pointer(build: Any, address: Any) -> Any:
+        return build.inttoptr(address, I64.as_pointer())
+
+    @intrinsic
+    def read(typingctx: Any, address: Any) -> Any:
+        def emit(context: Any, build: Any, sig: Any, args: Any) -> Any:
+            return build.load_atomic(pointer(build, args[0]), "seq_cst", 8)
+
+        return WORD(WORD), emit
+
+    @intrinsic
+    def set_word(typingctx: Any, address: Any, value: Any) -> Any:
+        def emit(context: Any, build: Any, sig: Any, args: Any) -> Any:
+            build.store_atomic(args[1], pointer(build, args[0]), "seq_cst", 8)
+            return context.get_dummy_value()
+
+        return types.void(WORD, WORD), emit
+
+    def read_modify_write(name: str) -> Any:
+        @intrinsic
+        def change(typingctx: Any, address: Any, value: Any) -> Any:
+            def emit(context: Any, build: Any, sig: Any, args: Any) -> Any:
+                return build.atomic_rmw(name, pointer(build, args[0]), args[1], "seq_cst")
+
+            return WORD(WORD, WORD), emit
+
+        return change
+
+    @intrinsic
+    def pause(typingctx: Any) -> Any:
+        def emit(context: Any, build: Any, sig: Any, args: Any) -> Any:
+            triple = build.module.triple or ""
+            kind = ir.FunctionType(ir.VoidType(), [])
+            if triple.startswith("x86_64"):
+                name = "llvm.x86.sse2.pause"
+                build.call(cgutils.get_or_insert_function(build.module, kind, name), [])
+            return context.get_dummy_value()
+
+        return types.void(), emit
+
+    @intrinsic
+    def call_function(typingctx: Any, function: Any, table: Any, task: Any) -> Any:
+        def emit(context: Any, build: Any, sig: Any, args: Any) -> Any:
+            kind = ir.FunctionType(ir.VoidType(), [I64, I64])
+            build.call(build.inttoptr(args[0], kind.as_pointer()), args[1:])
+            return context.get_dummy_value()
+
+        return types.void(WORD, WORD, WORD), emit
+
+    add, swap = read_modify_write("add"), read_modify_write("xchg")
+    return read, set_word, add, swap, pause, call_function
+
+
+read, set_word, fetch_add, exchange, pause, call_function = _intrinsics()
+
+
+class _Pool:
+    """The board and the helpers of this process."""
+
+    def __init__(self) -> None:
+        self.busy = threading.Lock()
+        self.native = build.load("threads", _TEXT, ("take_part", "serve", "post", "close"))
+        self.count = max(0, machine.cores() - 1)
+        self.words = np.zeros(FIRST_HELPER + HELPER_WORDS * max(1, self.count), np.int64)
+        self.board = self.words.ctypes.data
+        self.wakes = [threading.Lock() for _ in range(self.count)]
+        self.names: list[int] = []
+        self.jobs = 0
+        self.core = -1
+        self.cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
+        for k, wake in enumerate(self.wakes):
+            wake.acquire()
+            self.words[FIRST_HELPER + HELPER_WORDS * k] = 1
+            helper = threading.Thread(target=self._help, args=(k,), daemon=True)
+            helper.start()
+            self.names.append(helper.native_id or 0)
+
+    def _help(self, k: int) -> None:
+        serve, board, wake = self.native["serve"], self.board, self.wakes[k]
+        while True:
+            wake.acquire()
+            serve(board, k)
+
+    def run(self, phases: Sequence[Phase], helpers: int) -> None:
+        words = self.words
+        for p, (function, table, tasks) in enumerate(phases):
+            at = FIRST_PHASE + PHASE_WORDS * p
+            words[at : at + 5] = function.address, table, tasks, 0, 0
+        words[PHASES], words[WANTED] = len(phases), helpers
+        self.jobs += 1
+        self._keep_off_this_core()
+        try:
+            self.native["post"](self.board, self.jobs)
+            for k in range(helpers):
+                if words[FIRST_HELPER + HELPER_WORDS * k + 2]:
+                    self.wakes[k].release()
+            self.native["take_part"](self.board, 0)
+        finally:  # an interrupt here must not leave a helper in memory that is let go
+            self.native["close"](self.board, 0)
+
+    def _keep_off_this_core(self) -> None:
+        """Let helpers run on every core but the caller's, if there are others."""
+        if _current_core is None or len(self.cores) < 2:
+            return
+        core = _current_core()
+        if core == self.core or core not in self.cores:
+            return
+        self.core = core
+        for name in self.names:
+            try:
+                os.sched_setaffinity(name, self.cores - {core})
+            except OSError:
+                return
+
+
+def _find_current_core() -> Any:
+    try:
+        function = ctypes.CDLL(None).sched_getcpu
+    except (AttributeError, OSError):
+        return None
+    function.restype = ctypes.c_int
+    return function
+
+
+_current_core = _find_current_core()
+_pool: _Pool | None = None
+_limit: int | None = None
+_making = threading.Lock()
+
+
+def _forget() -> None:
+    """In a forked child there are no helpers, whatever the parent had."""
+    global _pool, _making
+    _pool, _making = None, threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
+
+
+def set_num_threads(n: int) -> None:
+    global _limit
+    _limit = n
+
+
+def get_num_threads() -> int:
+    """How many threads a compiled scan may use."""
+    return machine.cores() if _limit is None else _limit
+
+
+def run(phases: Sequence[Phase], threads: int) -> None:
+    """All phases, one after another, on up to so many threads."""
+    global _pool
+    helpers = min(threads, max((phase.tasks for phase in phases), default=1)) - 1
+    if helpers < 1 or config.DISABLE_JIT:
+        return _alone(phases)
+    if _pool is None:
+        with _making:
+            if _pool is None:
+                _pool = _Pool()
+    pool = _pool
+    if not pool.count or not pool.busy.acquire(blocking=False):
+        return _alone(phases)
+    try:
+        pool.run(phases, min(helpers, pool.count))
+    finally:
+        pool.busy.release()
+    return None
+
+
+def _alone(phases: Sequence[Phase]) -> None:
+    for function, table, tasks in phases:
+        for task in range(tasks):
+            function(table, task)

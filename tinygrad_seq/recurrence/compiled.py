@@ -1,0 +1,272 @@
+"""``scan``: a cell traced, differentiated, planned and run as compiled code.
+
+The cell is traced on every call, so nothing that it closes over can be out of date. Its rows are
+looked up; only if they were never seen is anything derived, planned and compiled. On the tape a
+scan is one entry. A derivative of its derivative is had by running the rows step by step there.
+Imports the engine, transforms and its own room.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from tinygrad_seq.errors import TraceError
+from tinygrad_seq.recurrence.arguments import Cell, Given, check_arguments
+from tinygrad_seq.recurrence.derive import Needs, differentiate
+from tinygrad_seq.recurrence.plan import Plan, make_plan
+from tinygrad_seq.recurrence.stepwise import no_steps, run_steps
+from tinygrad_seq.recurrence.trace import Step, trace_cell
+from tinygrad_seq.rules import RULES, Operation
+from tinygrad_seq.tape import Bundle, Entry, Piece, recording
+from tinygrad_seq.tensors import FLOATS, Tensor, entry_of, wrap
+from tinygrad_seq.trees import leaves, rebuild
+
+_runners: dict[Any, Any] = {}
+_lock = threading.Lock()
+
+
+def scan(
+    cell: Cell,
+    xs: Any,
+    state: Any = None,
+    *,
+    lengths: Any = None,
+    resets: Any = None,
+    reverse: bool = False,
+    checkpoint: int | None = None,
+) -> tuple[Any, Any]:
+    """Run ``y, state = cell(x, state)`` over a sequence as compiled code.
+
+    The arguments, results and gradients are those of ``tgs.unroll``; gradients flow to inputs,
+    initial states and every tensor that the cell closes over. ``checkpoint=k`` keeps states only
+    every k steps and computes the rest again on the way back.
+    """
+    given = check_arguments(cell, xs, state, lengths, resets, "scan")
+    if given.T == 0:
+        return no_steps(cell, given), given.state
+    if given.B == 0:  # nothing to compute, but shapes
+        return run_steps(cell, given, reverse)
+    return _Scan(cell, given, reverse, checkpoint).run()
+
+
+def _dtype(given: Given) -> np.dtype[Any]:
+    """The one dtype of a step: that of its states."""
+    for leaf in (*leaves(given.state), *leaves(given.xs)):
+        if leaf.dtype in FLOATS:
+            dtype: np.dtype[Any] = leaf.dtype
+            break
+    else:
+        raise TraceError("scan: neither xs nor the state is floating, expected float32 or float64")
+    if dtype == np.float16:
+        raise TraceError(
+            "scan: float16 is not compiled; convert to float32, or use tgs.unroll, which runs any "
+            "cell step by step on the tape"
+        )
+    return dtype
+
+
+class _Scan:
+    """One call of ``scan``."""
+
+    def __init__(self, cell: Cell, given: Given, reverse: bool, checkpoint: int | None) -> None:
+        self.cell, self.given, self.reverse, self.checkpoint = cell, given, reverse, checkpoint
+        self.dtype = _dtype(given)
+        self.step = trace_cell(cell, given, self.dtype)
+        self.xs, self.states = leaves(given.xs), leaves(given.state)
+        self.own_resets = given.reset_state is not given.state
+        self.reset_states = leaves(given.reset_state) if given.resets is not None else self.states
+        self.captured = self.step.trace.captured
+
+    def run(self) -> tuple[Any, Any]:
+        from tinygrad_seq.kernels import cpu
+
+        step, given, trace = self.step, self.given, self.step.trace
+        inputs = [*self.xs, *self.states, *self.captured]
+        if given.resets is not None and self.own_resets:
+            inputs += self.reset_states
+        wants = [t._entry is not None and t._entry.requires_grad for t in inputs]
+        record = recording.enabled and any(wants)
+        n, m = len(self.xs), len(self.states)
+        needs = Needs(
+            tuple(wants[:n]),
+            tuple(wants[n : n + m])
+            if given.resets is None
+            else tuple(a or b for a, b in zip(wants[n : n + m], wants[-m:], strict=True)),
+            tuple(wants[n + m : n + m + len(self.captured)]),
+        )
+        runner = _runner(step, needs if record else None, _name(self.cell))
+        arrays = cpu.Inputs(
+            rows=cpu.rows_of(given.T, given.B, given.lengths, self.reverse),
+            xs=[_rows_ready(x._data, self.dtype) for x in self.xs],
+            states=[_flat(s._data) for s in self.states],
+            resets=None if given.resets is None else np.ascontiguousarray(given.resets),
+            reset_states=[np.ascontiguousarray(_flat(s._data)) for s in self.reset_states],
+            captured=[_capture_ready(t._data, self.dtype) for t in self.captured],
+            numbers=trace.numbers[: runner.plan.numbers],
+            widths=trace.widths[: step.length],
+            starts=trace.starts,
+            checkpoint=self.checkpoint,
+        )
+        y_leaves = leaves(step.y)
+        y_widths = [trace.widths[slot] for slot in step.y_slots]
+        ys, last, kept = runner.forward(arrays, y_widths, record)
+        shapes = [(given.T, *y.shape) for y in y_leaves] + [s.shape for s in self.states]
+        values = [v.reshape(shape) for v, shape in zip([*ys, *last], shapes, strict=True)]
+        if not record:
+            tensors = [wrap(value, None) for value in values]
+        else:
+            tensors = _recorded(_Run(self, runner, kept, inputs, values), inputs, values)
+        made = iter(tensors)
+        return rebuild(step.y, made), rebuild(given.state, made)
+
+
+def _name(cell: Any) -> str:
+    name = getattr(cell, "__name__", type(cell).__name__)
+    return "".join(c if c.isalnum() else "_" for c in name)
+
+
+def _runner(step: Step, needs: Needs | None, name: str) -> Any:
+    """The compiled code for these rows, made if they were never seen."""
+    from tinygrad_seq.kernels import cpu
+
+    trace = step.trace
+    structure = (
+        trace.dtype.char,
+        tuple(trace.rows),
+        step.y_slots,
+        step.state_slots,
+        frozenset(trace.frozen),
+    )
+    key = (structure, needs)
+    runner = _runners.get(key)
+    if runner is None:
+        with _lock:
+            runner = _runners.get(key)
+            if runner is None:
+                texts = {op: (rule.inputs, rule.text) for op, rule in RULES.items()}
+                runner = _runners[key] = cpu.Runner(_plan(step, needs, name), texts)
+    return runner
+
+
+def _plan(step: Step, needs: Needs | None, name: str) -> Plan:
+    derivative = None if needs is None else differentiate(step, needs)
+    return make_plan(step, derivative, name)
+
+
+# Arrays as kernels read them -----------------------------------------------------------------
+
+
+def _flat(array: np.ndarray) -> np.ndarray:
+    """(B,) as (B, 1)."""
+    return array if array.ndim == 2 else array.reshape(len(array), 1)
+
+
+def _rows_ready(x: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
+    """(T, B, n) in the kernel's dtype, the numbers of a row side by side."""
+    x = x.astype(dtype, copy=False)
+    if x.ndim == 2:
+        x = x[:, :, None]
+    return x if x.shape[2] < 2 or x.strides[2] == x.itemsize else np.ascontiguousarray(x)
+
+
+def _capture_ready(array: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
+    array = array.astype(dtype, copy=False)
+    if array.ndim == 2:
+        if any(stride % array.itemsize for stride in array.strides):
+            return np.ascontiguousarray(array)
+        return array
+    return np.ascontiguousarray(array)
+
+
+# On the tape ---------------------------------------------------------------------------------
+
+
+class _Run:
+    """A recorded scan: what it kept, and the way back through it."""
+
+    def __init__(
+        self, scan: _Scan, runner: Any, kept: Any, inputs: Sequence[Tensor], values: Sequence[Any]
+    ) -> None:
+        self.runner, self.kept, self.scan = runner, kept, scan
+        self.shapes = [t.shape for t in inputs]
+        self.outputs = [(v.shape, v.dtype) for v in values]
+        self._last: tuple[Any, list[Any]] | None = None
+
+    def pull(self, k: int, gradients: dict[int, Any], inputs: Sequence[Any]) -> Any:
+        """The gradient of input k from those of the outputs."""
+        if self._last is None or self._last[0] is not gradients:
+            self._last = gradients, self._all(gradients)
+        return self._last[1][k]
+
+    def pull_recorded(self, k: int, gradients: dict[int, Any], inputs: Sequence[Any]) -> Any:
+        """The same, on the tape."""
+        if self._last is None or self._last[0] is not gradients:
+            self._last = gradients, self._replay(gradients, inputs)
+        return self._last[1][k]
+
+    def _replay(self, gradients: dict[int, Tensor], inputs: Sequence[Tensor]) -> list[Any]:
+        from tinygrad_seq.recurrence.replay import Replay, pull
+
+        scan = self.scan
+        replay = Replay(scan.step, scan.given, scan.reverse, scan.own_resets)
+        return pull(replay, gradients, inputs)
+
+    def _all(self, gradients: dict[int, np.ndarray]) -> list[Any]:
+        scan = self.scan
+        count = len(scan.step.y_slots)
+        dtype = scan.dtype
+        dys = []
+        for k in range(count):
+            shape, _ = self.outputs[k]
+            dy = gradients.get(k)
+            if dy is None:
+                dy = np.broadcast_to(np.zeros((), dtype), shape)
+                dy = np.broadcast_to(np.zeros(shape[2:], dtype), shape)
+            dys.append(_rows_ready(dy, dtype))
+        dlast = [
+            None if (g := gradients.get(count + k)) is None else _flat(np.ascontiguousarray(g))
+            for k in range(len(scan.states))
+        ]
+        found = self.runner.backward(self.kept, dys, dlast)
+        resets = found.reset_states
+        states = found.states
+        if scan.given.resets is not None and not scan.own_resets:
+            states = [None if a is None else a + b for a, b in zip(states, resets, strict=True)]
+        captured = [found.captured.get(k) for k in range(len(scan.captured))]
+        given = [*found.xs, *states, *captured]
+        if len(self.shapes) > len(given):
+            given += resets
+        return [
+            np.zeros(shape, dtype) if g is None else g.reshape(shape)
+            for g, shape in zip(given, self.shapes, strict=True)
+        ]
+
+
+class _EachInput:
+    """The derivatives of a scan; all are computed when the first is asked for."""
+
+    def __init__(self, pull: str) -> None:
+        self.pull = pull
+
+    def __getitem__(self, k: int) -> Any:
+        return lambda g, *saved: getattr(saved[-1], self.pull)(k, g, saved[:-2])
+
+
+OUTPUT = Operation("output", (), lambda *_: None, [lambda g, k: Piece(k, g)], view=True)
+
+
+def _recorded(run: _Run, inputs: Sequence[Tensor], values: Sequence[np.ndarray]) -> list[Tensor]:
+    """The outputs as tensors of one entry."""
+    op = Bundle("scan", len(inputs), _EachInput("pull"), _EachInput("pull_recorded"))
+    parents = tuple(map(entry_of, inputs))
+    saved = (*(t._data for t in inputs), None, run)
+    entry = Entry(op, parents, saved, (), values[0].dtype)
+    tensors = []
+    for k, value in enumerate(values):
+        output = Entry(OUTPUT, (entry,), (k,), value.shape, value.dtype)
+        tensors.append(wrap(value, output))
+    return tensors

@@ -1,0 +1,632 @@
+"""The plan: how the rows of a step, and of its derivative, are laid out in time and memory.
+
+A program (one for each direction) has three sections. What needs no state is done *early*, for a
+block of steps at once, if it is a product; what the next state needs stands in the *loop*; products
+that nobody in the loop reads come *late*, again for a block of steps. In a section, products stand
+between passes: a pass goes over the units of a row once and computes everything that can be had in
+one go. A value stays in registers unless somebody reads it from elsewhere.
+
+Of the forward pass only what the way back cannot compute from the rest is kept, step by step.
+Gradients of matrices are no part of the loop: both sides of each product are in memory after it,
+and one large product over all steps is made of them.
+
+A plan has no sizes and no tensors. ``print(plan)`` shows it. Imports trace and derive.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from tinygrad_seq.kernels.text import row_text
+from tinygrad_seq.recurrence.derive import Derivative
+from tinygrad_seq.recurrence.trace import COMPUTED, Row, Step, Trace, copied
+
+REDUCTIONS = ("sum", "max", "min")
+PRODUCTS = ("matmul", "matmul_transposed")
+JOINTS = ("concat", "assemble")
+
+# An offset in elements is a sum of terms: ("width", slot) and ("start", slot) are run-time sizes.
+Offset = tuple[tuple[str, int], ...]
+
+
+class Place(NamedTuple):
+    """Where a value can be read: a kind of memory, which one of that kind, how far into a row."""
+
+    kind: str  # x, dy, state, after, dstate, capture, kept, grads, scratch
+    which: int
+    offset: Offset = ()
+
+
+class Target(NamedTuple):
+    """Where a computed value is written: as a place, or y, dx, before, sum."""
+
+    kind: str
+    which: int
+    offset: Offset = ()
+
+
+@dataclass
+class Product:
+    """A matrix product: rows of ``a`` times a packed matrix, into scratch."""
+
+    slot: int
+    a: int
+    matrix: int  # the number of the captured tensor
+    transposed: bool
+
+
+@dataclass
+class Pass:
+    """One way along a row: the values of one for all, then loops over units."""
+
+    singles: list[int] = field(default_factory=list)
+    loops: dict[int, list[int]] = field(default_factory=dict)  # width class: slots
+
+
+@dataclass
+class Rowwise:
+    """Passes over a row, for each row."""
+
+    passes: list[Pass]
+
+
+Stage = Product | Rowwise
+
+
+class Scratch(NamedTuple):
+    """A buffer that each thread has for itself."""
+
+    slot: int
+    block: bool  # for all steps of a block, or for one step
+    panels: bool  # filled by a product: the width is rounded up to whole panels
+
+
+@dataclass
+class Program:
+    """One direction: sections of stages, and where everything is."""
+
+    direction: str
+    sections: dict[str, list[Stage]]
+    inputs: dict[int, tuple[int, ...]]  # of each row that is computed, copies put in
+    places: dict[int, Place]
+    targets: dict[int, list[Target]]
+    scratch: list[Scratch]
+    gathered: list[int]  # leaves (x, dy) copied into scratch at the start of a block
+    matrices: list[tuple[int, bool]]  # packed before: (captured tensor, transposed)
+
+
+@dataclass
+class Plan:
+    """What is done when; see the top of the file."""
+
+    name: str
+    dtype: str
+    rows: list[Row]
+    forward_count: int  # of these, how many are the cell's own
+    classes: list[int]  # for each row the row that gives its width
+    single: list[bool]  # whether that is 1 whatever the sizes
+    numbers: int  # how many numbers are the cell's own
+    constants: list[float]  # those that stand in derivatives, counted on from there
+    y_slots: tuple[int, ...]
+    state_slots: tuple[int, ...]
+    forward: Program
+    backward: Program | None
+    kept: list[int]  # forward values kept for the way back, at each step
+    states_kept: set[int]  # states whose value before each step is kept too
+    grads: list[int]  # what the large products after the backward loop are made of
+    derivative: Derivative | None
+
+    def __str__(self) -> str:
+        return describe(self)
+
+
+def make_plan(step: Step, derivative: Derivative | None, name: str) -> Plan:
+    """Lay out a traced step and its derivative."""
+    trace, forward_count = step.trace, step.length
+    cells_numbers = sum(row.op == "number" for row in trace.rows[:forward_count])
+    kept: list[int] = []
+    grads: list[int] = []
+    backward = None
+    if derivative is not None:
+        kept = _to_keep(step, derivative, forward_count)
+        grads = _to_store(trace, derivative)
+        backward = _backward(step, derivative, kept, grads)
+    forward = _forward(step, kept)
+    return Plan(
+        name=name,
+        dtype=str(trace.dtype),
+        rows=list(trace.rows),
+        forward_count=forward_count,
+        classes=width_classes(trace),
+        single=list(trace.single),
+        numbers=cells_numbers,
+        constants=list(trace.numbers[cells_numbers:]),
+        y_slots=step.y_slots,
+        state_slots=step.state_slots,
+        forward=forward,
+        backward=backward,
+        derivative=derivative,
+        kept=kept,
+        states_kept=_states_to_keep(trace, derivative, backward),
+        grads=grads,
+    )
+
+
+def _states_to_keep(
+    trace: Trace, derivative: Derivative | None, backward: Program | None
+) -> set[int]:
+    if derivative is None or backward is None:
+        return set()
+    found = {trace.rows[a].detail for a, _, _ in derivative.outer if trace.rows[a].op == "state"}
+    for inputs in backward.inputs.values():
+        for slot in inputs:
+            while trace.rows[slot].op in ("slice", "detach") and slot not in backward.places:
+                slot = trace.rows[slot].inputs[0]
+            place = backward.places.get(slot)
+            if place is not None and place.kind in ("state", "after"):
+                found.add(place.which)
+    return found
+
+
+def width_classes(trace: Trace) -> list[int]:
+    """For each row the first one that has its width whatever the sizes."""
+    parent = list(range(len(trace.rows)))
+
+    def root(slot: int) -> int:
+        while parent[slot] != slot:
+            slot = parent[slot]
+        return slot
+
+    def join(a: int, b: int) -> None:
+        a, b = root(a), root(b)
+        parent[max(a, b)] = min(a, b)
+
+    ones = [slot for slot, single in enumerate(trace.single) if single]
+    for slot in ones[1:]:
+        join(ones[0], slot)
+    for slot, row in enumerate(trace.rows):
+        if slot in trace.like:
+            join(slot, trace.like[slot])
+        elif row.op == "detach":
+            join(slot, row.inputs[0])
+        elif row.op in COMPUTED and row.op != "broadcast":
+            for source, repeated in zip(row.inputs, row.detail, strict=True):
+                if not repeated:
+                    join(slot, source)
+    return [root(slot) for slot in range(len(parent))]
+
+
+# What to keep --------------------------------------------------------------------------------
+
+
+def _to_keep(step: Step, derivative: Derivative, count: int) -> list[int]:
+    """The forward values to keep. What can be computed elementwise from the rest is not kept."""
+    rows = step.trace.rows
+    wanted = [slot for slot in (*derivative.dx, *derivative.before) if slot is not None]
+    wanted += [slot for a, g, _ in derivative.outer for slot in (a, g)]
+    wanted += [g for g, _ in derivative.sums]
+    needed: set[int] = set()  # what the rows of the derivative read
+    while wanted:
+        slot = wanted.pop()
+        if slot not in needed:
+            needed.add(slot)
+            if slot >= count:
+                wanted.extend(rows[slot].inputs)
+    there: set[int] = set(step.state_slots)
+    kept = []
+    for slot, row in enumerate(rows[:count]):
+        elementwise = row.op in COMPUTED or row.op in ("slice", "detach")
+        if row.op in ("x", "state", "capture", "matrix", "number") or (
+            elementwise and there.issuperset(row.inputs)
+        ):
+            there.add(slot)
+        elif slot in needed and slot not in there:
+            kept.append(slot)
+            there.add(slot)
+    return kept
+
+
+def _to_store(trace: Trace, derivative: Derivative) -> list[int]:
+    """What the backward program writes for all steps: both sides of the large products."""
+    stored = set()
+    for a, g, _ in derivative.outer:
+        stored.add(g)
+        if trace.rows[a].op not in ("x", "state"):
+            stored.add(a)
+    return sorted(stored)
+
+
+# One direction -------------------------------------------------------------------------------
+
+
+def _forward(step: Step, kept: list[int]) -> Program:
+    build = _Builder(step.trace, "forward", "state")
+    for slot, row in enumerate(step.trace.rows):
+        if row.op in ("x", "state", "capture"):
+            build.leaves[slot] = Place(row.op, row.detail)
+    for k, slot in enumerate(step.state_slots):
+        build.write(slot, Target("after", k))
+    for slot in kept:
+        build.write(slot, Target("kept", slot))
+    for k, slot in enumerate(step.y_slots):
+        build.write(slot, Target("y", k))
+    return build.program(step.state_slots)
+
+
+def _backward(step: Step, derivative: Derivative, kept: list[int], grads: list[int]) -> Program:
+    build = _Builder(step.trace, "backward", "dstate")
+    for slot, row in enumerate(step.trace.rows):
+        if row.op in ("x", "state", "capture", "dy", "dstate"):
+            build.leaves[slot] = Place(row.op, row.detail)
+    for k, slot in enumerate(step.state_slots):
+        build.leaves.setdefault(slot, Place("after", k))
+    for slot in kept:
+        build.leaves[slot] = Place("kept", slot)
+    for slot in grads:
+        build.write(slot, Target("grads", slot))
+    for gradient, k in derivative.sums:
+        build.write(gradient, Target("sum", k))
+    for k, dx in enumerate(derivative.dx):
+        if dx is not None:
+            build.write(dx, Target("dx", k))
+    before = []
+    for k, state in enumerate(derivative.before):
+        if state is not None and derivative.after[k] is not None:
+            build.write(state, Target("before", k))
+            before.append(state)
+    return build.program(before)
+
+
+class _Builder:
+    """From the rows that are wanted to sections, stages and passes.
+
+    First copies are put in, so that whatever is written is computed, whatever a product reads is in
+    memory, and whatever is joined is written part by part. Then everything gets its section, its
+    stage and its pass, and what is read in another pass than its own gets memory.
+    """
+
+    def __init__(self, trace: Trace, direction: str, carried: str) -> None:
+        self.trace, self.direction, self.carried = trace, direction, carried
+        self.leaves: dict[int, Place] = {}  # what is in memory before
+        self.outputs: list[tuple[int, Target]] = []
+        self.inputs: dict[int, tuple[int, ...]] = {}  # of each row that is computed
+        self.rank: dict[int, float] = {}  # where a row stands; copies stand between others
+        self.targets: dict[int, list[Target]] = {}
+        self.places: dict[int, Place] = {}
+        self.scratch: dict[int, Scratch] = {}
+        self.gathered: list[int] = []
+        self.section: dict[int, str] = {}
+
+    def op(self, slot: int) -> str:
+        return self.trace.rows[slot].op
+
+    def write(self, slot: int, target: Target) -> None:
+        self.outputs.append((slot, target))
+
+    def program(self, carried: Sequence[int]) -> Program:
+        self._collect([slot for slot, _ in self.outputs])
+        self._put_in_sections(carried)
+        self._write_outputs()
+        self._feed_products()
+        self._fill_joints()
+        self.classes = width_classes(self.trace)
+        sections = {name: self._stages(name) for name in ("early", "loop", "late")}
+        products = [s for stages in sections.values() for s in stages if isinstance(s, Product)]
+        return Program(
+            direction=self.direction,
+            sections=sections,
+            inputs=self.inputs,
+            places={**self.leaves, **self.places},
+            targets=self.targets,
+            scratch=list(self.scratch.values()),
+            gathered=self.gathered,
+            matrices=list(dict.fromkeys((s.matrix, s.transposed) for s in products)),
+        )
+
+    # The rows
+
+    def source(self, slot: int) -> int:
+        """A row, looked through ``detach``, which computes nothing."""
+        while self.op(slot) == "detach":
+            slot = self.trace.rows[slot].inputs[0]
+        return slot
+
+    def base(self, slot: int) -> int:
+        """The row that a slice is cut from, or the row itself."""
+        while self.op(slot) == "slice" and slot not in self.leaves:
+            slot = self.source(self.trace.rows[slot].inputs[0])
+        return slot
+
+    def bases(self, slot: int) -> list[int]:
+        return [self.base(k) for k in self.inputs.get(slot, ())]
+
+    def _collect(self, roots: Iterable[int]) -> None:
+        """Everything that must be computed; slices compute nothing, but are looked through."""
+        stack = [self.source(slot) for slot in roots]
+        while stack:
+            slot = stack.pop()
+            if slot in self.inputs or slot in self.leaves or self.op(slot) in ("number", "matrix"):
+                continue
+            self.inputs[slot] = tuple(map(self.source, self.trace.rows[slot].inputs))
+            self.rank[slot] = slot
+            stack.extend(self.inputs[slot])
+
+    def order(self) -> list[int]:
+        return sorted(self.inputs, key=self.rank.__getitem__)
+
+    def _copy(self, slot: int, section: str, rank: float) -> int:
+        made = copied(self.trace, slot)
+        self.inputs[made], self.rank[made], self.section[made] = (slot,), rank, section
+        return made
+
+    # Sections
+
+    def _closure(self, roots: Iterable[int]) -> set[int]:
+        """The rows to compute for these."""
+        found: set[int] = set()
+        stack = [self.source(slot) for slot in roots]
+        while stack:
+            slot = stack.pop()
+            if slot not in found and slot in self.inputs:
+                found.add(slot)
+                stack.extend(self.inputs[slot])
+        return found
+
+    def _put_in_sections(self, carried: Sequence[int]) -> None:
+        order = self.order()
+        moved = {slot for slot in self.leaves if self.op(slot) == self.carried}
+        for slot in order:
+            if not moved.isdisjoint(self.inputs[slot]):
+                moved.add(slot)
+        products = [slot for slot in order if self.op(slot) in PRODUCTS]
+        early = self._closure(slot for slot in products if slot not in moved)
+        looped = self._closure(carried)
+        late: set[int] = set()
+        for slot in order:
+            if slot in early or slot in looped:
+                continue
+            if self.op(slot) in PRODUCTS or not late.isdisjoint(self.inputs[slot]):
+                late.add(slot)
+        for slot in order:
+            self.section[slot] = "early" if slot in early else "late" if slot in late else "loop"
+
+    # Copies
+
+    def _write_outputs(self) -> None:
+        for slot, target in self.outputs:
+            self._write(self.source(slot), target)
+
+    def _write(self, slot: int, target: Target) -> None:
+        if self.op(slot) in JOINTS and slot in self.inputs:
+            if target.kind == "grads":
+                self.places[slot] = Place("grads", target.which)
+                return
+            if target.kind == "sum":
+                for part, offset in self._parts(slot):
+                    self._write(part, target._replace(offset=target.offset + offset))
+                return
+        if slot not in self.inputs or self.op(slot) not in (*COMPUTED, *REDUCTIONS):
+            section = self.section.get(self.base(slot), "loop")
+            slot = self._copy(slot, section, max(self.rank.values(), default=0) + 1)
+        self.targets.setdefault(slot, []).append(target)
+
+    def _parts(self, slot: int) -> list[tuple[int, Offset]]:
+        """The parts of a joint, and where each begins."""
+        row, parts = self.trace.rows[slot], self.inputs[slot]
+        if row.op == "concat":
+            return [
+                (part, tuple(("width", before) for before in parts[:k]))
+                for k, part in enumerate(parts)
+            ]
+        return list(zip(parts, row.detail, strict=True))
+
+    def _feed_products(self) -> None:
+        """What a product reads stands in memory, its rows at equal distances."""
+        for slot in self.order():
+            if self.op(slot) not in PRODUCTS:
+                continue
+            section = self.section[slot]
+            operand, matrix = self.inputs[slot]
+            base = self.base(operand)
+            users = {self.section[k] for k in self.inputs if slot in self.bases(k)}
+            self._buffer(slot, section != "loop" or users - {"loop"} != set(), panels=True)
+            leaf = self.leaves.get(base)
+            if leaf is not None and leaf.kind in ("x", "dy"):
+                self._gather(base)
+            elif leaf is not None and (section != "loop" or leaf.kind == "capture"):
+                made = self._copy(operand, section, self.rank[slot] - 0.5)
+                self.inputs[slot] = (made, matrix)
+                self._buffer(made, section != "loop")
+            elif leaf is None and self._writes(base, "grads") is not None:
+                self.places[base] = Place("grads", self._writes(base, "grads") or 0)
+            elif leaf is None and self.places.get(base, Place("scratch", base)).kind == "scratch":
+                self._buffer(base, section != "loop" or self.section[base] != "loop")
+        for slot, leaf in self.leaves.items():
+            if leaf.kind == "x" and any(slot in self.bases(k) for k in self.inputs):
+                self._gather(slot)
+
+    def _writes(self, slot: int, kind: str) -> int | None:
+        return next((t.which for t in self.targets.get(slot, []) if t.kind == kind), None)
+
+    def _gather(self, slot: int) -> None:
+        if slot not in self.gathered:
+            self.gathered.append(slot)
+            self._buffer(slot, True)
+
+    def _buffer(self, slot: int, block: bool, panels: bool = False) -> None:
+        old = self.scratch.get(slot)
+        if old is not None:
+            block, panels = block or old.block, panels or old.panels
+        self.scratch[slot] = Scratch(slot, block, panels)
+        self.places[slot] = Place("scratch", slot)
+
+    def _fill_joints(self) -> None:
+        """A joint has memory of its own; its parts are written there where they are computed."""
+        for slot in self.order():
+            if self.op(slot) not in JOINTS:
+                continue
+            section = self.section[slot]
+            if slot not in self.places:
+                others = {self.section[k] for k in self.inputs if slot in self.bases(k)}
+                self._buffer(slot, section != "loop" or others - {"loop"} != set())
+            place = self.places[slot]
+            parts = []
+            for part, offset in self._parts(slot):
+                made = part
+                computed = self.op(part) in COMPUTED and self.section.get(part) == section
+                if not computed:
+                    made = self._copy(part, section, self.rank[slot] - 0.5)
+                target = Target(place.kind, place.which, place.offset + offset)
+                self.targets.setdefault(made, []).append(target)
+                parts.append(made)
+            self.inputs[slot] = tuple(parts)
+
+    # Stages and passes
+
+    def _stages(self, section: str) -> list[Stage]:
+        order = [slot for slot in self.order() if self.section[slot] == section]
+        level: dict[int, int] = {}
+        for slot in order:
+            before = max((level.get(k, 0) for k in self.inputs[slot]), default=0)
+            level[slot] = before + (self.op(slot) in PRODUCTS)
+        for slot in reversed(order):  # as late as its readers allow: fewer values wait in memory
+            readers = [k for k in order if slot in self.bases(k)]
+            if self.op(slot) in COMPUTED and readers:
+                level[slot] = min(level[k] - (self.op(k) in PRODUCTS) for k in readers)
+        stages: list[Stage] = []
+        for height in range(max(level.values(), default=-1) + 1):
+            here = [slot for slot in order if level[slot] == height]
+            for slot in here:
+                if self.op(slot) in PRODUCTS:
+                    operand, matrix = self.inputs[slot]
+                    transposed = self.op(slot) == "matmul_transposed"
+                    detail = self.trace.rows[matrix].detail
+                    stages.append(Product(slot, operand, detail, transposed))
+            computed = [s for s in here if self.op(s) in COMPUTED or self.op(s) in REDUCTIONS]
+            if computed:
+                stages.append(Rowwise(self._passes(computed)))
+        return stages
+
+    def _is_single(self, slot: int) -> bool:
+        """Whether a row is one number for each row of the batch, whatever the sizes."""
+        return self.trace.single[slot] and self.op(slot) not in REDUCTIONS
+
+    def _loop_of(self, slot: int) -> int:
+        """The width class along which a row is computed."""
+        at = self.inputs[slot][0] if self.op(slot) in REDUCTIONS else slot
+        return self.classes[at]
+
+    def _passes(self, slots: list[int]) -> list[Pass]:
+        """Each row in the first pass in which what it reads is there."""
+        number: dict[int, int] = {}
+
+        def there(reader: int, slot: int) -> int:
+            """The first pass in which ``reader`` can read ``slot``."""
+            at = self.base(slot)
+            if self.op(at) in JOINTS and at in self.inputs:
+                return max((number[k] + 1 for k in self.inputs[at] if k in number), default=0)
+            if at not in number:
+                return 0
+            if self.op(at) in REDUCTIONS:
+                return number[at] + 1
+            return number[at] + (not self._stays(reader, slot, at))
+
+        for slot in slots:
+            number[slot] = max((there(slot, k) for k in self.inputs[slot]), default=0)
+        passes = [Pass() for _ in range(max(number.values()) + 1)]
+        for slot in slots:
+            each = passes[number[slot]]
+            if self._is_single(slot):
+                each.singles.append(slot)
+            else:
+                each.loops.setdefault(self._loop_of(slot), []).append(slot)
+        for slot in slots:
+            if slot not in self.places and self._is_read_elsewhere(slot, number):
+                self._give_memory(slot)
+        return passes
+
+    def _stays(self, reader: int, slot: int, at: int) -> bool:
+        """Whether a reader in the same pass finds the value in a register."""
+        if self._is_single(at):
+            return True
+        return (
+            slot == at
+            and not self._is_single(reader)
+            and self._loop_of(reader) == self._loop_of(at)
+        )
+
+    def _is_read_elsewhere(self, slot: int, number: dict[int, int]) -> bool:
+        for reader in self.inputs:
+            if slot not in self.bases(reader) or self.op(reader) in JOINTS:
+                continue
+            if reader not in number:
+                return True
+            if self._is_single(slot) or self.op(slot) in REDUCTIONS:
+                continue
+            if number[reader] != number[slot] or slot not in self.inputs[reader]:
+                return True
+            if not self._stays(reader, slot, slot):
+                return True
+        return False
+
+    def _give_memory(self, slot: int) -> None:
+        """What is written for other ends can be read there; if not, scratch."""
+        readers = {self.section[k] for k in self.inputs if slot in self.bases(k)}
+        for kind in ("grads", "kept", "after"):
+            which = self._writes(slot, kind)
+            if which is not None and (
+                kind == "grads" or readers == {self.section[slot]} == {"loop"}
+            ):
+                self.places[slot] = Place(kind, which)
+                return
+        self._buffer(slot, readers != {"loop"} or self.section[slot] != "loop")
+
+
+# As text -------------------------------------------------------------------------------------
+
+
+def describe(plan: Plan) -> str:
+    """The plan, to be read."""
+    lines = [f"{plan.name}: {plan.forward_count} rows, computed in {plan.dtype}"]
+    for program in (plan.forward, plan.backward):
+        if program is None:
+            continue
+        lines.append(f"{program.direction}:")
+        for name, stages in program.sections.items():
+            if not stages:
+                continue
+            what = {
+                "early": "before the loop, a block of steps at once",
+                "loop": "in the loop",
+                "late": "after the loop, a block of steps at once",
+            }[name]
+            lines.append(f"  {what}:")
+            for stage in stages:
+                lines += [f"    {line}" for line in _describe_stage(plan, program, stage)]
+    lines.append(
+        "kept at each step: " + (", ".join(row_text(plan, k) for k in plan.kept) or "nothing")
+    )
+    if plan.derivative is not None:
+        for a, g, k in plan.derivative.outer:
+            lines.append(
+                f"after the backward loop: gradient of captured {k} = %{a}ᵀ %{g}, all steps at once"
+            )
+        for g, k in plan.derivative.sums:
+            lines.append(f"summed on the way: gradient of captured {k} = Σ %{g}")
+    return "\n".join(lines)
+
+
+def _describe_stage(plan: Plan, program: Program, stage: Stage) -> list[str]:
+    if isinstance(stage, Product):
+        return [f"product: {row_text(plan, stage.slot)}"]
+    lines = []
+    for k, each in enumerate(stage.passes):
+        slots = [*each.singles, *(slot for loop in each.loops.values() for slot in loop)]
+        lines.append(f"pass {k + 1}:")
+        for slot in sorted(slots):
+            stores = [f"{t.kind} {t.which}" for t in program.targets.get(slot, [])]
+            arrow = f"  -> {', '.join(stores)}" if stores else ""
+            lines.append(f"  {row_text(plan, slot)}{arrow}")
+    return lines

@@ -1,0 +1,141 @@
+"""A scan run again on the tape, from its rows, where its derivative must have a derivative.
+
+Compiled code gives gradients as numbers. A gradient that is itself on the tape is had by running
+the rows of the step one by one with tensors, as ``unroll`` runs a cell, and going back through it.
+Imports the engine, transforms and its own room.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from tinygrad_seq import elementwise
+from tinygrad_seq.recurrence.arguments import Given
+from tinygrad_seq.recurrence.stepwise import run_steps
+from tinygrad_seq.recurrence.trace import COMPARISONS, Step
+from tinygrad_seq.rules import RULES
+from tinygrad_seq.structural import broadcast_to, concat, matmul, max, min, sum
+from tinygrad_seq.tape import set_recording
+from tinygrad_seq.tensors import FLOATS, Tensor, as_tensor
+from tinygrad_seq.transforms import vjp
+from tinygrad_seq.trees import leaves, rebuild
+
+
+class Replay:
+    """The scan as a function of its inputs, on the tape."""
+
+    def __init__(self, step: Step, given: Given, reverse: bool, own_resets: bool) -> None:
+        self.step, self.given, self.reverse, self.own_resets = step, given, reverse, own_resets
+
+    def __call__(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """The outputs and the last states, from inputs, states, captured tensors, reset states."""
+        given = self.given
+        remaining = iter(inputs)
+        xs = rebuild(given.xs, remaining)
+        state = rebuild(given.state, remaining)
+        captured = [next(remaining) for _ in self.step.trace.captured]
+        reset_state = state
+        if given.resets is not None and self.own_resets:
+            reset_state = rebuild(given.reset_state, remaining)
+        again = given._replace(xs=xs, state=state, reset_state=reset_state)
+
+        def cell(x: Any, state: Any) -> tuple[Any, Any]:
+            return run_rows(self.step, captured, x, state)
+
+        ys, last = run_steps(cell, again, self.reverse)
+        return [*leaves(ys), *leaves(last)]
+
+
+def pull(
+    replay: Replay, gradients: dict[int, Tensor], inputs: Sequence[Tensor]
+) -> list[Tensor | None]:
+    """The gradient of each input, recorded."""
+    moving = [k for k, t in enumerate(inputs) if t.dtype in FLOATS]
+
+    def function(*given: Tensor) -> list[Tensor]:
+        full = list(inputs)
+        for k, tensor in zip(moving, given, strict=True):
+            full[k] = tensor
+        return replay(full)
+
+    with set_recording(True):
+        outputs, back = vjp(function, *(inputs[k] for k in moving))
+        cotangents = [
+            gradients[k] if k in gradients else y.detach() * 0.0 for k, y in enumerate(outputs)
+        ]
+        found = back(cotangents)
+    made: list[Tensor | None] = [None] * len(inputs)
+    for k, gradient in zip(moving, found, strict=True):
+        made[k] = gradient
+    return made
+
+
+def run_rows(step: Step, captured: Sequence[Tensor], x: Any, state: Any) -> tuple[Any, Any]:
+    """One step: the rows, computed one after another with tensors."""
+    trace = step.trace
+    sources = {"x": leaves(x), "state": leaves(state), "capture": captured, "matrix": captured}
+    values: list[Any] = []
+    for slot, (op, inputs, detail) in enumerate(trace.rows[: step.length]):
+        if op in sources:
+            value = sources[op][detail]
+            if op in ("x", "state") and value.ndim == 1:
+                value = value.reshape(trace.B, 1)
+            values.append(value)
+        elif op == "number":
+            values.append(trace.numbers[detail])
+        elif op == "gap":
+            values.append(None)
+        else:
+            operands = [values[k] for k in inputs]
+            value = _compute(op, operands, trace, slot)
+            values.append(value.detach() if slot in trace.frozen else value)
+    y = [
+        values[k].reshape(leaf.shape) for k, leaf in zip(step.y_slots, leaves(step.y), strict=True)
+    ]
+    after = [
+        values[k].reshape(leaf.shape)
+        for k, leaf in zip(step.state_slots, leaves(step.state), strict=True)
+    ]
+    return rebuild(step.y, iter(y)), rebuild(step.state, iter(after))
+
+
+_METHODS = {
+    "less": "__lt__",
+    "less_equal": "__le__",
+    "greater": "__gt__",
+    "greater_equal": "__ge__",
+    "equal": "__eq__",
+    "not_equal": "__ne__",
+}
+_REDUCTIONS: dict[str, Any] = {"sum": sum, "max": max, "min": min}
+
+
+def _compute(op: str, operands: list[Any], trace: Any, slot: int) -> Tensor:
+    if op in COMPARISONS:  # conditions are ones and zeros, as in the kernel
+        made: Tensor = getattr(as_tensor(operands[0], op), _METHODS[op])(operands[1])
+        return made.to(trace.dtype)
+    if op == "where":
+        return elementwise.where(operands[0] != 0, *operands[1:])
+    if op == "scalar_power":
+        return operands[0] ** operands[1]  # type: ignore[no-any-return]
+    if op in RULES:
+        return getattr(elementwise, op)(*operands)  # type: ignore[no-any-return]
+    x = operands[0]
+    if op == "matmul":
+        return matmul(x, operands[1])
+    if op in _REDUCTIONS:
+        return _REDUCTIONS[op](x, 1, keepdims=True)  # type: ignore[no-any-return]
+    if op == "slice":
+        start = trace.starts[slot]
+        return x[:, start : start + trace.widths[slot]]  # type: ignore[no-any-return]
+    if op == "concat":
+        return concat([_full(part, trace.B) for part in operands], axis=1)
+    if op == "broadcast":
+        return broadcast_to(x, (trace.B, trace.widths[slot]))
+    assert op in ("copy", "detach"), op
+    return x  # type: ignore[no-any-return]
+
+
+def _full(part: Tensor, B: int) -> Tensor:
+    return part if part.shape[0] == B else broadcast_to(part, (B, part.shape[1]))

@@ -1,0 +1,576 @@
+"""Tracing: a cell run once on tensors without values, which writes down what it does in one step.
+
+The step tape that comes of it is a list of rows, each an operation on earlier rows. Only its
+structure is in the rows: how many steps, rows of a batch and units there are, and what Python
+numbers are involved, is kept beside them, so that a change of any of these is no other cell.
+Operations on tensors that were there before (a weight transposed, a bias cut) happen as always, on
+the tape, once.
+
+A value inside a step is (B, n), or (B,), which counts as n = 1; axis 0 is the batch, and rows do
+not mix. Imports the engine and arguments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, NoReturn
+
+import numpy as np
+
+from tinygrad_seq.errors import ShapeError, TraceError
+from tinygrad_seq.recurrence.arguments import Cell, Given, check_returned, check_state
+from tinygrad_seq.rules import RULES, Operation, Rule
+from tinygrad_seq.tape import recording, set_recording
+from tinygrad_seq.tensors import FLOATS, Tensor, wrap
+from tinygrad_seq.trees import leaves, rebuild
+
+COMPARISONS = ("less", "less_equal", "greater", "greater_equal", "equal", "not_equal")
+WAY_OUT = "tgs.unroll runs any cell, step by step on the tape"
+
+
+class Row(NamedTuple):
+    """One line of a step tape. Rows alone are what a compiled kernel is looked up by."""
+
+    op: str  # x, state, capture, number; a rule's name; matmul, slice, concat, sum, max, min
+    inputs: tuple[int, ...] = ()  # the rows it takes
+    detail: Any = None  # what else it is: which x, which inputs are repeated along the last axis
+
+
+class Traced:
+    """In the place of an array: the shape and dtype of a row, and no values."""
+
+    __slots__ = ("dtype", "ndim", "shape", "slot", "trace")
+    __array_ufunc__ = None
+
+    def __init__(self, trace: Trace, slot: int, shape: tuple[int, ...], dtype: Any) -> None:
+        self.trace, self.slot, self.shape, self.dtype = trace, slot, shape, dtype
+        self.ndim = len(shape)
+
+    @property
+    def size(self) -> int:
+        return int(np.prod(self.shape))
+
+    def astype(self, dtype: Any, copy: Any = None) -> Traced:
+        if copy is not None:
+            _no_value(self, "a copy of it was asked for")
+        return self.trace.cast(self, np.dtype(dtype))
+
+    def _value_wanted(self, *_: Any, **__: Any) -> NoReturn:
+        _no_value(self, "its value was asked for")
+
+    view = item = tolist = __array__ = __bool__ = __float__ = __int__ = __index__ = _value_wanted
+
+
+def _no_value(traced: Traced, what: str) -> NoReturn:
+    raise TraceError(
+        f"scan: at line %{traced.slot} of the step ({traced.trace.rows[traced.slot].op}) {what} "
+        "(data, numpy(), item(), bool(), print), but a cell is traced without values: choose "
+        f"with tgs.where instead of if, and look at values outside the cell; {WAY_OUT}"
+    )
+
+
+class Trace:
+    """A step tape in the making: rows, and beside them what the rows leave open."""
+
+    def __init__(self, batch_size: int, dtype: np.dtype[Any]) -> None:
+        self.B, self.dtype = batch_size, dtype
+        self.rows: list[Row] = []
+        self.widths: list[int] = []  # of each row, the length of its last axis
+        self.single: list[bool] = []  # whether that is 1 whatever the sizes
+        self.starts: dict[int, int] = {}  # where a slice begins
+        self.captured: list[Tensor] = []
+        self.numbers: list[float] = []
+        self._captures: dict[tuple[int, bool], int] = {}
+        self.cuts: dict[int, list[int]] = {}  # the slices of a row
+        self.gaps: dict[int, list[tuple[int, int]]] = {}  # rows as wide as what they leave out
+        self.frozen: set[int] = set()  # rows through which no gradient goes
+        self.like: dict[int, int] = {}  # rows that have the width of another by what they mean
+
+    # Rows
+
+    def add(
+        self,
+        op: str,
+        inputs: tuple[int, ...] = (),
+        detail: Any = None,
+        width: int = 1,
+        single: bool = False,
+    ) -> int:
+        self.rows.append(Row(op, inputs, detail))
+        self.widths.append(width)
+        self.single.append(single)
+        return len(self.rows) - 1
+
+    def leaf(self, op: str, k: int, shape: tuple[int, ...], dtype: Any) -> Tensor:
+        """A row for the k-th leaf of the inputs or of the state."""
+        if len(shape) > 2:
+            raise TraceError(
+                f"scan: {op} leaf {k} has shape {shape} in a step, expected (B, n) or (B,): "
+                f"only those are compiled; {WAY_OUT}"
+            )
+        slot = self.add(op, (), k, shape[1] if len(shape) == 2 else 1)
+        return wrap(Traced(self, slot, shape, dtype), None)
+
+    def capture(self, tensor: Tensor, matrix: bool) -> int:
+        """The row of a tensor that the cell closes over, numbered at its first use."""
+        key = (id(tensor), matrix)
+        slot = self._captures.get(key)
+        if slot is None:
+            if tensor.dtype != self.dtype and tensor.dtype in FLOATS:
+                raise TraceError(
+                    f"scan: a tensor of dtype {tensor.dtype} and shape {tensor.shape} is used in a "
+                    f"step of dtype {self.dtype}, expected one dtype; convert it with "
+                    f"t.to('{self.dtype}'), or the cell with cell.to(...)"
+                )
+            shape = tensor.shape
+            slot = self.add(
+                "matrix" if matrix else "capture",
+                (),
+                len(self.captured),
+                shape[-1] if shape else 1,
+                single=not shape,
+            )
+            self.captured.append(tensor)
+            self._captures[key] = slot
+        return slot
+
+    def number(self, value: float) -> int:
+        self.numbers.append(float(value))
+        return self.add("number", (), len(self.numbers) - 1, single=True)
+
+    def cast(self, x: Traced, dtype: np.dtype[Any]) -> Traced:
+        """Kernels compute in one floating dtype; conditions are ones and zeros in it."""
+        if dtype == x.dtype:
+            return x
+        if x.dtype.kind in "biu" and dtype.kind in "iuf":  # floats become those of the step
+            dtype = self.dtype if dtype.kind == "f" else dtype
+            return Traced(self, x.slot, x.shape, dtype)
+        if dtype.kind == "b":
+            zero = self.number(0.0)
+            slot = self.add("not_equal", (x.slot, zero), (False, True), self.widths[x.slot])
+            return Traced(self, slot, x.shape, dtype)
+        raise TraceError(
+            f"scan: line %{x.slot} of the step is converted from {x.dtype} to {dtype}, but the "
+            f"step computes in {self.dtype} alone; convert outside the cell; {WAY_OUT}"
+        )
+
+    # What an operation becomes
+
+    def apply(self, op: Operation, inputs: Sequence[Any], params: tuple[Any, ...]) -> Tensor:
+        """An operation with at least one traced input."""
+        if type(op) is Rule:
+            return self._elementwise(op.name, inputs, None)
+        handler = _HANDLERS.get(op.name)
+        if handler is None:
+            self._unknown(op.name, inputs)
+        return handler(self, inputs, params)
+
+    def compare(self, name: str, a: Any, b: Any) -> Tensor:
+        """A condition: ones and zeros in the kernel."""
+        if name in ("bitwise_and", "bitwise_or"):
+            if any(getattr(value, "dtype", None) != np.bool_ for value in (a, b)):
+                self._unknown(name, (a, b), ": both must be conditions")
+            name = "minimum" if name == "bitwise_and" else "maximum"
+        return self._elementwise(name, (a, b), np.dtype(bool))
+
+    def invert(self, x: Tensor) -> Tensor:
+        if x.dtype != np.bool_:
+            self._unknown("~", (x,), ": it must be a condition")
+        return self._elementwise("equal", (x, 0.0), np.dtype(bool))
+
+    def _unknown(self, name: str, inputs: Sequence[Any], why: str = "") -> NoReturn:
+        given = ", ".join(_described(value) for value in inputs)
+        raise TraceError(
+            f"scan: {name} of {given} at line %{len(self.rows)} of the step cannot be compiled"
+            f"{why}; {WAY_OUT}"
+        )
+
+    def _mixes(self, name: str, inputs: Sequence[Any]) -> NoReturn:
+        self._unknown(
+            name, inputs, ": it would mix rows; axis 0 is the batch, and each row goes its own way"
+        )
+
+    def _elementwise(self, name: str, inputs: Sequence[Any], dtype: Any) -> Tensor:
+        traced: list[Traced] = []
+        slots = []
+        for value in inputs:
+            if type(value) is Tensor:
+                data = value._data
+                if type(data) is Traced:
+                    traced.append(data)
+                    slots.append(data.slot)
+                else:
+                    slots.append(-1)  # its row comes when the shape is known
+            else:
+                slots.append(-1)
+        first = traced[0]
+        shape = first.shape
+        for other in traced[1:]:
+            if other.shape != shape:
+                shape = self._broadcast(name, inputs, shape, other.shape)
+        if -1 in slots:
+            if name == "scalar_power":
+                whole = self._whole_power(inputs[0], inputs[1])
+                if whole is not None:
+                    return whole
+            for k, value in enumerate(inputs):
+                if slots[k] == -1:
+                    if type(value) is Tensor:
+                        shape = self._beside(name, inputs, shape, value)
+                        if len(shape) == 1 and value.ndim == 1:  # (B,) counts as (B, 1)
+                            value = value.reshape(value.shape[0], 1)
+                        slots[k] = self.capture(value, False)
+                    else:
+                        slots[k] = self.number(value)
+        width = shape[1] if len(shape) == 2 else 1
+        widths, single = self.widths, self.single
+        alone = True
+        for slot in slots:
+            alone = alone and single[slot]
+        repeated = tuple([(single[slot] and not alone) or widths[slot] != width for slot in slots])
+        if dtype is None:
+            dtype = self._dtype_of(name, traced, inputs)
+        self.rows.append(Row(name, tuple(slots), repeated))
+        widths.append(width)
+        single.append(alone)
+        slot = len(widths) - 1
+        if not recording.enabled:
+            self.frozen.add(slot)
+        return wrap(Traced(self, slot, shape, dtype), None)
+
+    def _dtype_of(self, name: str, traced: Sequence[Traced], inputs: Sequence[Any]) -> Any:
+        for value in inputs[1:] if name == "where" else inputs:
+            if type(value) is float or (type(value) is Tensor and value.dtype in FLOATS):
+                return self.dtype
+        return self._unknown(
+            name, inputs, ": the step computes with floats; convert with t.to(...) first"
+        )
+
+    def _broadcast(
+        self, name: str, inputs: Sequence[Any], a: tuple[int, ...], b: tuple[int, ...]
+    ) -> tuple[int, ...]:
+        """The shape of two traced values together."""
+        if len(a) != len(b):
+            self._mixes(name, inputs)
+        if a[1] != b[1] and 1 not in (a[1], b[1]):
+            raise ShapeError(
+                f"{name}: shapes {a} and {b} were given at line %{len(self.rows)} of the step, "
+                "their axes, aligned at the last, must be equal or 1"
+            )
+        return (a[0], b[1] if a[1] == 1 else a[1])
+
+    def _beside(
+        self, name: str, inputs: Sequence[Any], shape: tuple[int, ...], value: Tensor
+    ) -> tuple[int, ...]:
+        """The shape of a traced value together with a tensor that was there before."""
+        other = value.shape
+        if other == shape or not other:
+            return shape
+        if len(other) > 2 or (len(shape) == 1 and len(other) == 2):
+            self._mixes(name, inputs)
+        if len(shape) == 1:  # (B,): axis 0 of the other one is the batch too, or 1
+            if other[0] not in (1, self.B):
+                self._mixes(name, inputs)
+            return shape
+        if len(other) == 2 and other[0] not in (1, self.B):
+            self._mixes(name, inputs)
+        n, m = shape[1], other[-1]
+        if n != m and 1 not in (n, m):
+            raise ShapeError(
+                f"{name}: shapes {shape} and {other} were given at line %{len(self.rows)} of the "
+                "step, their axes, aligned at the last, must be equal or 1"
+            )
+        return (shape[0], m if n == 1 else n)
+
+    def _whole_power(self, x: Tensor, n: Any) -> Tensor | None:
+        """x³ = x · x · x; None if n is no small whole number."""
+        if n not in (2, 3, 4):
+            return None
+        y = x
+        for _ in range(int(n) - 1):
+            y = y * x
+        return y
+
+    def _result(self, op: str, x: Traced, shape: tuple[int, ...], detail: Any = None) -> Tensor:
+        single = op in ("sum", "max", "min")
+        slot = self.add(op, (x.slot,), detail, shape[1] if len(shape) == 2 else 1, single)
+        if not recording.enabled:
+            self.frozen.add(slot)
+        return wrap(Traced(self, slot, shape, x.dtype), None)
+
+    def _matmul(self, inputs: Sequence[Tensor], params: Any) -> Tensor:
+        a, b = (t._data for t in inputs)
+        if type(b) is Traced:
+            self._unknown(
+                "matmul", inputs, ": its right side must be a tensor that the cell closes over"
+            )
+        if a.ndim != 2 or b.ndim != 2:
+            self._mixes("matmul", inputs)
+        row = self.rows[a.slot]
+        if row.op == "concat":  # x and h each times their own part of the matrix
+            return self._matmul_of_parts(row, inputs[1])
+        slot = self.add("matmul", (a.slot, self.capture(inputs[1], True)), None, b.shape[1])
+        if not recording.enabled:
+            self.frozen.add(slot)
+        return wrap(Traced(self, slot, (self.B, b.shape[1]), self.dtype), None)
+
+    def _matmul_of_parts(self, row: Row, matrix: Tensor) -> Tensor:
+        total: Tensor | None = None
+        first = 0
+        for part in row.inputs:
+            width = self.widths[part]
+            x = wrap(Traced(self, part, (self.B, width), self.dtype), None)
+            if self.rows[part].op == "capture":
+                x = self._as_row(x)
+            product = x @ matrix[first : first + width]
+            total = product if total is None else total + product
+            first += width
+        assert total is not None
+        return total
+
+    def _as_row(self, x: Tensor) -> Tensor:
+        """What was captured, as a value of the step: 0 + x."""
+        zero = self.number(0.0)
+        data = x._data
+        slot = self.add("add", (zero, data.slot), (True, False), data.shape[1])
+        return wrap(Traced(self, slot, data.shape, self.dtype), None)
+
+    def _reduce(self, name: str, inputs: Sequence[Tensor], params: Any) -> Tensor:
+        x, axes, keepdims = inputs[0]._data, params[0], params[1]
+        if axes != (1,):
+            if not axes:
+                return inputs[0]
+            self._mixes(name, inputs)
+        if name != "sum" and not x.shape[1]:
+            raise ShapeError(f"{name}: shape {x.shape} has no values along its last axis")
+        return self._result(name, x, (self.B, 1) if keepdims else (self.B,))
+
+    def _reshape(self, inputs: Sequence[Tensor], params: Any) -> Tensor:
+        x, shape = inputs[0]._data, params[0]
+        if shape == x.shape or {shape, x.shape} == {(self.B,), (self.B, 1)}:
+            return wrap(Traced(self, x.slot, shape, x.dtype), None)
+        return self._unknown("reshape", inputs, f" to {shape}: values of a step are (B, n) or (B,)")
+
+    def _permute(self, inputs: Sequence[Tensor], params: Any) -> Tensor:
+        if params[0] == tuple(range(inputs[0].ndim)):
+            return inputs[0]
+        return self._mixes("permute_dims", inputs)
+
+    def _broadcast_to(self, inputs: Sequence[Tensor], params: Any) -> Tensor:
+        x, shape = inputs[0]._data, params[0]
+        if shape == x.shape:
+            return inputs[0]
+        if len(shape) != 2 or x.ndim != 2 or shape[0] != self.B:
+            self._mixes("broadcast_to", inputs)
+        return self._result("broadcast", x, shape)
+
+    def _astype(self, inputs: Sequence[Tensor], params: Any) -> Tensor:
+        return wrap(self.cast(inputs[0]._data, params[0]), None)
+
+    def detach(self, x: Tensor) -> Tensor:
+        data = x._data
+        made = self._result("detach", data, data.shape)
+        self.frozen.add(made._data.slot)
+        self.single[-1] = self.single[data.slot]
+        return made
+
+    def _getitem(self, inputs: Sequence[Tensor], params: Any) -> Tensor:
+        (x,), (index,) = inputs, params
+        data = x._data
+        parts = _spelled_out(index, data.ndim)
+        everything = slice(None)
+        if not parts or parts[0] != everything:
+            self._mixes("indexing", inputs)
+        if any(part is None for part in parts):
+            if parts == [everything, None] and data.ndim == 1:
+                return wrap(Traced(self, data.slot, (self.B, 1), data.dtype), None)
+            self._unknown("indexing", inputs, ": values of a step are (B, n) or (B,)")
+        if data.ndim == 1:
+            return x
+        part, n = parts[1], data.shape[1]
+        if isinstance(part, slice):
+            if part == everything:
+                return x
+            start, stop, step = part.indices(n)
+            if step == 1:
+                return self._slice(data, start, max(start, stop), True)
+            chosen = np.arange(n)[part]
+        elif isinstance(part, int):
+            at = range(n)[part]  # or an IndexError
+            return self._slice(data, at, at + 1, False)
+        else:
+            chosen = np.arange(n)[part]
+            if chosen.ndim != 1:
+                self._unknown("indexing", inputs, ": values of a step are (B, n) or (B,)")
+        # Any other choice of units is a product with a matrix of ones and zeros.
+        return x @ wrap((np.arange(n)[:, None] == chosen).astype(self.dtype), None)
+
+    def _slice(self, x: Traced, start: int, stop: int, keepdims: bool) -> Tensor:
+        shape = (self.B, stop - start) if keepdims else (self.B,)
+        made = self._result("slice", x, shape)
+        slot = made._data.slot
+        self.starts[slot] = start
+        self.cuts.setdefault(x.slot, []).append(slot)
+        return made
+
+    def find_gaps(self) -> None:
+        """Where the slices of a row do not follow one another from end to end, say what is left."""
+        for base, cuts in self.cuts.items():
+            width, end = self.widths[base], 0
+            for slot in cuts:
+                if self.starts[slot] != end:
+                    break
+                end += self.widths[slot]
+            else:
+                if end == width:
+                    continue
+            self.gaps[base] = []
+            for slot in cuts:
+                after = width - self.starts[slot] - self.widths[slot]
+                left = self.add("gap", (base,), 0, self.starts[slot])
+                right = self.add("gap", (base,), 1, after)
+                self.gaps[base].append((left, right))
+
+    def _concat(self, inputs: Sequence[Tensor], params: Any) -> Tensor:
+        if params[0] != 1:
+            self._mixes("concat", inputs)
+        slots = []
+        for value in inputs:
+            data = value._data
+            if type(data) is Traced:
+                slots.append(data.slot)
+            elif data.shape[0] != self.B:
+                self._mixes("concat", inputs)
+            else:
+                slots.append(self.capture(value, False))
+        width = params[1][-1]
+        slot = self.add("concat", tuple(slots), None, width)
+        if not recording.enabled:
+            self.frozen.add(slot)
+        return wrap(Traced(self, slot, (self.B, width), self.dtype), None)
+
+    def _pad(self, inputs: Sequence[Tensor], params: Any) -> Tensor:
+        x, (widths, value) = inputs[0], params
+        if x.ndim != 2 or widths[0] != (0, 0):
+            self._mixes("pad", inputs)
+        from tinygrad_seq.structural import concat
+
+        before, after = (wrap(np.full((self.B, n), value, self.dtype), None) for n in widths[1])
+        return concat([before, x, after], axis=1)
+
+    def _cumsum(self, inputs: Sequence[Tensor], params: Any) -> Tensor:
+        if inputs[0].ndim != 2 or params[0] != 1:
+            self._mixes("cumsum", inputs)
+        n = inputs[0].shape[1]
+        return inputs[0] @ wrap(np.triu(np.ones((n, n), self.dtype)), None)
+
+
+_HANDLERS: dict[str, Callable[..., Tensor]] = {
+    "matmul": Trace._matmul,
+    "sum": lambda trace, inputs, params: trace._reduce("sum", inputs, params),
+    "max": lambda trace, inputs, params: trace._reduce("max", inputs, params),
+    "min": lambda trace, inputs, params: trace._reduce("min", inputs, params),
+    "reshape": Trace._reshape,
+    "permute_dims": Trace._permute,
+    "broadcast_to": Trace._broadcast_to,
+    "astype": Trace._astype,
+    "getitem": Trace._getitem,
+    "concat": Trace._concat,
+    "pad": Trace._pad,
+    "cumsum": Trace._cumsum,
+}
+
+
+def _spelled_out(index: tuple[Any, ...], ndim: int) -> list[Any]:
+    """An index with ... and what is left out written as full slices."""
+    named = sum(part is not None and part is not Ellipsis for part in index)
+    rest = [slice(None)] * (ndim - named)
+    parts: list[Any] = []
+    for part in index:
+        if part is Ellipsis:
+            parts += rest
+            rest = []
+        else:
+            parts.append(part)
+    return parts + rest
+
+
+def _described(value: Any) -> str:
+    if type(value) is not Tensor:
+        return f"{value!r}"
+    traced = type(value._data) is Traced
+    line = f"%{value._data.slot} " if traced else ""
+    return f"{line}{value.dtype}{value.shape}"
+
+
+class Step(NamedTuple):
+    """What tracing a cell gives: the step tape, and where its outputs and next state stand."""
+
+    trace: Trace
+    y: Any  # the structure of y with its shapes (B, ...), as traced tensors
+    state: Any
+    y_slots: tuple[int, ...]
+    state_slots: tuple[int, ...]
+    length: int  # rows of the cell itself; its derivative's may follow
+
+
+def trace_cell(cell: Cell, given: Given, dtype: np.dtype[Any], driver: str = "scan") -> Step:
+    """Run the cell once on tensors without values."""
+    trace = Trace(given.B, dtype)
+    counters = {"x": 0, "state": 0}
+
+    def stand_in(op: str, leaf: Tensor, shape: tuple[int, ...]) -> Tensor:
+        counters[op] += 1
+        return trace.leaf(op, counters[op] - 1, shape, leaf.dtype)
+
+    xs, before = leaves(given.xs), leaves(given.state)
+    x = rebuild(given.xs, iter([stand_in("x", leaf, leaf.shape[1:]) for leaf in xs]))
+    state = rebuild(given.state, iter([stand_in("state", leaf, leaf.shape) for leaf in before]))
+    recording.tracer, outer = trace, recording.tracer
+    try:
+        with set_recording(True):
+            y, after = check_returned(cell(x, state), given.B, cell, driver)
+            check_state(after, given.state, given.xs, f"{driver}: the cell returned a state that")
+            y_slots = tuple(trace_slot(trace, leaf, "y") for leaf in leaves(y))
+            state_slots = tuple(trace_slot(trace, leaf, "state") for leaf in leaves(after))
+            trace.find_gaps()
+    finally:
+        recording.tracer = outer
+    return Step(trace, y, after, y_slots, state_slots, len(trace.rows))
+
+
+# What a pass over a row computes, as against what is there already or comes from a product.
+COMPUTED = {"copy", "broadcast", *RULES, *COMPARISONS}
+
+
+def trace_slot(trace: Trace, leaf: Tensor, what: str) -> int:
+    """The row of an output; what is not computed in the step becomes a copy of its own."""
+    data = leaf._data
+    if type(data) is Traced:
+        if data.trace is not trace:
+            raise TraceError(
+                f"scan: {what} comes from another call of the cell; a step may use its own values "
+                "alone"
+            )
+        if data.dtype != trace.dtype:
+            raise TraceError(
+                f"scan: the cell returned {what} of dtype {data.dtype}, expected {trace.dtype}; "
+                f"convert it with .to('{trace.dtype}') in the cell"
+            )
+        if trace.rows[data.slot].op in COMPUTED:
+            return data.slot
+        return copied(trace, data.slot)
+    if len(leaf.shape) > 2 or leaf.dtype != trace.dtype:
+        raise TraceError(
+            f"scan: the cell returned {what} of {leaf.dtype}{leaf.shape}, expected "
+            f"{trace.dtype} (B, n) or (B,); {WAY_OUT}"
+        )
+    slot = trace.capture(leaf, False)
+    zero = trace.number(0.0)
+    return trace.add("add", (zero, slot), (True, False), leaf.shape[1] if leaf.ndim == 2 else 1)
+
+
+def copied(trace: Trace, slot: int) -> int:
+    made = trace.add("copy", (slot,), (False,), trace.widths[slot], trace.single[slot])
+    trace.like[made] = slot
+    return made
