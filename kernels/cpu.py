@@ -76,14 +76,98 @@ class Inputs:
     checkpoint: int | None = None
 
 
-class Kept:
+class Kept(NamedTuple):
     """What a forward run leaves for the way back."""
 
-    def __init__(
-        self, inputs: Inputs, states: list[Array], slots: int, record: Array | None
-    ) -> None:
-        self.inputs, self.states, self.slots, self.record = inputs, states, slots, record
-        self.checkpoints: list[Sequence[Array]] = []
+    inputs: Inputs
+    block: Array | None  # states and kept values of each step
+    checkpoints: list[Sequence[Array]]  # or else the states at the start of each segment
+
+
+class Gradients(NamedTuple):
+    """What a backward run gives; None where nothing was wanted."""
+
+    xs: list[Array | None]  # (T, B, n)
+    states: list[Array | None]  # (B, n)
+    reset_states: list[Array | None]  # (B, n)
+    captured: dict[int, Array]
+
+
+class Matrix(NamedTuple):
+    """A gradient out = Pᵀ Q of a captured matrix, summed over all rows of all steps."""
+
+    k: int  # which
+    p: int  # the rows of the step whose values P and Q are
+    q: int
+    M: int
+    N: int
+    distance: int  # from row to row of out: N in whole panels
+    by_rows: bool  # whether P is the left side of the product, so that out is not transposed
+
+
+class Layout:
+    """Where everything is in the memory of a run, and the table that says so, but for addresses.
+
+    It depends on sizes alone, so runs of the same sizes share it. A word is a size, an offset into
+    one of the two blocks of memory (what is kept, what is not), or an address of the caller's.
+    """
+
+    def __init__(self) -> None:
+        self.values: dict[str, int] = {}
+        self.inner: dict[str, str] = {}  # words that are offsets, and into which block
+        self.bytes = {"work": 0, "kept": 0}
+        self.names: list[str] = []
+        self.tables: dict[str, int] = {}  # where the table of each function begins
+        self.tasks = 1
+        self.pack_tasks = 0
+        self.views: dict[str, tuple[int, tuple[int, ...]]] = {}  # arrays that the run looks into
+        self.zeroed = (0, 0)
+        self.matrices: list[Matrix] = []
+        self.held: list[Any] = []
+
+    def take(self, name: str, size: int, block: str = "work") -> int:
+        """Reserve bytes; the word of this name is where they begin."""
+        offset = self.bytes[block]
+        self.values[name], self.inner[name] = offset, block
+        self.bytes[block] = offset + -(-size // memory.ALIGNMENT) * memory.ALIGNMENT
+        return offset
+
+    def table(self, function: str, names: Sequence[str]) -> None:
+        self.tables[function] = len(self.names)
+        self.names += names
+
+    def finish(self) -> None:
+        """Nothing is added any more: make the table and note which words change."""
+        self.template = np.array([self.values.get(name, 0) for name in self.names], np.int64)
+        self.at: dict[str, list[int]] = {}
+        blocks: dict[str, list[int]] = {"work": [], "kept": []}
+        for k, name in enumerate(self.names):
+            if name in self.inner:
+                blocks[self.inner[name]].append(k)
+            elif name not in self.values:
+                self.at.setdefault(name, []).append(k)
+        self.shifted = {block: np.array(found, np.int64) for block, found in blocks.items()}
+
+    def fill(self, work: Array, kept: Array | None, addresses: Mapping[str, int]) -> Array:
+        """The table of one run."""
+        table = self.template.copy()
+        table[self.shifted["work"]] += address(work)
+        if kept is not None:
+            table[self.shifted["kept"]] += address(kept)
+        for name, places in self.at.items():
+            for k in places:
+                table[k] = addresses[name]
+        return table
+
+    def view(self, name: str, work: Array, dtype: Any) -> Array:
+        offset, shape = self.views[name]
+        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        return work[offset : offset + size].view(dtype).reshape(shape)
+
+
+def address(array: Array) -> int:
+    """Where an array's memory begins."""
+    return array.__array_interface__["data"][0]
 
 
 class Runner:
@@ -93,34 +177,111 @@ class Runner:
         self.plan, self.rules = plan, rules
         self.dtype = np.dtype(plan.dtype)
         self.item = self.dtype.itemsize
-        self._functions: dict[str, Any] = {}
+        self.functions: dict[str, Any] = {}
         self._words: dict[str, list[str]] = {}
+        self._layouts: dict[Any, Layout] = {}
 
     # Compiled code
 
     def source(self, direction: str) -> str:
+        """The text of a direction."""
         program = getattr(self.plan, direction)
         source, words = text.module_text(self.plan, self.rules, {direction: program})
         self._words[direction] = words[direction]
         return source
 
-    def function(self, direction: str) -> Any:
+    def _function(self, direction: str) -> Any:
         """The compiled function of a direction."""
-        if direction not in self._functions:
+        if direction not in self.functions:
             with build.said(f"{self.plan.name}, {direction}"):
                 source = self.source(direction)
                 name = f"{self.plan.name}_{direction}"
-                self._functions[direction] = build.load(name, source, (direction,))[direction]
-        return self._functions[direction]
-
-    def _table(self, direction: str, values: Mapping[str, int]) -> Array:
-        return np.array([values[name] for name in self._words[direction]], np.int64)
+                self.functions[direction] = build.load(name, source, (direction,))[direction]
+        return self.functions[direction]
 
     # Layout
+
+    def _layout(self, direction: str, inputs: Inputs, s0: int, s1: int, keep: bool) -> Layout:
+        """The layout of a run over steps s0 to s1, made if these sizes are new."""
+        rows = inputs.rows
+        if direction not in self._words:
+            self.source(direction)
+        key = None
+        if not rows.ragged:
+            key = (
+                *(direction, rows.T, rows.B, s0, s1, rows.onward, keep, inputs.resets is None),
+                *(threads.get_num_threads(), inputs.checkpoint is None),
+                *(tuple(inputs.widths), tuple(inputs.starts.values())),
+                *[x.strides for x in inputs.xs],
+                *[(c.shape, c.strides) for c in inputs.captured],
+            )
+            found = self._layouts.get(key)
+            if found is not None:
+                return found
+        layout = self._make_layout(direction, inputs, s0, s1, keep)
+        if key is not None:
+            if len(self._layouts) > 256:
+                self._layouts.clear()
+            self._layouts[key] = layout
+        return layout
+
+    def _make_layout(self, direction: str, inputs: Inputs, s0: int, s1: int, keep: bool) -> Layout:
+        plan, rows = self.plan, inputs.rows
+        program = getattr(plan, direction)
+        layout = Layout()
+        edges = self._tasks(inputs)
+        layout.tasks = len(edges) - 1
+        layout.held = [edges, rows.batch, rows.begin, rows.active]
+        slots = 2 if keep and inputs.resets is not None else 1
+        block = self._block(program, edges, s1 - s0)
+        layout.values = {
+            "B": rows.B,
+            "s0": s0,
+            "s1": s1,
+            "onward": rows.onward,
+            "slots": slots,
+            "block": block,
+            "chunk": self.chunk(rows.B),
+            "tasks": address(edges),
+            "batch": address(rows.batch),
+            "begin": address(rows.begin),
+            "active": address(rows.active),
+            "kept_rows": rows.B if keep else 0,
+        }
+        self._sizes(inputs, layout)
+        self._keep(inputs, s1 - s0, slots, keep, layout)
+        self._scratch(program, inputs, edges, block, layout)
+        layout.table(direction, self._words[direction])
+        self._pack(program, inputs, layout)
+        if direction == "backward":
+            self._results(inputs, layout)
+            self._record(plan.grads, "grads", "work", inputs, s1 - s0, layout)
+            self._outer(inputs, slots, s1 - s0, layout)
+        layout.finish()
+        return layout
+
+    def _sizes(self, inputs: Inputs, layout: Layout) -> None:
+        """Words that are sizes and strides of what is given."""
+        plan, values = self.plan, layout.values
+        for slot in plan.classes:
+            values[f"w{slot}"] = inputs.widths[slot] if slot < plan.forward_count else 1
+        for slot, start in inputs.starts.items():
+            values[f"start{slot}"] = start
+        for k, x in enumerate(inputs.xs):
+            values[f"x{k}_t"], values[f"x{k}_b"] = x.strides[:2]
+        for k, array in enumerate(inputs.captured):
+            values[f"capture{k}_b"] = self._batch_stride(array, inputs.rows.B)
 
     def _width(self, slot: int, inputs: Inputs) -> int:
         at = self.plan.classes[slot]
         return inputs.widths[at] if at < self.plan.forward_count else 1
+
+    @staticmethod
+    def _batch_stride(array: Array, B: int) -> int:
+        """How far it is from row to row of a captured array, 0 if all rows share one."""
+        if array.ndim != 2 or (array.shape[0] == 1 and B != 1):
+            return 0
+        return array.strides[0]
 
     def _tasks(self, inputs: Inputs) -> Array:
         """The edges of the tasks: rows in whole chunks, about the same work for each."""
@@ -135,9 +296,9 @@ class Runner:
         count = min(threads.get_num_threads(), chunks) if work > WORTH_THREADS else 1
         if count == 1:
             return np.array([0, rows.B])
-        if rows.active[rows.steps - 1] == rows.B:
+        if not rows.ragged:
             edges = np.arange(count + 1) * chunks // count
-        else:  # rows of different lengths
+        else:
             lengths = (rows.active[:-1, None] > np.arange(0, rows.B, chunk)).sum(axis=0)
             done = np.concatenate([[0], np.cumsum(lengths + 1)])
             edges = np.searchsorted(done, np.arange(count + 1) * (done[-1] / count))
@@ -149,17 +310,48 @@ class Runner:
         """Rows whose sums are made together; by the shape alone, so that sums are the same."""
         return max(1, -(-B // MOST_CHUNKS))
 
-    def _block(self, program: Any, tasks: Array, steps: int) -> int:
+    def _block(self, program: Any, edges: Array, steps: int) -> int:
+        """How many steps early and late products take together."""
         if not program.sections["early"] and not program.sections["late"]:
             return 1
-        most = max(1, int(np.diff(tasks).max(initial=0)))
+        most = max(1, int(np.diff(edges).max(initial=0)))
         return max(1, min(steps, -(-BLOCK_ROWS // most)))
 
+    def _keep(self, inputs: Inputs, steps: int, slots: int, keep: bool, layout: Layout) -> None:
+        """Memory for states and kept values: of all steps, or of the newest ones only."""
+        B = inputs.rows.B
+        block = "kept" if keep else "work"
+        for k, slot in enumerate(self.plan.state_slots):
+            all_steps = keep and k in self.plan.states_kept
+            width = self._width(slot, inputs)
+            count = steps * slots + 1 if all_steps else 2
+            layout.take(f"state{k}", count * B * width * self.item, block)
+            layout.values[f"state{k}_mask"] = -1 if all_steps else 1
+            layout.views[f"state{k}"] = layout.values[f"state{k}"], (B, width)
+        self._record(self.plan.kept, "kept", block, inputs, steps if keep else 1, layout)
+
+    def _record(
+        self,
+        slots: Sequence[int],
+        name: str,
+        block: str,
+        inputs: Inputs,
+        steps: int,
+        layout: Layout,
+    ) -> None:
+        """Memory for so many values of each row and step, one beside the other."""
+        offset, lanes = 0, simd.lanes(str(self.dtype))
+        for slot in slots:
+            layout.values[f"{name}{slot}"] = offset * self.item
+            offset += -(-self._width(slot, inputs) // lanes) * lanes
+        layout.values[f"{name}_bytes"] = offset * self.item
+        layout.take(name, (steps * inputs.rows.B * offset + lanes) * self.item, block)
+
     def _scratch(
-        self, program: Any, inputs: Inputs, tasks: Array, block: int, values: dict[str, int]
-    ) -> Array:
+        self, program: Any, inputs: Inputs, edges: Array, block: int, layout: Layout
+    ) -> None:
         """The buffers of all tasks, side by side."""
-        most = int(np.diff(tasks).max(initial=0))
+        most = int(np.diff(edges).max(initial=0))
         panel, lanes = gemm.panel(str(self.dtype)), simd.lanes(str(self.dtype))
         total = 0
         for buffer in program.scratch:
@@ -167,82 +359,135 @@ class Runner:
             distance = -(-max(1, self._width(buffer.slot, inputs)) // unit) * unit
             if distance * self.item % 4096 == 0:
                 distance += lanes  # rows must not all fall into the same lines of the cache
-            values[f"z{buffer.slot}"], values[f"z{buffer.slot}_row"] = total, distance
+            layout.values[f"z{buffer.slot}"] = total
+            layout.values[f"z{buffer.slot}_row"] = distance
             rows = most * (block if buffer.block else 1)
             total += -(-rows * distance * self.item // 64) * 64
-        values["scratch_bytes"] = total + 64
-        made = memory.empty(((total + 64) * (len(tasks) - 1),), np.uint8)
-        values["scratch"] = made.ctypes.data
-        return made
+        layout.values["scratch_bytes"] = total + 64
+        layout.take("scratch", (total + 64) * layout.tasks)
 
-    def _common(self, inputs: Inputs, s0: int, s1: int, held: list[Any]) -> dict[str, int]:
-        """The words that both directions have."""
-        plan, rows = self.plan, inputs.rows
-        values = {
-            "B": rows.B,
-            "batch": rows.batch.ctypes.data,
-            "begin": rows.begin.ctypes.data,
-            "active": rows.active.ctypes.data,
-            "onward": rows.onward,
-            "resets": 0 if inputs.resets is None else inputs.resets.ctypes.data,
-            "s0": s0,
-            "s1": s1,
-            "chunk": self.chunk(rows.B),
-        }
-        for slot in {*plan.classes[: plan.forward_count]}:
-            values[f"w{slot}"] = inputs.widths[slot]
-        for slot in plan.classes[plan.forward_count :]:
-            if slot >= plan.forward_count:
-                values[f"w{slot}"] = 1
-        for slot, start in inputs.starts.items():
-            values[f"start{slot}"] = start
-        if plan.numbers:
-            numbers = np.array(inputs.numbers, self.dtype)
-            held.append(numbers)
-            values["numbers"] = numbers.ctypes.data
-        for k, x in enumerate(inputs.xs):
-            self._user_array(f"x{k}", x, values)
-        for row in plan.rows[: plan.forward_count]:
-            if row.op == "capture":
-                array = inputs.captured[row.detail]
-                values[f"capture{row.detail}"] = array.ctypes.data
-                values[f"capture{row.detail}_b"] = self._batch_stride(array, rows.B)
-        return values
-
-    @staticmethod
-    def _batch_stride(array: Array, B: int) -> int:
-        """How far it is from row to row of a captured array, 0 if all rows share one."""
-        shape = array.shape
-        if len(shape) == 2:
-            return 0 if shape[0] == 1 and B != 1 else array.strides[0]
-        return 0
-
-    def _pack(
-        self, program: Any, inputs: Inputs, values: dict[str, int], held: list[Any], count: int
-    ) -> Phase | None:
-        """Lay out memory for packed matrices and describe the packing."""
-        if not program.matrices:
-            return None
-        dtype = str(self.dtype)
-        panel = gemm.panel(dtype)
-        words = [len(program.matrices), count]
-        work = 0
+    def _pack(self, program: Any, inputs: Inputs, layout: Layout) -> None:
+        """Memory for packed matrices, and the table of the packing."""
+        panel, values, work = gemm.panel(str(self.dtype)), layout.values, 0
+        names = ["pack_count", "pack_tasks"]
         for k, transposed in program.matrices:
             matrix = inputs.captured[k].T if transposed else inputs.captured[k]
             K, N = matrix.shape
             panels = -(-N // panel)
-            packed = memory.empty((max(1, panels * K * panel),), self.dtype)
-            held.append(packed)
-            row, column = (stride // self.item for stride in matrix.strides)
-            words += [matrix.ctypes.data, row, column, K, N, packed.ctypes.data, panels]
             name = f"m{k}" + ("t" if transposed else "")
-            values[name], values[name + "_panels"] = packed.ctypes.data, panels
+            values[f"{name}_row"], values[f"{name}_column"] = (
+                s // self.item for s in matrix.strides
+            )
+            values[f"{name}_K"], values[f"{name}_N"], values[f"{name}_panels"] = K, N, panels
+            layout.take(name, panels * K * panel * self.item)
+            names += [f"capture{k}", f"{name}_row", f"{name}_column", f"{name}_K", f"{name}_N"]
+            names += [name, f"{name}_panels"]
             work += K * N
-        table = np.array(words, np.int64)
-        if work < 20_000:
-            table[1] = 1
-        held.append(table)
-        return Phase(build.shared("pack", dtype), table.ctypes.data, int(table[1]))
+        if program.matrices:
+            layout.pack_tasks = layout.tasks if work > 20_000 else 1
+            values["pack_count"], values["pack_tasks"] = len(program.matrices), layout.pack_tasks
+            layout.table("pack", names)
+
+    def _results(self, inputs: Inputs, layout: Layout) -> None:
+        """Memory for gradients that are added up on the way: all of it begins as zeros."""
+        plan, B = self.plan, inputs.rows.B
+        first = layout.bytes["work"]
+
+        def take(name: str, shape: tuple[int, ...]) -> None:
+            offset = layout.take(name, int(np.prod(shape)) * self.item)
+            layout.views[name] = offset, shape
+
+        for k, after in enumerate(plan.derivative.after):
+            if after is not None:
+                width = self._width(plan.state_slots[k], inputs)
+                take(f"dstate{k}", (2, B, width))  # now, and a step later
+                take(f"dreset{k}", (B, width))
+        chunk = self.chunk(B)
+        slots = {row.detail: slot for slot, row in enumerate(plan.rows) if row.op == "capture"}
+        for k in {k for _, k in plan.derivative.sums}:
+            per_row = layout.values[f"capture{k}_b"] != 0
+            width = inputs.widths[slots[k]]
+            row = width * self.item
+            take(f"sum{k}", (B if per_row else -(-B // chunk), width))
+            layout.values[f"sum{k}_chunk"] = row * chunk if per_row else row
+            layout.values[f"sum{k}_b"] = row if per_row else 0
+        layout.zeroed = first, layout.bytes["work"]
+
+    def _outer(self, inputs: Inputs, slots: int, steps: int, layout: Layout) -> None:
+        """The table of the large products."""
+        values = layout.values
+        names = ["s0", "s1", "B", "active", "batch", "begin", "onward"]
+        names += ["outer_tasks", "outer_scratch", "outer_bytes", "outer_count"]
+        most = 0
+        for number, (a, g, k) in enumerate(self.plan.derivative.outer):
+            matrix = self._matrix(a, g, k, inputs)
+            layout.matrices.append(matrix)
+            for side, slot in (("p", matrix.p), ("q", matrix.q)):
+                names += self._operand(f"outer{number}{side}", slot, inputs, slots, layout)
+            values[f"outer{number}_M"], values[f"outer{number}_N"] = matrix.M, matrix.N
+            values[f"outer{number}_row"] = matrix.distance
+            names += [f"outer{number}_{what}" for what in ("M", "N", "out", "row")] + ["more", ""]
+            most = max(most, gemm.KC * (matrix.M + 64 + matrix.distance))
+        if layout.matrices:
+            values["outer_tasks"], values["outer_count"] = layout.tasks, len(layout.matrices)
+            values["outer_bytes"], values[""] = most * self.item + 64, 0
+            layout.take("outer_scratch", values["outer_bytes"] * layout.tasks)
+            layout.table("outer", names)
+
+    def _matrix(self, a: int, g: int, k: int, inputs: Inputs) -> Matrix:
+        """A gradient in the order in which the matrix lies, or in the one that costs much less."""
+        panel = gemm.panel(self.plan.dtype)
+
+        def cost(m: int, n: int) -> int:
+            return max(m, 4) * (-(-n // panel) * panel)
+
+        (K, N), strides = inputs.captured[k].shape, inputs.captured[k].strides
+        by_rows = strides[0] >= strides[1]
+        if cost(K, N) != cost(N, K):
+            by_rows = cost(K, N) < cost(N, K)
+        p, q, M, N = (a, g, K, N) if by_rows else (g, a, N, K)
+        return Matrix(k, p, q, M, N, -(-N // panel) * panel, by_rows)
+
+    def _operand(
+        self, name: str, slot: int, inputs: Inputs, slots: int, layout: Layout
+    ) -> list[str]:
+        """Words for where a side is: address, whether it is the caller's, distances."""
+        row, values, B = self.plan.rows[slot], layout.values, inputs.rows.B
+        base = f"grads{slot}_base"
+        if row.op == "x":
+            base = f"x{row.detail}"
+            user, (step, distance) = 1, inputs.xs[row.detail].strides[:2]
+        elif row.op == "state":
+            base = f"state{row.detail}"
+            distance = self._width(slot, inputs) * self.item
+            user, step = 0, distance * B * slots
+        else:
+            values[base] = values["grads"] + values[f"grads{slot}"]
+            layout.inner[base] = "work"
+            user, distance = 0, values["grads_bytes"]
+            step = distance * B
+        values[f"{name}_user"], values[f"{name}_step"], values[f"{name}_row"] = user, step, distance
+        return [base, f"{name}_user", f"{name}_step", f"{name}_row"]
+
+    def _addresses(self, inputs: Inputs) -> dict[str, int]:
+        """Of what is given."""
+        found = {f"x{k}": address(x) for k, x in enumerate(inputs.xs)}
+        found |= {f"capture{k}": address(array) for k, array in enumerate(inputs.captured)}
+        found["resets"] = 0 if inputs.resets is None else address(inputs.resets)
+        return found
+
+    def _run(self, layout: Layout, table: Array, direction: str) -> None:
+        """Pack, go through the steps, make the large products."""
+        first = address(table)
+        phases = []
+        if "pack" in layout.tables:
+            pack = build.shared("pack", self.plan.dtype)
+            phases.append(Phase(pack, first + 8 * layout.tables["pack"], layout.pack_tasks))
+        phases.append(Phase(self._function(direction), first, layout.tasks))
+        if "outer" in layout.tables:
+            outer = build.shared("outer", self.plan.dtype)
+            phases.append(Phase(outer, first + 8 * layout.tables["outer"], layout.tasks))
+        threads.run(phases, layout.tasks)
 
     # Forward
 
@@ -255,11 +500,10 @@ class Runner:
         ys = [make((rows.T, rows.B, n), self.dtype) for n in y_widths]
         k = inputs.checkpoint
         if k is None or not keep:
-            last, kept = self._forward(inputs, ys, 0, rows.steps, inputs.states, keep)
-            return ys, last, kept
-        starts, states = list(range(0, rows.steps, k)), list(inputs.states)
-        kept = Kept(inputs, [], 1, None)
-        for s0 in starts:
+            last, block = self._forward(inputs, ys, 0, rows.steps, inputs.states, keep)
+            return ys, last, Kept(inputs, block, []) if keep else None
+        states, kept = list(inputs.states), Kept(inputs, None, [])
+        for s0 in range(0, rows.steps, k):
             kept.checkpoints.append(states)
             states, _ = self._forward(inputs, ys, s0, min(s0 + k, rows.steps), states, False)
         return ys, states, kept
@@ -272,69 +516,26 @@ class Runner:
         s1: int,
         starts: Sequence[Array],
         keep: bool,
-    ) -> tuple[list[Array], Kept | None]:
-        """Steps s0 to s1 from the states ``starts``; the states after them."""
-        plan, rows = self.plan, inputs.rows
+    ) -> tuple[list[Array], Array | None]:
+        """Steps s0 to s1 from the states ``starts``; the states after them, and what is kept."""
+        rows = inputs.rows
+        layout = self._layout("forward", inputs, s0, s1, keep)
+        work = memory.empty((layout.bytes["work"],), np.uint8)
+        kept = memory.empty((layout.bytes["kept"],), np.uint8) if keep else None
         last = [np.array(state) for state in starts]
-        slots = 2 if keep and inputs.resets is not None else 1
-        function = self.function("forward")
-        held: list[Any] = []
-        values = self._common(inputs, s0, s1, held)
-        tasks = self._tasks(inputs)
-        values["tasks"], values["slots"] = tasks.ctypes.data, slots
-        block = values["block"] = self._block(plan.forward, tasks, s1 - s0)
-        held.append(self._scratch(plan.forward, inputs, tasks, block, values))
-        pack = self._pack(plan.forward, inputs, values, held, len(tasks) - 1)
+        addresses = self._addresses(inputs)
+        numbers = np.array(inputs.numbers, self.dtype)
+        addresses["numbers"] = address(numbers)
         for k, y in enumerate(ys):
-            self._user_array(f"y{k}", y, values)
+            addresses[f"y{k}"] = address(y)
+            addresses[f"y{k}_t"], addresses[f"y{k}_b"] = y.strides[:2]
         for k, state in enumerate(last):
-            values[f"last{k}"] = state.ctypes.data
-            values[f"reset{k}"] = inputs.reset_states[k].ctypes.data
-        states = self._state_memory(inputs, starts, s1 - s0 if keep else 0, slots, values)
-        record = self._record(plan.kept, "kept", inputs, s1 - s0 if keep else 1, values)
-        values["kept_rows"] = rows.B if keep else 0
-        table = self._table("forward", values)
-        phases = [] if pack is None else [pack]
-        phases.append(Phase(function, table.ctypes.data, len(tasks) - 1))
-        threads.run(phases, len(tasks) - 1)
-        return last, Kept(inputs, states, slots, record) if keep else None
-
-    @staticmethod
-    def _user_array(name: str, array: Array, values: dict[str, int]) -> None:
-        """Address and distances of steps and rows of an array (T, B, n)."""
-        values[name] = array.ctypes.data
-        values[f"{name}_t"], values[f"{name}_b"] = array.strides[0], array.strides[1]
-
-    def _state_memory(
-        self,
-        inputs: Inputs,
-        starts: Sequence[Array],
-        steps: int,
-        slots: int,
-        values: dict[str, int],
-    ) -> list[Array]:
-        """For each state its value before every step that is kept, or the newest two only."""
-        states = []
-        for k, start in enumerate(starts):
-            all_steps = steps and k in self.plan.states_kept
-            made = memory.empty((steps * slots + 1 if all_steps else 2, *start.shape), self.dtype)
-            made[0] = start[inputs.rows.batch]
-            values[f"state{k}"], values[f"state{k}_mask"] = made.ctypes.data, -1 if all_steps else 1
-            states.append(made)
-        return states
-
-    def _record(
-        self, slots: Sequence[int], name: str, inputs: Inputs, steps: int, values: dict[str, int]
-    ) -> Array | None:
-        """Memory for so many values of each row and step, one beside the other."""
-        offset, lanes = 0, simd.lanes(str(self.dtype))
-        for slot in slots:
-            values[f"{name}{slot}"] = offset * self.item
-            offset += -(-self._width(slot, inputs) // lanes) * lanes
-        values[f"{name}_bytes"] = offset * self.item
-        made = memory.empty((steps * inputs.rows.B * offset + lanes,), self.dtype)
-        values[name] = made.ctypes.data
-        return made
+            addresses[f"last{k}"] = address(state)
+            addresses[f"reset{k}"] = address(inputs.reset_states[k])
+            first = layout.view(f"state{k}", work if kept is None else kept, self.dtype)
+            first[:] = state[rows.batch] if rows.ragged else state
+        self._run(layout, layout.fill(work, kept, addresses), "forward")
+        return last, kept
 
     # Backward
 
@@ -349,192 +550,88 @@ class Runner:
             None if slot is None else make((rows.T, rows.B, self._width(slot, inputs)), self.dtype)
             for slot in derivative.dx
         ]
-        rings: list[Array | None] = []  # gradients of the states, now and a step later
-        dresets: list[Array | None] = []
-        for k, after in enumerate(derivative.after):
-            if after is None:
-                rings.append(None)
-                dresets.append(None)
-                continue
-            shape = inputs.states[k].shape
-            ring = memory.empty((2, *shape), self.dtype)
-            given = dlast[k]
-            ring[:] = 0 if given is None else given[rows.batch]
-            rings.append(ring)
-            dresets.append(np.zeros(shape, self.dtype))
-        sums = self._sums(inputs)
-        matrices = self._matrices(inputs)
-        way = _Way(dys, dxs, rings, dresets, sums, matrices)
+        total = _Total(dys, dxs, list(dlast), [None] * len(dlast), {})
         if inputs.checkpoint is None:
-            self._backward(kept, way, 0, rows.steps)
-        elif not kept.checkpoints:  # all rows are empty
-            for matrix in matrices:
-                matrix.out.fill(0)
-        k = inputs.checkpoint or rows.steps
+            self._backward(inputs, kept.block, total, 0, rows.steps)
+        elif not kept.checkpoints:  # no row has a step
+            self._backward(inputs, self._again(kept, total, 0, 0, inputs.states), total, 0, 0)
         for number, states in reversed(list(enumerate(kept.checkpoints))):
-            s0 = number * k
-            s1 = min(s0 + k, rows.steps)
-            ys = [np.broadcast_to(np.empty(dy.shape[2], self.dtype), dy.shape) for dy in dys]
-            _, again = self._forward(inputs, ys, s0, s1, states, keep=True)
-            assert again is not None
-            self._backward(again, way, s0, s1)
-        order = np.empty_like(rows.batch)
-        order[rows.batch] = np.arange(rows.B)
-        captured: dict[int, Array] = {}
-        for k, total in sums.items():
-            whole = total.parts[order] if total.per_row else total.parts.sum(axis=0)
-            captured[k] = whole.reshape(inputs.captured[k].shape)
-        for matrix in matrices:
-            found = matrix.out[:, : matrix.N]
-            found = np.ascontiguousarray(found)
-            found = found if matrix.by_rows else found.T
-            captured[matrix.k] = captured[matrix.k] + found if matrix.k in captured else found
-        dstates = [None if ring is None else ring[0][order] for ring in rings]
-        return Gradients(dxs, dstates, dresets, captured)
+            s0 = number * (inputs.checkpoint or 0)
+            s1 = min(s0 + (inputs.checkpoint or 0), rows.steps)
+            self._backward(inputs, self._again(kept, total, s0, s1, states), total, s0, s1)
+        captured = {
+            k: array.reshape(inputs.captured[k].shape) for k, array in total.captured.items()
+        }
+        return Gradients(dxs, total.states, total.resets, captured)
 
-    def _backward(self, kept: Kept, way: _Way, s0: int, s1: int) -> None:
-        """Steps s1 to s0, backward, and the large products over them."""
-        plan, inputs = self.plan, kept.inputs
-        rows = inputs.rows
-        function = self.function("backward")
-        held: list[Any] = []
-        values = self._common(inputs, s0, s1, held)
-        tasks = self._tasks(inputs)
-        values["tasks"] = tasks.ctypes.data
-        values["slots"], values["kept_rows"] = kept.slots, rows.B
-        block = values["block"] = self._block(plan.backward, tasks, s1 - s0)
-        held.append(self._scratch(plan.backward, inputs, tasks, block, values))
-        pack = self._pack(plan.backward, inputs, values, held, len(tasks) - 1)
-        for k, dy in enumerate(way.dys):
-            self._user_array(f"dy{k}", dy, values)
-        for k, dx in enumerate(way.dxs):
+    def _again(
+        self, kept: Kept, total: _Total, s0: int, s1: int, states: Sequence[Array]
+    ) -> Array | None:
+        """The forward run of a segment once more, this time keeping everything."""
+        nowhere = [np.broadcast_to(np.empty(dy.shape[2], self.dtype), dy.shape) for dy in total.dys]
+        return self._forward(kept.inputs, nowhere, s0, s1, states, keep=True)[1]
+
+    def _backward(
+        self, inputs: Inputs, kept: Array | None, total: _Total, s0: int, s1: int
+    ) -> None:
+        """Steps s1 to s0, backward, and the large products over them; all added to ``total``."""
+        plan, rows = self.plan, inputs.rows
+        layout = self._layout("backward", inputs, s0, s1, True)
+        work = memory.empty((layout.bytes["work"],), np.uint8)
+        low, high = layout.zeroed
+        work[low:high] = 0
+        carried = [k for k, after in enumerate(plan.derivative.after) if after is not None]
+        rings = {k: layout.view(f"dstate{k}", work, self.dtype) for k in carried}
+        for k, ring in rings.items():
+            given = total.states[k]
+            if given is not None:
+                ring[:] = given[rows.batch] if rows.ragged else given
+        addresses = self._addresses(inputs)
+        numbers = np.array(inputs.numbers, self.dtype)
+        addresses["numbers"] = address(numbers)
+        for k, dy in enumerate(total.dys):
+            addresses[f"dy{k}"] = address(dy)
+            addresses[f"dy{k}_t"], addresses[f"dy{k}_b"] = dy.strides[:2]
+        for k, dx in enumerate(total.xs):
             if dx is not None:
-                self._user_array(f"dx{k}", dx, values)
-        for k, (ring, dreset) in enumerate(zip(way.rings, way.dresets, strict=True)):
-            if ring is not None and dreset is not None:
-                values[f"dstate{k}"], values[f"dreset{k}"] = ring.ctypes.data, dreset.ctypes.data
-        for k, state in enumerate(kept.states):
-            values[f"state{k}"] = state.ctypes.data
-            values[f"state{k}_mask"] = -1 if k in plan.states_kept else 1
-        self._record(plan.kept, "kept", inputs, 0, values)
-        if kept.record is not None:
-            values["kept"] = kept.record.ctypes.data
-        held.append(self._record(plan.grads, "grads", inputs, s1 - s0, values))
-        for k, total in way.sums.items():
-            row = total.parts.strides[0]
-            values[f"sum{k}"] = total.parts.ctypes.data
-            values[f"sum{k}_chunk"] = row * self.chunk(rows.B) if total.per_row else row
-            values[f"sum{k}_b"] = row if total.per_row else 0
-        table = self._table("backward", values)
-        phases = [] if pack is None else [pack]
-        phases.append(Phase(function, table.ctypes.data, len(tasks) - 1))
-        if way.matrices:
-            more = int(s1 < rows.steps)
-            phases.append(self._outer(kept, way.matrices, values, len(tasks) - 1, more, held))
-        threads.run(phases, len(tasks) - 1)
+                addresses[f"dx{k}"] = address(dx)
+                addresses[f"dx{k}_t"], addresses[f"dx{k}_b"] = dx.strides[:2]
+        outs = []
+        addresses["more"] = 0
+        for number, matrix in enumerate(layout.matrices):
+            out = memory.empty((matrix.M, matrix.distance), self.dtype)
+            addresses[f"outer{number}_out"] = address(out)
+            outs.append(out)
+        self._run(layout, layout.fill(work, kept, addresses), "backward")
+        order = np.argsort(rows.batch) if rows.ragged else None
+        for k, ring in rings.items():
+            # A ring has two places, and step s writes into place s & 1.
+            end = ring[s0 & 1]
+            total.states[k] = np.array(end if order is None else end[order])
+            reset = layout.view(f"dreset{k}", work, self.dtype)
+            before = total.resets[k]
+            total.resets[k] = np.array(reset) if before is None else before + reset
+        for k in {k for _, k in plan.derivative.sums}:
+            parts = layout.view(f"sum{k}", work, self.dtype)
+            if layout.values[f"sum{k}_b"]:
+                self._add(total, k, np.array(parts if order is None else parts[order]))
+            else:
+                self._add(total, k, parts.sum(axis=0))
+        for matrix, out in zip(layout.matrices, outs, strict=True):
+            found = out if matrix.distance == matrix.N else np.ascontiguousarray(out[:, : matrix.N])
+            self._add(total, matrix.k, found if matrix.by_rows else found.T)
 
-    def _sums(self, inputs: Inputs) -> dict[int, _Sum]:
-        """Memory for gradients that are sums over the batch, one for each chunk of rows."""
-        B, made = inputs.rows.B, {}
-        chunks = -(-B // self.chunk(B))
-        slots = {row.detail: slot for slot, row in enumerate(self.plan.rows) if row.op == "capture"}
-        for k in {k for _, k in self.plan.derivative.sums}:
-            per_row = self._batch_stride(inputs.captured[k], B) != 0
-            width = inputs.widths[slots[k]]
-            made[k] = _Sum(np.zeros((B if per_row else chunks, width), self.dtype), per_row)
-        return made
-
-    def _matrices(self, inputs: Inputs) -> list[_Matrix]:
-        """Memory for gradients of matrices, in the order in which the matrix itself lies."""
-        panel = gemm.panel(self.plan.dtype)
-
-        def cost(m: int, n: int) -> int:
-            return max(m, 4) * (-(-n // panel) * panel)
-
-        made = []
-        for a, g, k in self.plan.derivative.outer:
-            (K, N), strides = inputs.captured[k].shape, inputs.captured[k].strides
-            by_rows = strides[0] >= strides[1]
-            if cost(K, N) != cost(N, K):
-                by_rows = cost(K, N) < cost(N, K)
-            M, N = (K, N) if by_rows else (N, K)
-            out = memory.empty((M, -(-N // panel) * panel), self.dtype)
-            made.append(_Matrix(k, a if by_rows else g, g if by_rows else a, M, N, out, by_rows))
-        return made
-
-    def _outer(
-        self,
-        kept: Kept,
-        matrices: Sequence[_Matrix],
-        values: dict[str, int],
-        count: int,
-        more: int,
-        held: list[Any],
-    ) -> Phase:
-        """The large products; with ``more`` they are added to what is there."""
-        rows = kept.inputs.rows
-        most, words = 0, []
-        for matrix in matrices:
-            p, q = (self._operand(slot, kept, values) for slot in (matrix.p, matrix.q))
-            distance = matrix.out.shape[1]
-            words += [*p, *q, matrix.M, matrix.N, matrix.out.ctypes.data, distance, more, 0]
-            most = max(most, gemm.KC * (matrix.M + 64 + distance))
-        size = most * self.item + 64
-        scratch = memory.empty((size * count,), np.uint8)
-        head = [values["s0"], values["s1"], rows.B, values["active"], values["batch"]]
-        head += [values["begin"], rows.onward, count, scratch.ctypes.data, size, len(matrices)]
-        table = np.array(head + words, np.int64)
-        held += [table, scratch]
-        return Phase(build.shared("outer", self.plan.dtype), table.ctypes.data, count)
-
-    def _operand(self, slot: int, kept: Kept, values: dict[str, int]) -> list[int]:
-        """Address, whether it is the caller's, and the distances of its steps and rows."""
-        plan, inputs = self.plan, kept.inputs
-        row = plan.rows[slot]
-        if row.op == "x":
-            x = inputs.xs[row.detail]
-            return [x.ctypes.data, 1, *x.strides[:2]]
-        if row.op == "state":
-            state = kept.states[row.detail]
-            return [state.ctypes.data, 0, state.strides[0] * kept.slots, state.strides[1]]
-        step = values["grads_bytes"] * inputs.rows.B
-        return [values["grads"] + values[f"grads{slot}"], 0, step, values["grads_bytes"]]
+    @staticmethod
+    def _add(total: _Total, k: int, gradient: Array) -> None:
+        before = total.captured.get(k)
+        total.captured[k] = gradient if before is None else before + gradient
 
 
-class Gradients(NamedTuple):
-    """What a backward run gives; None where nothing was wanted."""
-
-    xs: list[Array | None]  # (T, B, n)
-    states: list[Array | None]  # (B, n)
-    reset_states: list[Array | None]  # (B, n)
-    captured: dict[int, Array]
-
-
-class _Sum(NamedTuple):
-    """A gradient that is summed over the batch."""
-
-    parts: Array  # (chunks, n), or (B, n) where each row has its own
-    per_row: bool
-
-
-class _Matrix(NamedTuple):
-    """A gradient out = Pᵀ Q of a captured matrix."""
-
-    k: int  # which
-    p: int  # the rows whose values P and Q are
-    q: int
-    M: int
-    N: int
-    out: Array  # (M, N rounded up to panels)
-    by_rows: bool  # whether P is the left side of the product, so that out is not transposed
-
-
-class _Way(NamedTuple):
-    """What a way back reads and writes, whatever its segments."""
+class _Total(NamedTuple):
+    """What a way back has so far, whatever its segments."""
 
     dys: Sequence[Array]
-    dxs: Sequence[Array | None]
-    rings: Sequence[Array | None]
-    dresets: Sequence[Array | None]
-    sums: dict[int, _Sum]
-    matrices: list[_Matrix]
+    xs: Sequence[Array | None]
+    states: list[Array | None]  # the gradient of the states before the steps that are done
+    resets: list[Array | None]
+    captured: dict[int, Array]

@@ -27,7 +27,11 @@ def paths(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 def leaves(tree: Any) -> list[Any]:
     """Every leaf, in the order of ``paths``."""
-    return [leaf for _, leaf in paths(tree)]
+    if isinstance(tree, (tuple, list)):
+        return [leaf for branch in tree for leaf in leaves(branch)]
+    if isinstance(tree, dict):
+        return [leaf for key in _keys(tree) for leaf in leaves(tree[key])]
+    return [tree]
 
 
 def _keys(tree: dict[Any, Any]) -> list[Any]:

@@ -28,6 +28,9 @@ COMPARISONS = ("less", "less_equal", "greater", "greater_equal", "equal", "not_e
 WAY_OUT = "tgs.unroll runs any cell, step by step on the tape"
 
 
+_new = tuple.__new__  # a NamedTuple in half the time
+
+
 class Row(NamedTuple):
     """One line of a step tape. Rows alone are what a compiled kernel is looked up by."""
 
@@ -39,12 +42,15 @@ class Row(NamedTuple):
 class Traced:
     """In the place of an array: the shape and dtype of a row, and no values."""
 
-    __slots__ = ("dtype", "ndim", "shape", "slot", "trace")
+    __slots__ = ("dtype", "shape", "slot", "trace")
     __array_ufunc__ = None
 
     def __init__(self, trace: Trace, slot: int, shape: tuple[int, ...], dtype: Any) -> None:
         self.trace, self.slot, self.shape, self.dtype = trace, slot, shape, dtype
-        self.ndim = len(shape)
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
 
     @property
     def size(self) -> int:
@@ -96,7 +102,7 @@ class Trace:
         width: int = 1,
         single: bool = False,
     ) -> int:
-        self.rows.append(Row(op, inputs, detail))
+        self.rows.append(_new(Row, (op, inputs, detail)))
         self.widths.append(width)
         self.single.append(single)
         return len(self.rows) - 1
@@ -191,54 +197,54 @@ class Trace:
         )
 
     def _elementwise(self, name: str, inputs: Sequence[Any], dtype: Any) -> Tensor:
-        traced: list[Traced] = []
-        slots = []
-        for value in inputs:
-            if type(value) is Tensor:
-                data = value._data
-                if type(data) is Traced:
-                    traced.append(data)
-                    slots.append(data.slot)
-                else:
-                    slots.append(-1)  # its row comes when the shape is known
-            else:
-                slots.append(-1)
-        first = traced[0]
-        shape = first.shape
-        for other in traced[1:]:
-            if other.shape != shape:
-                shape = self._broadcast(name, inputs, shape, other.shape)
-        if -1 in slots:
-            if name == "scalar_power":
-                whole = self._whole_power(inputs[0], inputs[1])
-                if whole is not None:
-                    return whole
-            for k, value in enumerate(inputs):
-                if slots[k] == -1:
-                    if type(value) is Tensor:
-                        shape = self._beside(name, inputs, shape, value)
-                        if len(shape) == 1 and value.ndim == 1:  # (B,) counts as (B, 1)
-                            value = value.reshape(value.shape[0], 1)
-                        slots[k] = self.capture(value, False)
-                    else:
-                        slots[k] = self.number(value)
+        traced = [v._data for v in inputs if type(v) is Tensor and type(v._data) is Traced]
+        shape = traced[0].shape
+        if len(traced) == len(inputs):
+            slots = [each.slot for each in traced]
+            for other in traced[1:]:
+                if other.shape != shape:
+                    shape = self._broadcast(name, inputs, shape, other.shape)
+        else:
+            if name == "scalar_power" and inputs[1] in (2, 3, 4):  # x³ = x · x · x
+                return _product_of([inputs[0]] * int(inputs[1]))
+            for other in traced[1:]:
+                if other.shape != shape:
+                    shape = self._broadcast(name, inputs, shape, other.shape)
+            for value in inputs:
+                if type(value) is Tensor and type(value._data) is not Traced:
+                    shape = self._beside(name, inputs, shape, value)
+            slots = [self._operand(value, len(shape)) for value in inputs]
         width = shape[1] if len(shape) == 2 else 1
         widths, single = self.widths, self.single
         alone = True
         for slot in slots:
-            alone = alone and single[slot]
-        repeated = tuple([(single[slot] and not alone) or widths[slot] != width for slot in slots])
+            if not single[slot]:
+                alone = False
+        repeated = [widths[slot] != width or (single[slot] and not alone) for slot in slots]
         if dtype is None:
-            dtype = self._dtype_of(name, traced, inputs)
-        self.rows.append(Row(name, tuple(slots), repeated))
+            dtype = traced[0].dtype
+            if dtype is not self.dtype or name == "where":
+                dtype = self._dtype_of(name, inputs)
+        slot = len(widths)
+        self.rows.append(_new(Row, (name, tuple(slots), tuple(repeated))))
         widths.append(width)
         single.append(alone)
-        slot = len(widths) - 1
         if not recording.enabled:
             self.frozen.add(slot)
         return wrap(Traced(self, slot, shape, dtype), None)
 
-    def _dtype_of(self, name: str, traced: Sequence[Traced], inputs: Sequence[Any]) -> Any:
+    def _operand(self, value: Any, ndim: int) -> int:
+        """The row of an operand of any kind."""
+        if type(value) is not Tensor:
+            return self.number(value)
+        if type(value._data) is Traced:
+            slot: int = value._data.slot
+            return slot
+        if ndim == 1 and value.ndim == 1:  # (B,) counts as (B, 1)
+            value = value.reshape(value.shape[0], 1)
+        return self.capture(value, False)
+
+    def _dtype_of(self, name: str, inputs: Sequence[Any]) -> Any:
         for value in inputs[1:] if name == "where" else inputs:
             if type(value) is float or (type(value) is Tensor and value.dtype in FLOATS):
                 return self.dtype
@@ -281,15 +287,6 @@ class Trace:
                 "step, their axes, aligned at the last, must be equal or 1"
             )
         return (shape[0], m if n == 1 else n)
-
-    def _whole_power(self, x: Tensor, n: Any) -> Tensor | None:
-        """x³ = x · x · x; None if n is no small whole number."""
-        if n not in (2, 3, 4):
-            return None
-        y = x
-        for _ in range(int(n) - 1):
-            y = y * x
-        return y
 
     def _result(self, op: str, x: Traced, shape: tuple[int, ...], detail: Any = None) -> Tensor:
         single = op in ("sum", "max", "min")
@@ -465,6 +462,13 @@ class Trace:
         return inputs[0] @ wrap(np.triu(np.ones((n, n), self.dtype)), None)
 
 
+def _product_of(factors: list[Tensor]) -> Tensor:
+    total = factors[0]
+    for factor in factors[1:]:
+        total = total * factor
+    return total
+
+
 _HANDLERS: dict[str, Callable[..., Tensor]] = {
     "matmul": Trace._matmul,
     "sum": lambda trace, inputs, params: trace._reduce("sum", inputs, params),
@@ -483,6 +487,8 @@ _HANDLERS: dict[str, Callable[..., Tensor]] = {
 
 def _spelled_out(index: tuple[Any, ...], ndim: int) -> list[Any]:
     """An index with ... and what is left out written as full slices."""
+    if len(index) == ndim and index[0] == slice(None) and type(index[-1]) is slice:
+        return list(index)
     named = sum(part is not None and part is not Ellipsis for part in index)
     rest = [slice(None)] * (ndim - named)
     parts: list[Any] = []
