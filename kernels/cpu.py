@@ -94,15 +94,14 @@ class Gradients(NamedTuple):
 
 
 class Matrix(NamedTuple):
-    """A gradient out = Pᵀ Q of a captured matrix, summed over all rows of all steps."""
+    """A gradient of a captured matrix: aᵀ g, summed over all rows of all steps."""
 
     k: int  # which
-    p: int  # the rows of the step whose values P and Q are
-    q: int
-    M: int
-    N: int
-    distance: int  # from row to row of out: N in whole panels
-    by_rows: bool  # whether P is the left side of the product, so that out is not transposed
+    a: int  # the rows of the step whose values these are
+    g: int
+    shape: tuple[int, int]
+    distance: int  # from row to row in memory: whole panels
+    g_first: bool  # whether it is made as gᵀ a, which is its transpose
 
 
 class Layout:
@@ -256,7 +255,7 @@ class Runner:
         if direction == "backward":
             self._results(inputs, layout)
             self._record(plan.grads, "grads", "work", inputs, s1 - s0, layout)
-            self._outer(inputs, slots, s1 - s0, layout)
+            self._outer(inputs, slots, layout)
         layout.finish()
         return layout
 
@@ -413,24 +412,34 @@ class Runner:
             layout.values[f"sum{k}_b"] = row if per_row else 0
         layout.zeroed = first, layout.bytes["work"]
 
-    def _outer(self, inputs: Inputs, slots: int, steps: int, layout: Layout) -> None:
-        """The table of the large products."""
-        values = layout.values
+    def _outer(self, inputs: Inputs, slots: int, layout: Layout) -> None:
+        """The table of the large products: those that share g stand together."""
+        values, panel = layout.values, gemm.panel(self.plan.dtype)
+        groups: dict[tuple[int, bool], list[Matrix]] = {}
+        for a, g, k in self.plan.derivative.outer:
+            matrix = self._matrix(a, g, k, inputs)
+            groups.setdefault((g, matrix.g_first), []).append(matrix)
         names = ["s0", "s1", "B", "active", "batch", "begin", "onward"]
         names += ["outer_tasks", "outer_scratch", "outer_bytes", "outer_count"]
         most = 0
-        for number, (a, g, k) in enumerate(self.plan.derivative.outer):
-            matrix = self._matrix(a, g, k, inputs)
-            layout.matrices.append(matrix)
-            for side, slot in (("p", matrix.p), ("q", matrix.q)):
-                names += self._operand(f"outer{number}{side}", slot, inputs, slots, layout)
-            values[f"outer{number}_M"], values[f"outer{number}_N"] = matrix.M, matrix.N
-            values[f"outer{number}_row"] = matrix.distance
-            names += [f"outer{number}_{what}" for what in ("M", "N", "out", "row")] + ["more", ""]
-            most = max(most, gemm.KC * (matrix.M + 64 + matrix.distance))
+        for (g, g_first), matrices in groups.items():
+            G, name = self._width(g, inputs), f"outer{g}_{int(g_first)}"
+            names += self._operand(name, g, inputs, slots, layout)
+            values[f"{name}_width"], values[f"{name}_first"] = G, int(g_first)
+            values[f"{name}_count"] = len(matrices)
+            names += [f"{name}_width", f"{name}_first", f"{name}_count"]
+            widest = max(matrix.shape[int(g_first)] for matrix in matrices)
+            most = max(most, -(-G // panel) + -(-widest // panel) + 4)
+            for matrix in matrices:
+                name = f"outer_m{len(layout.matrices)}"
+                layout.matrices.append(matrix)
+                names += self._operand(name, matrix.a, inputs, slots, layout)
+                values[f"{name}_width"] = matrix.shape[int(g_first)]
+                values[f"{name}_distance"] = matrix.distance
+                names += [f"{name}_width", f"{name}_out", f"{name}_distance"]
         if layout.matrices:
-            values["outer_tasks"], values["outer_count"] = layout.tasks, len(layout.matrices)
-            values["outer_bytes"], values[""] = most * self.item + 64, 0
+            values["outer_tasks"], values["outer_count"] = layout.tasks, len(groups)
+            values["outer_bytes"] = gemm.KC * (most * panel * self.item + 16) + 64
             layout.take("outer_scratch", values["outer_bytes"] * layout.tasks)
             layout.table("outer", names)
 
@@ -442,11 +451,11 @@ class Runner:
             return max(m, 4) * (-(-n // panel) * panel)
 
         (K, N), strides = inputs.captured[k].shape, inputs.captured[k].strides
-        by_rows = strides[0] >= strides[1]
-        if cost(K, N) != cost(N, K):
-            by_rows = cost(K, N) < cost(N, K)
-        p, q, M, N = (a, g, K, N) if by_rows else (g, a, N, K)
-        return Matrix(k, p, q, M, N, -(-N // panel) * panel, by_rows)
+        g_first = strides[0] < strides[1]
+        if 2 * cost(K, N) < cost(N, K) or 2 * cost(N, K) < cost(K, N):
+            g_first = cost(N, K) < cost(K, N)
+        shape = (N, K) if g_first else (K, N)
+        return Matrix(k, a, g, shape, -(-shape[1] // panel) * panel, g_first)
 
     def _operand(
         self, name: str, slot: int, inputs: Inputs, slots: int, layout: Layout
@@ -597,10 +606,9 @@ class Runner:
                 addresses[f"dx{k}"] = address(dx)
                 addresses[f"dx{k}_t"], addresses[f"dx{k}_b"] = dx.strides[:2]
         outs = []
-        addresses["more"] = 0
         for number, matrix in enumerate(layout.matrices):
-            out = memory.empty((matrix.M, matrix.distance), self.dtype)
-            addresses[f"outer{number}_out"] = address(out)
+            out = memory.empty((matrix.shape[0], matrix.distance), self.dtype)
+            addresses[f"outer_m{number}_out"] = address(out)
             outs.append(out)
         self._run(layout, layout.fill(work, kept, addresses), "backward")
         order = np.argsort(rows.batch) if rows.ragged else None
@@ -618,8 +626,9 @@ class Runner:
             else:
                 self._add(total, k, parts.sum(axis=0))
         for matrix, out in zip(layout.matrices, outs, strict=True):
-            found = out if matrix.distance == matrix.N else np.ascontiguousarray(out[:, : matrix.N])
-            self._add(total, matrix.k, found if matrix.by_rows else found.T)
+            width = matrix.shape[1]
+            found = out if matrix.distance == width else np.ascontiguousarray(out[:, :width])
+            self._add(total, matrix.k, found.T if matrix.g_first else found)
 
     @staticmethod
     def _add(total: _Total, k: int, gradient: Array) -> None:

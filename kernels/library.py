@@ -45,76 +45,112 @@ def pack(table, task):
                             store(out, k * PANEL + v, zero, 1)
 
 
-def outer(table, task):
-    """out = Pᵀ Q over all rows of all steps: this task's share of the rows of out.
+def line(operand, s, r, s0, batch, begin, onward):
+    """The address of row r at step s: of an array of the caller, or of a record of the run."""
+    base, step, distance = word(operand, 0), word(operand, 2), word(operand, 3)
+    if word(operand, 1):
+        return base + (word(begin, r) + s * onward) * step + word(batch, r) * distance
+    return base + (s - s0) * step + r * distance
 
-    Blocks of KC rows are packed, P into groups of columns and Q into panels; the sum over them runs
-    in the same order whatever the tasks. Words: see cpu.py.
+
+def pack_groups(operand, lines, count, low, high, to, s0, batch, begin, onward):
+    """Columns low to high of ``count`` rows, GROUP of them side by side, row after row."""
+    for k in range(count):
+        s, r = word(lines, 2 * k), word(lines, 2 * k + 1)
+        row = line_here(operand, s, r, s0, batch, begin, onward)
+        for m in range(low, high, GROUP):
+            out = to + ((m - low) * KC + k * GROUP) * ITEM
+            for v in range(0, GROUP, LANES):
+                store(out, v, load(row, m + v, high - m - v), GROUP - v)
+
+
+def pack_panels(operand, lines, count, N, to, s0, batch, begin, onward):
+    """All columns of ``count`` rows as panels."""
+    for k in range(count):
+        s, r = word(lines, 2 * k), word(lines, 2 * k + 1)
+        row = line_here(operand, s, r, s0, batch, begin, onward)
+        for n in range(0, N, PANEL):
+            out = to + (n * KC + k * PANEL) * ITEM
+            for v in range(0, PANEL, LANES):
+                store(out, v, load(row, n + v, N - n - v), LANES)
+
+
+def tiles(p_block, q_block, low, high, N, count, out, distance, add):
+    """out[low:high] = PᵀQ over one block of rows, or added to it."""
+    for m in range(low, high, ROWS):
+        group = p_block + ((m - low) // GROUP * GROUP * KC + (m - low) % GROUP) * ITEM
+        rows = min(ROWS, high - m)
+        to = out + m * distance * ITEM
+        for n in range(0, N, PANEL):
+            panel = q_block + n * KC * ITEM
+            if add:
+                add_product(group, 1, GROUP, rows, panel, count, 1, to + n * ITEM, distance)
+            else:
+                product(group, 1, GROUP, rows, panel, count, 1, to + n * ITEM, distance)
+
+
+def outer(table, task):
+    """Gradients of matrices: g times each of several a, over all rows of all steps.
+
+    For each group of products that share g: either out = gᵀ a for every a, divided among the tasks
+    by columns of g, or out = aᵀ g, divided by columns of a. KC rows at a time are packed, and the
+    sum over blocks of rows runs in the same order whatever the tasks. Words: see cpu.py.
     """
     saved = flush_denormals()
     s0, s1, B, active = word(table, 0), word(table, 1), word(table, 2), word(table, 3)
     batch, begin, onward = word(table, 4), word(table, 5), word(table, 6)
-    tasks, scratch, scratch_bytes = word(table, 7), word(table, 8), word(table, 9)
-    scratch += task * scratch_bytes
-    for i in range(word(table, 10)):
-        at = table + 8 * (11 + 14 * i)
-        p_base, p_user, p_step, p_row = word(at, 0), word(at, 1), word(at, 2), word(at, 3)
-        q_base, q_user, q_step, q_row = word(at, 4), word(at, 5), word(at, 6), word(at, 7)
-        M, N, out = word(at, 8), word(at, 9), word(at, 10)
-        distance, more = word(at, 11), word(at, 12)
-        share = (M + ROWS - 1) // ROWS
-        low = min(share * task // tasks * ROWS, M)
-        high = min(share * (task + 1) // tasks * ROWS, M)
-        panels = (N + PANEL - 1) // PANEL
-        p_block = scratch
-        q_block = p_block + KC * (high - low + GROUP) * ITEM
-        if low < high:
-            s, r, first = s0, 0, 1
-            going = True
-            while going:
-                k = 0
-                while s < s1 and k < KC:  # the next KC rows
-                    rows = word(active, s)
-                    while r < rows and k < KC:
-                        if p_user:
-                            t = word(begin, r) + s * onward
-                            line = p_base + t * p_step + word(batch, r) * p_row
-                        else:
-                            line = p_base + (s - s0) * p_step + r * p_row
-                        for m in range(low, high, GROUP):
-                            to = p_block + ((m - low) * KC + k * GROUP) * ITEM
-                            for v in range(0, GROUP, LANES):
-                                store(to, v, load(line, m + v, high - m - v), GROUP - v)
-                        if q_user:
-                            t = word(begin, r) + s * onward
-                            line = q_base + t * q_step + word(batch, r) * q_row
-                        else:
-                            line = q_base + (s - s0) * q_step + r * q_row
-                        for p in range(panels):
-                            to = q_block + (p * KC + k) * PANEL * ITEM
-                            for v in range(0, PANEL, LANES):
-                                store(to, v, load(line, p * PANEL + v, N - p * PANEL - v), LANES)
-                        k += 1
-                        r += 1
-                    if r >= rows:
-                        s += 1
-                        r = 0
-                    if rows == 0:
-                        s = s1
-                if k == 0 and first == 0:
-                    break
-                for m in range(low, high, ROWS):
-                    block = p_block + ((m - low) // GROUP * GROUP * KC + (m - low) % GROUP) * ITEM
-                    count = min(ROWS, high - m)
-                    for p in range(panels):
-                        panel = q_block + p * KC * PANEL * ITEM
-                        to = out + (m * distance + p * PANEL) * ITEM
-                        if more == 0 and first == 1:
-                            product(block, 1, GROUP, count, panel, k, 1, to, distance)
-                        else:
-                            add_product(block, 1, GROUP, count, panel, k, 1, to, distance)
-                first = 0
-                going = s < s1
+    tasks, bytes_ = word(table, 7), word(table, 9)
+    lines = word(table, 8) + task * bytes_
+    g_block = lines + 16 * KC
+    at = table + 8 * 11
+    for group in range(word(table, 10)):
+        G, g_first, a_count = word(at, 4), word(at, 5), word(at, 6)
+        g, a_first = at, at + 56
+        at = a_first + 56 * a_count
+        low, high = 0, G
+        if g_first:
+            share = (G + ROWS - 1) // ROWS
+            low = min(share * task // tasks * ROWS, G)
+            high = min(share * (task + 1) // tasks * ROWS, G)
+        a_block = g_block + KC * ((high - low + PANEL + GROUP) // PANEL * PANEL + PANEL) * ITEM
+        s, r, add, going = s0, 0, 0, 1
+        while going:
+            count = 0
+            while s < s1 and count < KC:  # the next KC rows
+                rows = word(active, s)
+                if rows == 0:
+                    s = s1
+                while r < rows and count < KC:
+                    put_word(lines, 2 * count, s)
+                    put_word(lines, 2 * count + 1, r)
+                    count += 1
+                    r += 1
+                if r >= rows:
+                    s += 1
+                    r = 0
+            if count > 0 or add == 0:
+                if g_first:
+                    pack_groups_here(g, lines, count, low, high, g_block, s0, batch, begin, onward)
+                else:
+                    pack_panels_here(g, lines, count, G, g_block, s0, batch, begin, onward)
+                for i in range(a_count):
+                    a = a_first + 56 * i
+                    A, out, distance = word(a, 4), word(a, 5), word(a, 6)
+                    if g_first:
+                        if low < high:
+                            pack_panels_here(a, lines, count, A, a_block, s0, batch, begin, onward)
+                            tiles_here(g_block, a_block, low, high, A, count, out, distance, add)
+                    else:
+                        share = (A + ROWS - 1) // ROWS
+                        first = min(share * task // tasks * ROWS, A)
+                        last = min(share * (task + 1) // tasks * ROWS, A)
+                        if first < last:
+                            pack_groups_here(
+                                a, lines, count, first, last, a_block, s0, batch, begin, onward
+                            )
+                            tiles_here(a_block, g_block, first, last, G, count, out, distance, add)
+            add = 1
+            going = s < s1
     restore_denormals(saved)
 '''
 
@@ -126,7 +162,7 @@ def text(dtype: str) -> str:
 
 from tinygrad_seq.kernels import gemm
 from tinygrad_seq.kernels.build import callable_here
-from tinygrad_seq.kernels.simd import flush_denormals, restore_denormals, vectors, word
+from tinygrad_seq.kernels.simd import flush_denormals, put_word, restore_denormals, vectors, word
 
 _v = vectors("{dtype}")
 LANES, load, store, constant = _v.LANES, _v.load, _v.store, _v.constant
@@ -136,8 +172,14 @@ globals().update(gemm.micro_kernels("{dtype}"))
 '''
     products = gemm.source(dtype)
     body = _TEXT.replace(", zero, 1)", ", constant(0.0), 1)")
-    calls = body.replace(" product(", " product_here(").replace(
-        " add_product(", " add_product_here("
-    )
+    for name in ("product", "add_product"):
+        body = body.replace(f" {name}(", f" {name}_here(")
+    functions = ("\n" + body).split("\n\n\ndef ")
     inline = "\n\nproduct_here, add_product_here = callable_here(product, add_product)\n"
-    return head + products + inline + calls
+    made = head + products + inline
+    for function in functions[1:]:
+        made += "\n\ndef " + function + "\n"
+        name = function[: function.index("(")]
+        if name not in FUNCTIONS[2]:
+            made += f"\n\n({name}_here,) = callable_here({name})\n"
+    return made

@@ -79,8 +79,8 @@ def pointer_ir(build: Build, address: Any, index: Any, to: Any, at: Any) -> Any:
 
 def _first_lanes(build: Build, n: Any, count: int) -> Any:
     """A mask whose first n lanes are set."""
-    numbers = ir.Constant(ir.VectorType(I64, count), list(range(count)))
-    return build.icmp_signed("<", numbers, splat_ir(build, n, count))
+    numbers = ir.Constant(ir.VectorType(I32, count), list(range(count)))
+    return build.icmp_signed("<", numbers, splat_ir(build, build.trunc(n, I32), count))
 
 
 class _Lanes:
@@ -223,7 +223,7 @@ def _compiled_functions(dtype: str) -> SimpleNamespace:
     kind = VectorType(dtype, lanes(dtype))
     count, vector, element = kind.count, kind.vector, kind.scalar
     _operators(kind)
-    full = ir.Constant(I64, count)
+    masks_are_free = vector_bits() == 512  # elsewhere a masked store takes many times longer
 
     @intrinsic
     def load(typingctx: Any, address: Any, j: Any, n: Any) -> Any:
@@ -243,23 +243,30 @@ def _compiled_functions(dtype: str) -> SimpleNamespace:
 
         return kind(WORD, WORD, WORD), emit
 
+    def masked(build: Build, value: Any, at: Any, n: Any) -> None:
+        mask = ir.VectorType(I1, count)
+        function = cgutils.get_or_insert_function(
+            build.module,
+            ir.FunctionType(ir.VoidType(), [vector, vector.as_pointer(), I32, mask]),
+            f"llvm.masked.store.v{count}f{8 * kind.bytes}.p0",
+        )
+        align = ir.Constant(I32, kind.bytes)
+        build.call(function, [value, at, align, _first_lanes(build, n, count)])
+
     @intrinsic
     def store(typingctx: Any, address: Any, j: Any, value: Any, n: Any) -> Any:
         def emit(context: Any, build: Build, sig: Any, args: Any) -> Any:
             address, j, value, n = args
             at = pointer_ir(build, address, j, element, vector)
-            with build.if_else(build.icmp_signed(">=", n, full), likely=True) as (whole, part):
-                with whole:
-                    build.store(value, at, align=kind.bytes)
-                with part:
-                    mask = ir.VectorType(I1, count)
-                    function = cgutils.get_or_insert_function(
-                        build.module,
-                        ir.FunctionType(ir.VoidType(), [vector, vector.as_pointer(), I32, mask]),
-                        f"llvm.masked.store.v{count}f{8 * kind.bytes}.p0",
-                    )
-                    align = ir.Constant(I32, kind.bytes)
-                    build.call(function, [value, at, align, _first_lanes(build, n, count)])
+            if masks_are_free:
+                masked(build, value, at, n)
+            else:
+                whole = build.icmp_signed(">=", n, ir.Constant(I64, count))
+                with build.if_else(whole, likely=True) as (then, otherwise):
+                    with then:
+                        build.store(value, at, align=kind.bytes)
+                    with otherwise:
+                        masked(build, value, at, n)
             return context.get_dummy_value()
 
         return types.void(WORD, WORD, kind, WORD), emit
@@ -435,11 +442,16 @@ def vectors(dtype: str) -> SimpleNamespace:
 # Words: addresses and sizes ------------------------------------------------------------------
 
 
+def _put_word(table: int, k: int, value: int) -> None:
+    ctypes.c_int64.from_address(table + 8 * k).value = value
+
+
 def _word_functions() -> tuple[Any, ...]:
     if config.DISABLE_JIT:
         word_at = ctypes.c_int64.from_address
         return (
             lambda table, k: word_at(table + 8 * k).value,
+            _put_word,
             lambda table, k: ctypes.c_uint8.from_address(table + k).value,
             lambda: 0,
             lambda saved: None,
@@ -451,6 +463,14 @@ def _word_functions() -> tuple[Any, ...]:
             return build.load(pointer_ir(build, args[0], args[1], I64, I64))
 
         return WORD(WORD, WORD), emit
+
+    @intrinsic
+    def put_word(typingctx: Any, table: Any, k: Any, value: Any) -> Any:
+        def emit(context: Any, build: Build, sig: Any, args: Any) -> Any:
+            build.store(args[2], pointer_ir(build, args[0], args[1], I64, I64))
+            return context.get_dummy_value()
+
+        return types.void(WORD, WORD, WORD), emit
 
     @intrinsic
     def flag(typingctx: Any, table: Any, k: Any) -> Any:
@@ -475,7 +495,7 @@ def _word_functions() -> tuple[Any, ...]:
 
         return types.void(WORD), emit
 
-    return word, flag, flush_denormals, restore_denormals
+    return word, put_word, flag, flush_denormals, restore_denormals
 
 
 def _control(context: Any, build: Build, restore: Any) -> Any:
@@ -518,4 +538,4 @@ def _control(context: Any, build: Build, restore: Any) -> Any:
     return ir.Constant(I64, 0)
 
 
-word, flag, flush_denormals, restore_denormals = _word_functions()
+word, put_word, flag, flush_denormals, restore_denormals = _word_functions()
