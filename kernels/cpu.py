@@ -8,7 +8,7 @@ Imports build, threads, text, memory, gemm, simd and NumPy; it sees arrays, neve
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -70,17 +70,18 @@ class Inputs:
     resets: Array | None  # (T, B) bool
     reset_states: Sequence[Array]
     captured: Sequence[Array]  # matrices (K, N), others () to (B, n)
-    numbers: Sequence[float]
+    numbers: Any  # of the cell, in the order of its rows
     widths: Sequence[int]  # of each row of the step
     starts: Mapping[int, int]  # of its slices
     checkpoint: int | None = None
+    addresses: dict[str, int] = field(default_factory=dict)  # found when first needed
 
 
 class Kept(NamedTuple):
     """What a forward run leaves for the way back."""
 
     inputs: Inputs
-    block: Array | None  # states and kept values of each step
+    block: memory.Block | None  # states and kept values of each step
     checkpoints: list[Sequence[Array]]  # or else the states at the start of each segment
 
 
@@ -138,30 +139,31 @@ class Layout:
     def finish(self) -> None:
         """Nothing is added any more: make the table and note which words change."""
         self.template = np.array([self.values.get(name, 0) for name in self.names], np.int64)
-        self.at: dict[str, list[int]] = {}
         blocks: dict[str, list[int]] = {"work": [], "kept": []}
+        places = []
         for k, name in enumerate(self.names):
             if name in self.inner:
                 blocks[self.inner[name]].append(k)
             elif name not in self.values:
-                self.at.setdefault(name, []).append(k)
+                places.append(k)
+        self.places = np.array(places, np.int64)
+        self.wanted = [self.names[k] for k in places]
         self.shifted = {block: np.array(found, np.int64) for block, found in blocks.items()}
 
-    def fill(self, work: Array, kept: Array | None, addresses: Mapping[str, int]) -> Array:
+    def fill(
+        self, work: memory.Block, kept: memory.Block | None, addresses: Mapping[str, int]
+    ) -> Array:
         """The table of one run."""
         table = self.template.copy()
-        table[self.shifted["work"]] += address(work)
+        table[self.shifted["work"]] += work.address
         if kept is not None:
-            table[self.shifted["kept"]] += address(kept)
-        for name, places in self.at.items():
-            for k in places:
-                table[k] = addresses[name]
+            table[self.shifted["kept"]] += kept.address
+        table[self.places] = [addresses[name] for name in self.wanted]
         return table
 
-    def view(self, name: str, work: Array, dtype: Any) -> Array:
+    def view(self, name: str, block: memory.Block, dtype: Any) -> Array:
         offset, shape = self.views[name]
-        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-        return work[offset : offset + size].view(dtype).reshape(shape)
+        return block.view(offset, shape, dtype)
 
 
 def address(array: Array) -> int:
@@ -400,7 +402,10 @@ class Runner:
             if after is not None:
                 width = self._width(plan.state_slots[k], inputs)
                 take(f"dstate{k}", (2, B, width))  # now, and a step later
-                take(f"dreset{k}", (B, width))
+                if inputs.resets is None:
+                    layout.values[f"dreset{k}"] = 0
+                else:
+                    take(f"dreset{k}", (B, width))
         chunk = self.chunk(B)
         slots = {row.detail: slot for slot, row in enumerate(plan.rows) if row.op == "capture"}
         for k in {k for _, k in plan.derivative.sums}:
@@ -480,10 +485,15 @@ class Runner:
 
     def _addresses(self, inputs: Inputs) -> dict[str, int]:
         """Of what is given."""
-        found = {f"x{k}": address(x) for k, x in enumerate(inputs.xs)}
+        if inputs.addresses:
+            return dict(inputs.addresses)
+        found = inputs.addresses
+        inputs.numbers = np.array(inputs.numbers, self.dtype)
+        found["numbers"] = address(inputs.numbers)
+        found |= {f"x{k}": address(x) for k, x in enumerate(inputs.xs)}
         found |= {f"capture{k}": address(array) for k, array in enumerate(inputs.captured)}
         found["resets"] = 0 if inputs.resets is None else address(inputs.resets)
-        return found
+        return dict(found)
 
     def _run(self, layout: Layout, table: Array, direction: str) -> None:
         """Pack, go through the steps, make the large products."""
@@ -525,16 +535,14 @@ class Runner:
         s1: int,
         starts: Sequence[Array],
         keep: bool,
-    ) -> tuple[list[Array], Array | None]:
+    ) -> tuple[list[Array], memory.Block | None]:
         """Steps s0 to s1 from the states ``starts``; the states after them, and what is kept."""
         rows = inputs.rows
         layout = self._layout("forward", inputs, s0, s1, keep)
-        work = memory.empty((layout.bytes["work"],), np.uint8)
-        kept = memory.empty((layout.bytes["kept"],), np.uint8) if keep else None
+        work = memory.Block(layout.bytes["work"])
+        kept = memory.Block(layout.bytes["kept"]) if keep else None
         last = [np.array(state) for state in starts]
         addresses = self._addresses(inputs)
-        numbers = np.array(inputs.numbers, self.dtype)
-        addresses["numbers"] = address(numbers)
         for k, y in enumerate(ys):
             addresses[f"y{k}"] = address(y)
             addresses[f"y{k}_t"], addresses[f"y{k}_b"] = y.strides[:2]
@@ -575,20 +583,20 @@ class Runner:
 
     def _again(
         self, kept: Kept, total: _Total, s0: int, s1: int, states: Sequence[Array]
-    ) -> Array | None:
+    ) -> memory.Block | None:
         """The forward run of a segment once more, this time keeping everything."""
         nowhere = [np.broadcast_to(np.empty(dy.shape[2], self.dtype), dy.shape) for dy in total.dys]
         return self._forward(kept.inputs, nowhere, s0, s1, states, keep=True)[1]
 
     def _backward(
-        self, inputs: Inputs, kept: Array | None, total: _Total, s0: int, s1: int
+        self, inputs: Inputs, kept: memory.Block | None, total: _Total, s0: int, s1: int
     ) -> None:
         """Steps s1 to s0, backward, and the large products over them; all added to ``total``."""
         plan, rows = self.plan, inputs.rows
         layout = self._layout("backward", inputs, s0, s1, True)
-        work = memory.empty((layout.bytes["work"],), np.uint8)
+        work = memory.Block(layout.bytes["work"])
         low, high = layout.zeroed
-        work[low:high] = 0
+        work.view(low, (high - low,), np.uint8).fill(0)
         carried = [k for k, after in enumerate(plan.derivative.after) if after is not None]
         rings = {k: layout.view(f"dstate{k}", work, self.dtype) for k in carried}
         for k, ring in rings.items():
@@ -596,8 +604,6 @@ class Runner:
             if given is not None:
                 ring[:] = given[rows.batch] if rows.ragged else given
         addresses = self._addresses(inputs)
-        numbers = np.array(inputs.numbers, self.dtype)
-        addresses["numbers"] = address(numbers)
         for k, dy in enumerate(total.dys):
             addresses[f"dy{k}"] = address(dy)
             addresses[f"dy{k}_t"], addresses[f"dy{k}_b"] = dy.strides[:2]
@@ -614,11 +620,13 @@ class Runner:
         order = np.argsort(rows.batch) if rows.ragged else None
         for k, ring in rings.items():
             # A ring has two places, and step s writes into place s & 1.
-            end = ring[s0 & 1]
-            total.states[k] = np.array(end if order is None else end[order])
-            reset = layout.view(f"dreset{k}", work, self.dtype)
-            before = total.resets[k]
-            total.resets[k] = np.array(reset) if before is None else before + reset
+            if s0 > 0 or plan.wanted_states[k]:
+                end = ring[s0 & 1]
+                total.states[k] = np.array(end if order is None else end[order])
+            if inputs.resets is not None:
+                reset = layout.view(f"dreset{k}", work, self.dtype)
+                before = total.resets[k]
+                total.resets[k] = np.array(reset) if before is None else before + reset
         for k in {k for _, k in plan.derivative.sums}:
             parts = layout.view(f"sum{k}", work, self.dtype)
             if layout.values[f"sum{k}_b"]:

@@ -14,7 +14,8 @@ import numpy as np
 
 MOST = 512 * 2**20  # bytes that may wait to be used again
 ALIGNMENT = 64
-_waiting: dict[int, list[np.ndarray]] = {}
+SMALL = 2**17  # bytes; the C library keeps those by itself
+_waiting: dict[int, list[tuple[np.ndarray, int]]] = {}
 _bytes = 0
 _lock = threading.Lock()
 
@@ -27,53 +28,73 @@ def _size_class(size: int) -> int:
     return -(-size // step) * step
 
 
-class _Lent:
-    """Memory with an owner: it goes back when this object dies."""
+class Block:
+    """Bytes from an address on, aligned for vectors; they go back when this object dies."""
 
-    __slots__ = ("__array_interface__", "_memory")
+    __slots__ = ("_memory", "address", "size")
 
-    def __init__(self, memory: np.ndarray, shape: tuple[int, ...], dtype: Any) -> None:
+    def __init__(self, size: int) -> None:
+        global _bytes
+        self.size = size
+        full = _size_class(size + ALIGNMENT)
+        memory = None
+        with _lock:
+            stack = _waiting.get(full)
+            if stack:
+                memory = stack.pop()
+                _bytes -= full
+        if memory is None:
+            made = np.empty(full, np.uint8)
+            memory = made, made.__array_interface__["data"][0]
         self._memory = memory
-        address = memory.ctypes.data
-        self.__array_interface__ = {
-            "data": (address + -address % ALIGNMENT, False),
-            "shape": shape,
-            "typestr": np.dtype(dtype).str,
-            "version": 3,
-        }
+        self.address: int = memory[1] + -memory[1] % ALIGNMENT
+
+    def view(self, offset: int, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+        """An array in this memory; it must not outlive the block."""
+        bytes_, first = self._memory
+        return np.ndarray(shape, dtype, bytes_, self.address - first + offset)
 
     def __del__(self) -> None:
         _give_back(self._memory)
 
 
-def empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    """An array that may hold anything, aligned for vectors."""
-    global _bytes
-    size = _size_class(prod(shape) * np.dtype(dtype).itemsize + ALIGNMENT)
-    memory = None
-    with _lock:
-        stack = _waiting.get(size)
-        if stack:
-            memory = stack.pop()
-            _bytes -= size
-    if memory is None:
-        memory = np.empty(size, np.uint8)
-    return np.asarray(_Lent(memory, shape, dtype))
+class _Lent:
+    """What keeps a block alive for as long as an array in it is there."""
+
+    __slots__ = ("__array_interface__", "_block")
+
+    def __init__(self, block: Block, shape: tuple[int, ...], kind: str) -> None:
+        self._block = block
+        self.__array_interface__ = {
+            "data": (block.address, False),
+            "shape": shape,
+            "typestr": kind,
+            "version": 3,
+        }
 
 
-def zeros(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+def empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
+    """An array that may hold anything. Small ones are NumPy's own."""
+    size = prod(shape) * dtype.itemsize
+    if size < SMALL:
+        return np.empty(shape, dtype)
+    return np.asarray(_Lent(Block(size), shape, dtype.str))
+
+
+def zeros(shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
     made = empty(shape, dtype)
     made.fill(0)
     return made
 
 
-def _give_back(memory: np.ndarray) -> None:
+def _give_back(memory: tuple[np.ndarray, int]) -> None:
     global _bytes
-    if not _lock.acquire(blocking=False):  # called by the collector in the middle of ``empty``
+    if not _lock.acquire(blocking=False):  # the collector may call this in the middle of anything
         return
     try:
-        if _bytes + memory.size <= MOST:
-            _waiting.setdefault(memory.size, []).append(memory)
-            _bytes += memory.size
+        size = memory[0].size
+        if _bytes + size <= MOST:
+            _waiting.setdefault(size, []).append(memory)
+            _bytes += size
     finally:
         _lock.release()

@@ -344,7 +344,8 @@ def getitem(x: Tensor, index: Any) -> Tensor:
 
     An integer that is out of range raises IndexError, as NumPy's does.
     """
-    parts = tuple(index_part(part) for part in (index if type(index) is tuple else (index,)))
+    given = index if type(index) is tuple else (index,)
+    parts = tuple([part if type(part) is slice else index_part(part) for part in given])
     return apply(GETITEM, (x,), (parts,))
 
 

@@ -391,8 +391,10 @@ def apply(op: Operation, inputs: Sequence[Any], params: tuple[Any, ...] = ()) ->
     shapes, an index. The dtype is NumPy's for these inputs. Raises what ``refusal`` makes of
     NumPy's error.
     """
-    if recording.tracer is not None and is_traced(inputs):
-        return recording.tracer.apply(op, inputs, params)  # type: ignore[no-any-return]
+    if recording.tracer is not None:
+        traced = recording.tracer.apply(op, inputs, params)
+        if traced is not None:
+            return traced  # type: ignore[no-any-return]
     arrays: list[Any] = []
     parents: list[Entry | None] = []
     needs, bit = 0, 1  # bit k of needs: input k wants a gradient

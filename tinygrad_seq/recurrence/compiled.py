@@ -154,7 +154,7 @@ def _runner(step: Step, needs: Needs | None, name: str) -> Any:
 
 def _plan(step: Step, needs: Needs | None, name: str) -> Plan:
     derivative = None if needs is None else differentiate(step, needs)
-    return make_plan(step, derivative, name)
+    return make_plan(step, derivative, name, needs.state if needs is not None else ())
 
 
 # Arrays as kernels read them -----------------------------------------------------------------
@@ -174,7 +174,8 @@ def _rows_ready(x: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
 
 
 def _capture_ready(array: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
-    array = array.astype(dtype, copy=False)
+    if array.dtype != dtype:
+        array = array.astype(dtype)
     if array.ndim == 2:
         if any(stride % array.itemsize for stride in array.strides):
             return np.ascontiguousarray(array)
@@ -227,7 +228,7 @@ class _Run:
                 dy = np.broadcast_to(np.zeros((), dtype), shape)
                 dy = np.broadcast_to(np.zeros(shape[2:], dtype), shape)
             dys.append(_rows_ready(dy, dtype))
-        dlast = [
+        dlast: list[Any] = [
             None if (g := gradients.get(count + k)) is None else _flat(np.ascontiguousarray(g))
             for k in range(len(scan.states))
         ]

@@ -117,12 +117,18 @@ class Plan:
     states_kept: set[int]  # states whose value before each step is kept too
     grads: list[int]  # what the large products after the backward loop are made of
     derivative: Derivative | None
+    wanted_states: tuple[bool, ...]  # initial states that want a gradient
 
     def __str__(self) -> str:
         return describe(self)
 
 
-def make_plan(step: Step, derivative: Derivative | None, name: str) -> Plan:
+def make_plan(
+    step: Step,
+    derivative: Derivative | None,
+    name: str,
+    wanted_states: tuple[bool, ...] = (),
+) -> Plan:
     """Lay out a traced step and its derivative."""
     trace, forward_count = step.trace, step.length
     cells_numbers = sum(row.op == "number" for row in trace.rows[:forward_count])
@@ -148,6 +154,7 @@ def make_plan(step: Step, derivative: Derivative | None, name: str) -> Plan:
         forward=forward,
         backward=backward,
         derivative=derivative,
+        wanted_states=wanted_states,
         kept=kept,
         states_kept=_states_to_keep(trace, derivative, backward),
         grads=grads,

@@ -21,13 +21,15 @@ from tinygrad_seq.errors import ShapeError, TraceError
 from tinygrad_seq.recurrence.arguments import Cell, Given, check_returned, check_state
 from tinygrad_seq.rules import RULES, Operation, Rule
 from tinygrad_seq.tape import recording, set_recording
-from tinygrad_seq.tensors import FLOATS, Tensor, wrap
+from tinygrad_seq.tensors import FLOATS, Tensor, is_traced, wrap
 from tinygrad_seq.trees import leaves, rebuild
 
 COMPARISONS = ("less", "less_equal", "greater", "greater_equal", "equal", "not_equal")
 WAY_OUT = "tgs.unroll runs any cell, step by step on the tape"
 
 
+_ALL = slice(None)
+_ONE, _TWO = (False,), (False, False)
 _new = tuple.__new__  # a NamedTuple in half the time
 
 
@@ -162,14 +164,46 @@ class Trace:
 
     # What an operation becomes
 
-    def apply(self, op: Operation, inputs: Sequence[Any], params: tuple[Any, ...]) -> Tensor:
-        """An operation with at least one traced input."""
+    def apply(self, op: Operation, inputs: Sequence[Any], params: tuple[Any, ...]) -> Tensor | None:
+        """Write an operation down; None if it is one on tensors that were there before."""
+        first = inputs[0]
+        data = first._data if type(first) is Tensor else None
         if type(op) is Rule:
+            if type(data) is Traced:  # quickly, for the commonest cases
+                if len(inputs) == 1:
+                    if data.dtype is self.dtype:
+                        return self._like(op.name, (data.slot,), _ONE, data)
+                elif len(inputs) == 2 and type(inputs[1]) is Tensor:
+                    other = inputs[1]._data
+                    if (
+                        type(other) is Traced
+                        and data.shape == other.shape
+                        and data.dtype is self.dtype is other.dtype
+                        and self.single[data.slot] is self.single[other.slot]
+                    ):
+                        return self._like(op.name, (data.slot, other.slot), _TWO, data)
+            elif not is_traced(inputs):
+                return None
             return self._elementwise(op.name, inputs, None)
+        if type(data) is not Traced and not is_traced(inputs):
+            return None
         handler = _HANDLERS.get(op.name)
         if handler is None:
             self._unknown(op.name, inputs)
         return handler(self, inputs, params)
+
+    def _like(
+        self, name: str, slots: tuple[int, ...], repeated: tuple[bool, ...], data: Traced
+    ) -> Tensor:
+        """A row of the shape of its first input."""
+        first, widths, single = slots[0], self.widths, self.single
+        slot = len(widths)
+        self.rows.append(_new(Row, (name, slots, repeated)))
+        widths.append(widths[first])
+        single.append(single[first])
+        if not recording.enabled:
+            self.frozen.add(slot)
+        return wrap(Traced(self, slot, data.shape, data.dtype), None)
 
     def compare(self, name: str, a: Any, b: Any) -> Tensor:
         """A condition: ones and zeros in the kernel."""
@@ -374,6 +408,10 @@ class Trace:
     def _getitem(self, inputs: Sequence[Tensor], params: Any) -> Tensor:
         (x,), (index,) = inputs, params
         data = x._data
+        if len(index) == 2 == len(data.shape) and index[0] == _ALL and type(index[1]) is slice:
+            begin, end, n = index[1].start, index[1].stop, data.shape[1]
+            if index[1].step is None and type(begin) is type(end) is int and 0 <= begin <= end <= n:
+                return self._slice(data, begin, end, True)
         parts = _spelled_out(index, data.ndim)
         everything = slice(None)
         if not parts or parts[0] != everything:
