@@ -191,6 +191,11 @@ class Runner:
         self._words[direction] = words[direction]
         return source
 
+    def file(self, direction: str) -> tuple[str, Any]:
+        """The text of a direction and the file that it is compiled from."""
+        source = self.source(direction)
+        return source, build.write_module(f"{self.plan.name}_{direction}", source)
+
     def _function(self, direction: str) -> Any:
         """The compiled function of a direction."""
         if direction not in self.functions:

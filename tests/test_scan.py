@@ -78,3 +78,318 @@ def test_against_unroll(name, data):
     if data.draw(st.booleans()):
         options["checkpoint"] = data.draw(st.integers(1, T + 1))
     compare(name, dtype, rng, T, B, I, H, **options)
+
+
+# What a reader sees ----------------------------------------------------------------------------
+
+
+def test_the_lstms_plan():
+    """Gates are one product for x, before the loop, and one for h in it; nothing else is."""
+    cell = tgs.nn.LSTMCell(3, 5)
+    text = str(tgs.explain(cell, np.zeros((4, 2, 3), "f4")))
+    assert text.splitlines()[:9] == [
+        "LSTMCell: 23 rows, computed in float32",
+        "forward:",
+        "  before the loop, a block of steps at once:",
+        "    product: %4 = matmul(%0, matrix 0)",
+        "  in the loop:",
+        "    product: %6 = matmul(%1, matrix 1)",
+        "    pass 1:",
+        "      %7 = add(%4, %6)",
+        "      %9 = add(%7, %8)",
+    ]
+    plan = tgs.explain(cell, tgs.zeros(4, 2, 3).to("float32"))
+    assert [plan.rows[k].op for k in plan.kept] == ["sigmoid", "sigmoid", "tanh", "sigmoid"]
+    forward, backward = plan.forward.sections, plan.backward.sections
+    products = {
+        (p.direction, name): [s.slot for s in stages if not hasattr(s, "passes")]
+        for p in (plan.forward, plan.backward)
+        for name, stages in p.sections.items()
+    }
+    counts = {key: len(slots) for key, slots in products.items()}
+    assert counts == {
+        ("forward", "early"): 1,  # W x
+        ("forward", "loop"): 1,  # U h
+        ("forward", "late"): 0,
+        ("backward", "early"): 0,
+        ("backward", "loop"): 1,  # the gradient of h
+        ("backward", "late"): 0,  # the inputs require no gradient here
+    }
+    assert len(plan.derivative.outer) == 2  # weights: one large product each, after the loop
+    assert len(plan.derivative.sums) == 1  # the bias
+    assert len(forward["loop"]) == 2
+    assert len(backward["loop"]) == 3
+
+
+def test_source_is_a_file_with_tape_lines():
+    cell = tgs.nn.GRUCell(3, 5)
+    xs = np.zeros((4, 2, 3), "f4")
+    forward, backward = tgs.kernel_source(cell, xs), tgs.kernel_source(cell, xs, backward=True)
+    assert forward.path.read_text(encoding="utf-8") == forward.text == str(forward)
+    assert "def forward(table, task):" in forward.text
+    assert "def backward(table, task):" in backward.text
+    assert "# %10 = sigmoid(%9)\n" in forward.text
+    compile(forward.text, str(forward.path), "exec")
+
+
+def test_compiled_float32_holds_no_double():
+    from tinygrad_seq.recurrence import compiled
+
+    compiled._runners.clear()
+    for name in ("lstm", "odd", "layer norm lstm"):
+        rng = np.random.default_rng(0)
+        cell = CELLS[name](rng, "float32", 3, 5)
+        xs = tgs.tensor(make_inputs(name, rng, 4, 2, 3, "float32"))
+        ys, _ = tgs.scan(cell, xs)
+        ys.sum().backward()
+    for runner in compiled._runners.values():
+        for function in runner.functions.values():
+            text = function.keep.inspect_llvm()
+            assert "x float>" in text
+            assert "double" not in text.replace("double*", "")
+
+
+# Sizes, threads, order --------------------------------------------------------------------------
+
+
+def bits(driver, cell, xs, dy, **options):
+    x = tgs.tensor(xs, requires_grad=True)
+    cell.zero_grad()
+    ys, last = driver(cell, x, **options)
+    (ys * dy).sum().backward()
+    found = [ys, *leaves(last), x.grad, *(p.grad for p in cell.parameters())]
+    return [np.asarray(v).copy() for v in found]
+
+
+@pytest.mark.parametrize("name", ["lstm", "layer norm lstm", "recurrent highway"])
+def test_threads_change_no_bit(name, rng):
+    T, B, I, H = 12, 37, 40, 70
+    cell = CELLS[name](rng, "float32", I, H)
+    xs, dy = rng.standard_normal((T, B, I), "f4"), rng.standard_normal((T, B, H), "f4")
+    before = tgs.get_num_threads()
+    try:
+        for options in ({}, {"lengths": rng.integers(0, T + 1, B)}):
+            results = []
+            for threads in (1, 2, 3, 7, 2):
+                tgs.set_num_threads(threads)
+                results.append(bits(tgs.scan, cell, xs, dy, **options))
+            for other in results[1:]:
+                for a, b in zip(results[0], other, strict=True):
+                    np.testing.assert_array_equal(a, b)
+    finally:
+        tgs.set_num_threads(before)
+
+
+def test_recording_changes_no_bit(rng):
+    cell = CELLS["lstm"](rng, "float32", 5, 19)
+    xs = rng.standard_normal((9, 4, 5), "f4")
+    with tgs.no_grad():
+        plain, _ = tgs.scan(cell, xs)
+    recorded, _ = tgs.scan(cell, xs)
+    assert recorded.requires_grad
+    assert not plain.requires_grad
+    np.testing.assert_array_equal(plain, recorded.detach())
+
+
+def test_nothing_that_varies_compiles_again(rng):
+    from tinygrad_seq.recurrence import compiled
+
+    slope = 0.1
+
+    def cell(x, h):
+        h = tgs.tanh(x @ W + h @ U) * slope + x[:, :k] * 0.5
+        return h, h
+
+    def run(T, B, I, H, **options):
+        nonlocal W, U, k
+        W = tgs.tensor(rng.standard_normal((I, H), "f4"), requires_grad=True)
+        U = tgs.tensor(rng.standard_normal((H, H), "f4"), requires_grad=True)
+        k = H
+        state = np.zeros((B, H), "f4")
+        ys, _ = tgs.scan(cell, rng.standard_normal((T, B, I), "f4"), state, **options)
+        ys.sum().backward()
+
+    W = U = k = None
+    run(5, 3, 9, 4)
+    before = set(compiled._runners)
+    slope = 0.3
+    run(7, 2, 6, 5)
+    run(1, 1, 9, 2, lengths=[1], reverse=True)
+    run(3, 2, 8, 7, resets=rng.random((3, 2)) < 0.5, checkpoint=2)
+    assert set(compiled._runners) == before
+
+
+@pytest.mark.parametrize("name", ["lstm", "odd", "switched", "layer norm lstm"])
+def test_second_derivative(name, rng):
+    T, B, I, H = 3, 2, 2, 3
+    cell = CELLS[name](rng, "float64", I, H)
+    xs = make_inputs(name, rng, T, B, I, "float64")
+    lengths = [3, 1]
+
+    def gradient_size(driver):
+        tracked = map_leaves(lambda a: tgs.tensor(a, requires_grad=a.dtype.kind == "f"), xs)
+        cell.zero_grad()
+        ys, _ = driver(cell, tracked, lengths=lengths)
+        first = leaves(tracked)[-1]  # floating: the only one, or "value"
+        loss = sum((y * y).sum() for y in leaves(ys))
+        loss.backward(create_graph=True)
+        size = (first.grad * first.grad).sum()
+        gradient = first.grad
+        cell.zero_grad()
+        first.grad = None
+        size.backward()
+        found = [gradient.detach(), first.grad, *(p.grad for p in cell.parameters())]
+        return [None if g is None else np.asarray(g) for g in found]
+
+    for a, b in zip(gradient_size(tgs.scan), gradient_size(tgs.unroll), strict=True):
+        assert (a is None) == (b is None)
+        if a is not None:
+            np.testing.assert_allclose(a, b, atol=1e-10)
+
+
+def test_gradcheck(rng):
+    cell = CELLS["peephole"](rng, "float64", 2, 3)
+    state = tuple(rng.standard_normal((2, 3)) for _ in range(2))
+    assert tgs.gradcheck(
+        lambda x, s: tgs.scan(cell, x, s, lengths=[4, 2]), (rng.standard_normal((4, 2, 2)), state)
+    )
+
+
+def test_what_is_kept_is_used_again(rng):
+    """Two ways back through one scan give the same; then it is gone."""
+    cell = CELLS["gru"](rng, "float32", 3, 4)
+    x = tgs.tensor(rng.standard_normal((5, 2, 3), "f4"), requires_grad=True)
+    ys, _ = tgs.scan(cell, x)
+    loss = (ys * ys).sum()
+    loss.backward(retain_graph=True)
+    first = x.grad.numpy().copy()
+    x.grad = None
+    loss.backward()
+    np.testing.assert_array_equal(first, x.grad)
+    with pytest.raises(tgs.TapeError, match="freed"):
+        loss.backward()
+
+
+def test_a_value_that_was_replaced_is_noticed(rng):
+    cell = CELLS["rnn"](rng, "float32", 3, 4)
+    ys, _ = tgs.scan(cell, rng.standard_normal((5, 2, 3), "f4"))
+    cell.weight_hh.data = cell.weight_hh.data * 2
+    with pytest.raises(tgs.TapeError, match=r"\.data"):
+        ys.sum().backward()
+
+
+def test_non_commuting_jacobians(rng):
+    """Rotations about different axes, step after step: the order of the products matters."""
+    turns = [np.linalg.qr(rng.standard_normal((3, 3)))[0] for _ in range(2)]
+    A, C = (tgs.tensor(t, requires_grad=True) for t in turns)
+
+    def cell(x, h):
+        h = tgs.where(x > 0, h @ A, h @ C)
+        return h, h
+
+    xs = np.array([1.0, -1, -1, 1, -1, 1])[:, None, None] * np.ones((6, 2, 1))
+    start = rng.standard_normal((2, 3))
+    h = tgs.tensor(start, requires_grad=True)
+    _, last = tgs.scan(cell, xs, h)
+    weights = rng.standard_normal((2, 3))
+    (last * weights).sum().backward()
+    product = np.eye(3)
+    for x in xs[:, 0, 0]:
+        product = product @ (turns[0] if x > 0 else turns[1])
+    np.testing.assert_allclose(last.detach(), start @ product, atol=1e-12)
+    np.testing.assert_allclose(h.grad, weights @ product.T, atol=1e-12)
+
+
+# Bad input -------------------------------------------------------------------------------------
+
+X = np.ones((3, 2, 4), "f4")
+H0 = np.zeros((2, 4), "f4")
+MATRIX = tgs.tensor(np.eye(4, dtype="f4"))
+
+
+def branch(x, h):
+    if h.sum(axis=-1)[:1].sum() > 0:
+        h = h + x
+    return h, h
+
+
+def outside(x, h):
+    h = h + tgs.tensor(np.asarray(h))
+    return h, h
+
+
+def item(x, h):
+    return h * float(h[:, 0].item() if h.shape[0] == 1 else h[:, :1].numpy()[0, 0]), h
+
+
+def grows(x, h):
+    return x, tgs.concat([h, x], axis=-1)
+
+
+def other_dtype(x, h):
+    return x, h.to("float64")
+
+
+def no_state(x, h):
+    return h
+
+
+def mixes(x, h):
+    return x, h - h.mean(axis=0)
+
+
+def transposes(x, h):
+    return x, (h.T @ h) @ h.T
+
+
+def unknown(x, h):
+    return tgs.stack([x, h]), h
+
+
+def three_axes(x, h):
+    return x, (h.reshape(2, 2, 2) * 2.0).reshape(2, 4)
+
+
+def draws(x, h):
+    return x, tgs.nn.Dropout(0.5)(h)
+
+
+def another_dtype_inside(x, h):
+    return x, h @ tgs.tensor(np.eye(4))
+
+
+BAD = [
+    (branch, tgs.TraceError, "mix rows"),
+    (outside, tgs.TraceError, "its value was asked for.*tgs.unroll"),
+    (item, tgs.TraceError, "line %"),
+    (grows, ValueError, "keeps its shape from step to step"),
+    (other_dtype, tgs.TraceError, "float32 to float64.*tgs.unroll"),
+    (no_state, tgs.TraceError, r"expected a pair \(y, state\)"),
+    (mixes, tgs.TraceError, "mix rows.*tgs.unroll"),
+    (transposes, tgs.TraceError, "mix rows"),
+    (unknown, tgs.TraceError, "stack of %0 float32.*cannot be compiled.*tgs.unroll"),
+    (three_axes, tgs.TraceError, r"reshape .*\(B, n\) or \(B,\)"),
+    (draws, tgs.TraceError, "random numbers.*tgs.unroll"),
+    (another_dtype_inside, tgs.TraceError, r"dtype float64 and shape \(4, 4\).*float32"),
+]
+
+
+@pytest.mark.parametrize(("cell", "kind", "words"), BAD, ids=lambda v: getattr(v, "__name__", ""))
+def test_cells_that_cannot_be_compiled(cell, kind, words):
+    with pytest.raises(kind, match=f"(?s){words}"):
+        tgs.scan(cell, X, H0)
+    tgs.scan(lambda x, h: (h, h), X, H0)  # nothing of the failed trace is left
+
+
+def test_bad_arguments():
+    def cell(x, h):
+        return h + x, h
+
+    with pytest.raises(ValueError, match="checkpoint: 0 was given"):
+        tgs.scan(cell, X, H0, checkpoint=0)
+    with pytest.raises(tgs.ShapeError, match=r"lengths has shape \(3,\), expected \(2,\)"):
+        tgs.scan(cell, X, H0, lengths=[1, 2, 3])
+    with pytest.raises(ValueError, match="set_num_threads: 0 was given"):
+        tgs.set_num_threads(0)
+    with pytest.raises(tgs.TraceError, match="float16"):
+        tgs.scan(cell, X.astype("f2"), H0.astype("f2"))

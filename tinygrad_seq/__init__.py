@@ -61,7 +61,8 @@ from tinygrad_seq.elementwise import (
 )
 from tinygrad_seq.errors import ShapeError, TapeError, TraceError
 from tinygrad_seq.listing import Tape
-from tinygrad_seq.recurrence import scan, unroll
+from tinygrad_seq.parallel import get_num_threads, set_num_threads
+from tinygrad_seq.recurrence import explain, kernel_source, scan, unroll
 from tinygrad_seq.structural import (
     astype,
     broadcast_to,
@@ -106,14 +107,17 @@ __all__ = [
     "erf",
     "exp",
     "expand_dims",
+    "explain",
     "expm1",
     "eye",
     "flip",
     "full",
     "gelu",
+    "get_num_threads",
     "grad",
     "gradcheck",
     "jvp",
+    "kernel_source",
     "leaky_relu",
     "log",
     "log1p",
@@ -140,6 +144,7 @@ __all__ = [
     "relu",
     "reshape",
     "scan",
+    "set_num_threads",
     "sigmoid",
     "sign",
     "silu",

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
-from tinygrad_seq.errors import ShapeError
+from tinygrad_seq.errors import ShapeError, TraceError
+from tinygrad_seq.tape import recording
 from tinygrad_seq.tensors import DEFAULT_FLOAT, FLOATS, Tensor, as_array, check_dtype, wrap
 
 _generator = np.random.default_rng()
@@ -27,6 +28,12 @@ def manual_seed(seed: int) -> None:
 
 def generator(rng: np.random.Generator | int | None = None) -> np.random.Generator:
     """``rng`` itself, one seeded by an integer, or the package's own for None."""
+    if recording.tracer is not None:
+        raise TraceError(
+            "scan: the cell draws random numbers, which are not compiled yet and would be drawn "
+            "once for all steps; pass them in xs, or use tgs.unroll, which runs any cell step by "
+            "step on the tape"
+        )
     if rng is None:
         return _generator
     if isinstance(rng, np.random.Generator):

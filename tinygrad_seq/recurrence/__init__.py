@@ -1,10 +1,14 @@
 """Recurrence: driving a cell over a sequence.
 
-``arguments.py`` checks what a driver is given and is shared by all drivers; ``stepwise.py`` is
-``unroll``, the reference that runs the cell step by step on the tape.
+``arguments.py`` checks what a driver is given; ``stepwise.py`` is ``unroll``, the reference that
+runs the cell step by step on the tape. ``compiled.py`` is ``scan``: ``trace.py`` writes down what
+the cell does in a step, ``derive.py`` continues that with its derivative, ``plan.py`` lays it out,
+and the kernels do the rest. ``replay.py`` is for derivatives of derivatives, ``showing.py`` for
+readers.
 """
 
 from tinygrad_seq.recurrence.compiled import scan
+from tinygrad_seq.recurrence.showing import explain, kernel_source
 from tinygrad_seq.recurrence.stepwise import unroll
 
-__all__ = ["scan", "unroll"]
+__all__ = ["explain", "kernel_source", "scan", "unroll"]

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from tinygrad_seq.errors import TraceError
+from tinygrad_seq.errors import TraceError, whole
 from tinygrad_seq.recurrence.arguments import Cell, Given, check_arguments
 from tinygrad_seq.recurrence.derive import Needs, differentiate
 from tinygrad_seq.recurrence.plan import Plan, make_plan
@@ -41,10 +41,21 @@ def scan(
 ) -> tuple[Any, Any]:
     """Run ``y, state = cell(x, state)`` over a sequence as compiled code.
 
-    The arguments, results and gradients are those of ``tgs.unroll``; gradients flow to inputs,
-    initial states and every tensor that the cell closes over. ``checkpoint=k`` keeps states only
-    every k steps and computes the rest again on the way back.
+    Arguments and results are those of ``tgs.unroll``: xs (T, B, ...), a state (B, ...), lengths
+    (B,), resets (T, B). Gradients flow to inputs, initial states and every tensor that the cell
+    closes over. ``checkpoint=k`` keeps states only every k steps and computes the rest again on the
+    way back: less memory, a third more time.
+
+    The cell is traced without values, once in each call. It may use the package's elementwise
+    operations, products with tensors that it closes over, cuts, joins and sums along the last axis;
+    values in a step are (B, n) or (B,), in float32 or float64. Whatever else it does, a branch on a
+    value for instance, raises a TraceError that names the line, and ``tgs.unroll`` runs it.
+    Compiled code is kept on disk; ``tgs.explain`` shows the plan, ``tgs.kernel_source`` the source.
+
+    Raises ShapeError or ValueError for arguments that do not fit.
     """
+    if checkpoint is not None:
+        checkpoint = whole(checkpoint, "scan: checkpoint")
     given = check_arguments(cell, xs, state, lengths, resets, "scan")
     if given.T == 0:
         return no_steps(cell, given), given.state
@@ -81,24 +92,36 @@ class _Scan:
         self.reset_states = leaves(given.reset_state) if given.resets is not None else self.states
         self.captured = self.step.trace.captured
 
+    def inputs(self) -> list[Tensor]:
+        """All tensors that the results depend on."""
+        given = [*self.xs, *self.states, *self.captured]
+        if self.given.resets is not None and self.own_resets:
+            given += self.reset_states
+        return given
+
+    def needs(self) -> Needs:
+        """What wants a gradient; a state does if rows are reset to something that does."""
+
+        def wants(tensors: Sequence[Tensor]) -> tuple[bool, ...]:
+            return tuple([t._entry is not None and t._entry.requires_grad for t in tensors])
+
+        states = wants(self.states)
+        if self.given.resets is not None:
+            pairs = zip(states, wants(self.reset_states), strict=True)
+            states = tuple([first or second for first, second in pairs])
+        return Needs(wants(self.xs), states, wants(self.captured))
+
+    def runner(self, needs: Needs | None) -> Any:
+        """The compiled code, with a way back if something needs one."""
+        return _runner(self.step, needs, _name(self.cell))
+
     def run(self) -> tuple[Any, Any]:
         from tinygrad_seq.kernels import cpu
 
         step, given, trace = self.step, self.given, self.step.trace
-        inputs = [*self.xs, *self.states, *self.captured]
-        if given.resets is not None and self.own_resets:
-            inputs += self.reset_states
-        wants = [t._entry is not None and t._entry.requires_grad for t in inputs]
-        record = recording.enabled and any(wants)
-        n, m = len(self.xs), len(self.states)
-        needs = Needs(
-            tuple(wants[:n]),
-            tuple(wants[n : n + m])
-            if given.resets is None
-            else tuple(a or b for a, b in zip(wants[n : n + m], wants[-m:], strict=True)),
-            tuple(wants[n + m : n + m + len(self.captured)]),
-        )
-        runner = _runner(step, needs if record else None, _name(self.cell))
+        inputs, needs = self.inputs(), self.needs()
+        record = recording.enabled and any(any(each) for each in needs)
+        runner = self.runner(needs if record else None)
         arrays = cpu.Inputs(
             rows=cpu.rows_of(given.T, given.B, given.lengths, self.reverse),
             xs=[_rows_ready(x._data, self.dtype) for x in self.xs],
@@ -122,6 +145,17 @@ class _Scan:
             tensors = _recorded(_Run(self, runner, kept, inputs, values), inputs, values)
         made = iter(tensors)
         return rebuild(step.y, made), rebuild(given.state, made)
+
+
+def prepare(cell: Cell, xs: Any, state: Any) -> Any:
+    """What would run for these arguments, with a way back."""
+    given = check_arguments(cell, xs, state, None, None, "scan")
+    scan = _Scan(cell, given, False, None)
+    needs = scan.needs()
+    if not any(any(each) for each in needs):
+        floating = [x.dtype in FLOATS for x in scan.xs]
+        needs = Needs(tuple(floating), needs.state, (True,) * len(scan.captured))
+    return scan.runner(needs)
 
 
 def _name(cell: Any) -> str:

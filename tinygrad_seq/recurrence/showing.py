@@ -1,0 +1,44 @@
+"""What a scan would run: its plan and its source. Imports its own room and the kernels' sources."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tinygrad_seq.recurrence.arguments import Cell
+from tinygrad_seq.recurrence.compiled import prepare
+from tinygrad_seq.recurrence.plan import Plan
+
+
+class KernelSource(NamedTuple):
+    """Generated source, and the file that it was compiled from."""
+
+    text: str
+    path: Path
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def kernel_source(
+    cell: Cell, xs: Any, state: Any = None, *, backward: bool = False
+) -> KernelSource:
+    """The source that ``tgs.scan`` compiles for a cell, and the path of the file.
+
+    ``backward`` asks for the way back. Gradients are those that a scan of the same arguments would
+    give; if nothing requires one, those of the inputs and of all that the cell closes over. The
+    line of the step tape stands above each statement.
+    """
+    runner = prepare(cell, xs, state)
+    direction = "backward" if backward else "forward"
+    return KernelSource(*runner.file(direction))
+
+
+def explain(cell: Cell, xs: Any, state: Any = None) -> Plan:
+    """The plan of ``tgs.scan`` for a cell; print it.
+
+    It shows what is computed before the loop, in it and after it, for both directions, what is
+    kept at each step, and where gradients are added up. Gradients as in ``kernel_source``.
+    """
+    plan: Plan = prepare(cell, xs, state).plan
+    return plan
