@@ -124,6 +124,7 @@ class Layout:
         self.zeroed = (0, 0)
         self.matrices: list[Matrix] = []
         self.held: list[Any] = []
+        self.segment = 1  # steps that are done before the large products take them in
 
     def take(self, name: str, size: int, block: str = "work") -> int:
         """Reserve bytes; the word of this name is where they begin."""
@@ -149,6 +150,10 @@ class Layout:
         self.places = np.array(places, np.int64)
         self.wanted = [self.names[k] for k in places]
         self.shifted = {block: np.array(found, np.int64) for block, found in blocks.items()}
+
+    def named(self, name: str) -> list[int]:
+        """Where a word stands."""
+        return [k for k, each in enumerate(self.names) if each == name]
 
     def fill(
         self, work: memory.Block, kept: memory.Block | None, addresses: Mapping[str, int]
@@ -239,11 +244,16 @@ class Runner:
         layout.tasks = len(edges) - 1
         layout.held = [edges, rows.batch, rows.begin, rows.active]
         slots = 2 if keep and inputs.resets is not None else 1
-        block = self._block(program, edges, s1 - s0)
+        layout.segment = s1 - s0
+        if direction == "backward":  # so many rows as a large product takes in at once
+            layout.segment = max(1, min(s1 - s0, -(-gemm.KC // rows.B)))
+        block = self._block(program, edges, layout.segment)
         layout.values = {
             "B": rows.B,
+            "k0": s0,
             "s0": s0,
             "s1": s1,
+            "more": 0,
             "onward": rows.onward,
             "slots": slots,
             "block": block,
@@ -261,7 +271,7 @@ class Runner:
         self._pack(program, inputs, layout)
         if direction == "backward":
             self._results(inputs, layout)
-            self._record(plan.grads, "grads", "work", inputs, s1 - s0, layout)
+            self._record(plan.grads, "grads", "work", inputs, layout.segment, layout)
             self._outer(inputs, slots, layout)
         layout.finish()
         return layout
@@ -430,7 +440,7 @@ class Runner:
             matrix = self._matrix(a, g, k, inputs)
             groups.setdefault((g, matrix.g_first), []).append(matrix)
         names = ["s0", "s1", "B", "active", "batch", "begin", "onward"]
-        names += ["outer_tasks", "outer_scratch", "outer_bytes", "outer_count"]
+        names += ["outer_tasks", "outer_scratch", "outer_bytes", "outer_count", "more"]
         most = 0
         for (g, g_first), matrices in groups.items():
             G, name = self._width(g, inputs), f"outer{g}_{int(g_first)}"
@@ -470,14 +480,15 @@ class Runner:
     def _operand(
         self, name: str, slot: int, inputs: Inputs, slots: int, layout: Layout
     ) -> list[str]:
-        """Words for where a side is: address, whether it is the caller's, distances."""
+        """Words for where a side is: address, whether it is the caller's, distances, first step."""
+        origin = "s0"
         row, values, B = self.plan.rows[slot], layout.values, inputs.rows.B
         base = f"grads{slot}_base"
         if row.op == "x":
             base = f"x{row.detail}"
             user, (step, distance) = 1, inputs.xs[row.detail].strides[:2]
         elif row.op == "state":
-            base = f"state{row.detail}"
+            base, origin = f"state{row.detail}", "k0"
             distance = self._width(slot, inputs) * self.item
             user, step = 0, distance * B * slots
         else:
@@ -486,7 +497,7 @@ class Runner:
             user, distance = 0, values["grads_bytes"]
             step = distance * B
         values[f"{name}_user"], values[f"{name}_step"], values[f"{name}_row"] = user, step, distance
-        return [base, f"{name}_user", f"{name}_step", f"{name}_row"]
+        return [base, f"{name}_user", f"{name}_step", f"{name}_row", origin]
 
     def _addresses(self, inputs: Inputs) -> dict[str, int]:
         """Of what is given."""
@@ -500,18 +511,34 @@ class Runner:
         found["resets"] = 0 if inputs.resets is None else address(inputs.resets)
         return dict(found)
 
-    def _run(self, layout: Layout, table: Array, direction: str) -> None:
-        """Pack, go through the steps, make the large products."""
-        first = address(table)
-        phases = []
-        if "pack" in layout.tables:
-            pack = build.shared("pack", self.plan.dtype)
-            phases.append(Phase(pack, first + 8 * layout.tables["pack"], layout.pack_tasks))
-        phases.append(Phase(self._function(direction), first, layout.tasks))
-        if "outer" in layout.tables:
-            outer = build.shared("outer", self.plan.dtype)
-            phases.append(Phase(outer, first + 8 * layout.tables["outer"], layout.tasks))
+    def _run_segments(self, layout: Layout, table: Array, s0: int, s1: int) -> None:
+        """The way back, and after every segment its share of the large products.
+
+        What they are made of is still near then, and its memory is used again.
+        """
+        starts = np.arange(s0, max(s1, s0 + 1), layout.segment)[::-1]
+        tables = np.tile(table, (len(starts), 1))
+        for name, values in (
+            ("s0", starts),
+            ("s1", np.minimum(starts + layout.segment, s1)),
+            ("more", np.arange(len(starts)) > 0),
+        ):
+            tables[:, layout.named(name)] = values[:, None]
+        first, row = address(tables), tables.strides[0]
+        phases = self._packing(layout, first)
+        function, outer = self._function("backward"), build.shared("outer", self.plan.dtype)
+        for k in range(len(starts)):
+            phases.append(Phase(function, first + k * row, layout.tasks))
+            if "outer" in layout.tables:
+                at = first + k * row + 8 * layout.tables["outer"]
+                phases.append(Phase(outer, at, layout.tasks))
         threads.run(phases, layout.tasks)
+
+    def _packing(self, layout: Layout, table: int) -> list[Phase]:
+        if "pack" not in layout.tables:
+            return []
+        pack = build.shared("pack", self.plan.dtype)
+        return [Phase(pack, table + 8 * layout.tables["pack"], layout.pack_tasks)]
 
     # Forward
 
@@ -556,7 +583,10 @@ class Runner:
             addresses[f"reset{k}"] = address(inputs.reset_states[k])
             first = layout.view(f"state{k}", work if kept is None else kept, self.dtype)
             first[:] = state[rows.batch] if rows.ragged else state
-        self._run(layout, layout.fill(work, kept, addresses), "forward")
+        table = layout.fill(work, kept, addresses)
+        phases = self._packing(layout, address(table))
+        phases.append(Phase(self._function("forward"), address(table), layout.tasks))
+        threads.run(phases, layout.tasks)
         return last, kept
 
     # Backward
@@ -621,7 +651,7 @@ class Runner:
             out = memory.empty((matrix.shape[0], matrix.distance), self.dtype)
             addresses[f"outer_m{number}_out"] = address(out)
             outs.append(out)
-        self._run(layout, layout.fill(work, kept, addresses), "backward")
+        self._run_segments(layout, layout.fill(work, kept, addresses), s0, s1)
         order = np.argsort(rows.batch) if rows.ragged else None
         for k, ring in rings.items():
             # A ring has two places, and step s writes into place s & 1.

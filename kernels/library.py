@@ -45,30 +45,30 @@ def pack(table, task):
                             store(out, k * PANEL + v, zero, 1)
 
 
-def line(operand, s, r, s0, batch, begin, onward):
+def line(operand, s, r, batch, begin, onward):
     """The address of row r at step s: of an array of the caller, or of a record of the run."""
     base, step, distance = word(operand, 0), word(operand, 2), word(operand, 3)
     if word(operand, 1):
         return base + (word(begin, r) + s * onward) * step + word(batch, r) * distance
-    return base + (s - s0) * step + r * distance
+    return base + (s - word(operand, 4)) * step + r * distance
 
 
-def pack_groups(operand, lines, count, low, high, to, s0, batch, begin, onward):
+def pack_groups(operand, lines, count, low, high, to, batch, begin, onward):
     """Columns low to high of ``count`` rows, GROUP of them side by side, row after row."""
     for k in range(count):
         s, r = word(lines, 2 * k), word(lines, 2 * k + 1)
-        row = line_here(operand, s, r, s0, batch, begin, onward)
+        row = line_here(operand, s, r, batch, begin, onward)
         for m in range(low, high, GROUP):
             out = to + ((m - low) * KC + k * GROUP) * ITEM
             for v in range(0, GROUP, LANES):
                 store(out, v, load(row, m + v, high - m - v), GROUP - v)
 
 
-def pack_panels(operand, lines, count, N, to, s0, batch, begin, onward):
+def pack_panels(operand, lines, count, N, to, batch, begin, onward):
     """All columns of ``count`` rows as panels."""
     for k in range(count):
         s, r = word(lines, 2 * k), word(lines, 2 * k + 1)
-        row = line_here(operand, s, r, s0, batch, begin, onward)
+        row = line_here(operand, s, r, batch, begin, onward)
         for n in range(0, N, PANEL):
             out = to + (n * KC + k * PANEL) * ITEM
             for v in range(0, PANEL, LANES):
@@ -97,23 +97,23 @@ def outer(table, task):
     sum over blocks of rows runs in the same order whatever the tasks. Words: see cpu.py.
     """
     saved = flush_denormals()
-    s0, s1, B, active = word(table, 0), word(table, 1), word(table, 2), word(table, 3)
+    s0, s1, active = word(table, 0), word(table, 1), word(table, 3)
     batch, begin, onward = word(table, 4), word(table, 5), word(table, 6)
     tasks, bytes_ = word(table, 7), word(table, 9)
     lines = word(table, 8) + task * bytes_
     g_block = lines + 16 * KC
-    at = table + 8 * 11
+    at = table + 8 * 12
     for group in range(word(table, 10)):
-        G, g_first, a_count = word(at, 4), word(at, 5), word(at, 6)
-        g, a_first = at, at + 56
-        at = a_first + 56 * a_count
+        G, g_first, a_count = word(at, 5), word(at, 6), word(at, 7)
+        g, a_first = at, at + 64
+        at = a_first + 64 * a_count
         low, high = 0, G
         if g_first:
             share = (G + ROWS - 1) // ROWS
             low = min(share * task // tasks * ROWS, G)
             high = min(share * (task + 1) // tasks * ROWS, G)
         a_block = g_block + KC * ((high - low + PANEL + GROUP) // PANEL * PANEL + PANEL) * ITEM
-        s, r, add, going = s0, 0, 0, 1
+        s, r, add, going = s0, 0, word(table, 11), 1
         while going:
             count = 0
             while s < s1 and count < KC:  # the next KC rows
@@ -130,15 +130,15 @@ def outer(table, task):
                     r = 0
             if count > 0 or add == 0:
                 if g_first:
-                    pack_groups_here(g, lines, count, low, high, g_block, s0, batch, begin, onward)
+                    pack_groups_here(g, lines, count, low, high, g_block, batch, begin, onward)
                 else:
-                    pack_panels_here(g, lines, count, G, g_block, s0, batch, begin, onward)
+                    pack_panels_here(g, lines, count, G, g_block, batch, begin, onward)
                 for i in range(a_count):
-                    a = a_first + 56 * i
-                    A, out, distance = word(a, 4), word(a, 5), word(a, 6)
+                    a = a_first + 64 * i
+                    A, out, distance = word(a, 5), word(a, 6), word(a, 7)
                     if g_first:
                         if low < high:
-                            pack_panels_here(a, lines, count, A, a_block, s0, batch, begin, onward)
+                            pack_panels_here(a, lines, count, A, a_block, batch, begin, onward)
                             tiles_here(g_block, a_block, low, high, A, count, out, distance, add)
                     else:
                         share = (A + ROWS - 1) // ROWS
@@ -146,7 +146,7 @@ def outer(table, task):
                         last = min(share * (task + 1) // tasks * ROWS, A)
                         if first < last:
                             pack_groups_here(
-                                a, lines, count, first, last, a_block, s0, batch, begin, onward
+                                a, lines, count, first, last, a_block, batch, begin, onward
                             )
                             tiles_here(a_block, g_block, first, last, G, count, out, distance, add)
             add = 1

@@ -101,7 +101,7 @@ class _Writer:
         return "\n".join(self.lines) + "\n"
 
     def _blocks(self) -> None:
-        for name in ("tasks", "scratch", "scratch_bytes", "s0", "s1", "block", "active", "B"):
+        for name in ("tasks", "scratch", "scratch_bytes", "k0", "s0", "s1", "block", "active", "B"):
             self.word(name)
         for name in ("batch", "begin", "onward"):
             self.word(name)
@@ -165,7 +165,7 @@ class _Writer:
         if kind in ("dy", "y", "dx"):
             return self._user_row(f"{kind}{which}")
         if kind in ("state", "after"):
-            slot = f"(s - s0) * {self.word('slots')}" + (" + 1" if kind == "after" else "")
+            slot = f"(s - k0) * {self.word('slots')}" + (" + 1" if kind == "after" else "")
             return self._state_row(which, f"({slot})")
         if kind in ("dstate", "before"):
             slot = "(s + 1 & 1)" if kind == "dstate" else "(s & 1)"
@@ -176,7 +176,8 @@ class _Writer:
             rows = self.word("kept_rows") if kind == "kept" else "B"
             record, bytes_ = self.word(kind), self.word(f"{kind}_bytes")
             offset = self.word(f"{kind}{which}")
-            return f"{record} + ((s - s0) * {rows} + first + r) * {bytes_} + {offset}"
+            origin = "k0" if kind == "kept" else "s0"
+            return f"{record} + ((s - {origin}) * {rows} + first + r) * {bytes_} + {offset}"
         if kind == "capture":
             array, rows = self.word(f"capture{which}"), self.word(f"capture{which}_b")
             return f"{array} + (first + r) * {rows}"
@@ -244,12 +245,12 @@ class _Writer:
         self.add(5, "t = word(begin, first + r) + s * onward")
         self.add(5, f"anew = flag({resets}, t * B + word(batch, first + r))")
         for k, slot in enumerate(self.plan.state_slots):
-            self.add(5, f"p = {self._state_row(k, f'((s - s0) * {slots})')}")
+            self.add(5, f"p = {self._state_row(k, f'((s - k0) * {slots})')}")
             self.add(5, "if anew:")
             self.add(6, f"fresh = {self._batch_row(f'reset{k}', slot)}")
             self._copy_row(6, "fresh", "p", self.width(slot))
-            self.add(5, f"elif {slots} == 2 and s > s0:")
-            self.add(6, f"old = {self._state_row(k, f'((s - s0) * {slots} - 1)')}")
+            self.add(5, f"elif {slots} == 2 and s > k0:")
+            self.add(6, f"old = {self._state_row(k, f'((s - k0) * {slots} - 1)')}")
             self._copy_row(6, "old", "p", self.width(slot))
 
     def _end_of_step(self) -> None:

@@ -36,28 +36,27 @@ class Phase(NamedTuple):
     tasks: int
 
 
-MOST_PHASES = 8
 LOOKS = 4000  # how often a helper looks for work before it sleeps, some 50 µs
-# Words of the board: the open job's number (0: none), helpers that are inside, phases, how many
-# helpers may take part; then for each phase function, table, tasks, the next task and how many are
-# done; then for each helper whether it sleeps, the job it saw last, whether it is to be woken.
-JOB, INSIDE, PHASES, WANTED = range(4)
-FIRST_PHASE, PHASE_WORDS = 8, 8
-FIRST_HELPER, HELPER_WORDS = FIRST_PHASE + PHASE_WORDS * MOST_PHASES, 4
+# Words of the board: the open job's number (0: none), helpers that are inside, how many may take
+# part, how many phases there are and where; then for each helper whether it sleeps, the job it saw
+# last, whether it is to be woken. Words of a phase: function, table, tasks, the next task, how many
+# are done.
+JOB, INSIDE, WANTED, PHASES, LIST = range(5)
+PHASE_WORDS, FIRST_HELPER, HELPER_WORDS = 8, 8, 8
 
 _TEXT = '''"""What the threads do while they hold no lock of Python's; see threads.py."""
 
 from tinygrad_seq.kernels.build import callable_here
 from tinygrad_seq.kernels.simd import word
 from tinygrad_seq.kernels.threads import (
-    FIRST_HELPER, FIRST_PHASE, HELPER_WORDS, INSIDE, JOB, LOOKS, PHASES, PHASE_WORDS, WANTED,
+    FIRST_HELPER, HELPER_WORDS, INSIDE, JOB, LIST, LOOKS, PHASES, PHASE_WORDS, WANTED,
     call_function, exchange, fetch_add, pause, read, set_word,
 )
 
 
-def take_part(board, _):
-    for p in range(read(board + 8 * PHASES)):
-        at = board + 8 * (FIRST_PHASE + PHASE_WORDS * p)
+def take_part(count, phases):
+    for p in range(count):
+        at = phases + 8 * PHASE_WORDS * p
         function, table, tasks = word(at, 0), word(at, 1), word(at, 2)
         task = fetch_add(at + 24, 1)
         while task < tasks:
@@ -83,7 +82,7 @@ def serve(board, me):
             job = read(board + 8 * JOB)
             if job != 0 and job != seen:
                 if me < read(board + 8 * WANTED):
-                    take_part_here(board, 0)
+                    take_part_here(word(board, PHASES), word(board, LIST))
                 seen = job
             fetch_add(board + 8 * INSIDE, -1)
             looks = 0
@@ -198,12 +197,9 @@ class _Pool:
             wake.acquire()
             serve(board, k)
 
-    def run(self, phases: Sequence[Phase], helpers: int) -> None:
-        words = self.words
-        for p, (function, table, tasks) in enumerate(phases):
-            at = FIRST_PHASE + PHASE_WORDS * p
-            words[at : at + 5] = function.address, table, tasks, 0, 0
-        words[PHASES], words[WANTED] = len(phases), helpers
+    def run(self, phases: np.ndarray, helpers: int) -> None:
+        words, first = self.words, phases.ctypes.data
+        words[PHASES], words[LIST], words[WANTED] = len(phases), first, helpers
         self.jobs += 1
         self._keep_off_this_core()
         try:
@@ -211,7 +207,7 @@ class _Pool:
             for k in range(helpers):
                 if words[FIRST_HELPER + HELPER_WORDS * k + 2]:
                     self.wakes[k].release()
-            self.native["take_part"](self.board, 0)
+            self.native["take_part"](len(phases), first)
         finally:  # an interrupt here must not leave a helper in memory that is let go
             self.native["close"](self.board, 0)
 
@@ -279,7 +275,9 @@ def run(phases: Sequence[Phase], threads: int) -> None:
     if not pool.count or not pool.busy.acquire(blocking=False):
         return _alone(phases)
     try:
-        pool.run(phases, min(helpers, pool.count))
+        words = np.zeros((len(phases), PHASE_WORDS), np.int64)
+        words[:, :3] = [(phase.function.address, phase.table, phase.tasks) for phase in phases]
+        pool.run(words, min(helpers, pool.count))
     finally:
         pool.busy.release()
     return None
