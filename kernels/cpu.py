@@ -20,6 +20,8 @@ Array = np.ndarray
 MOST_CHUNKS = 16  # in so many parts, at most, sums over the batch are made
 WORTH_THREADS = 4e6  # arithmetic operations below which one thread is quicker
 BLOCK_ROWS = 32  # rows that a product outside the loop should have at least
+FAR_BLOCK_ROWS = 96  # if its matrix does not fit the second cache
+NEAR = 2**19  # bytes of a matrix that does
 
 
 class Rows(NamedTuple):
@@ -247,7 +249,7 @@ class Runner:
         layout.segment = s1 - s0
         if direction == "backward":  # so many rows as a large product takes in at once
             layout.segment = max(1, min(s1 - s0, -(-gemm.KC // rows.B)))
-        block = self._block(program, edges, layout.segment)
+        block = self._block(program, inputs, edges, layout.segment)
         layout.values = {
             "B": rows.B,
             "k0": s0,
@@ -326,12 +328,23 @@ class Runner:
         """Rows whose sums are made together; by the shape alone, so that sums are the same."""
         return max(1, -(-B // MOST_CHUNKS))
 
-    def _block(self, program: Any, edges: Array, steps: int) -> int:
+    def _block(self, program: Any, inputs: Inputs, edges: Array, steps: int) -> int:
         """How many steps early and late products take together."""
         if not program.sections["early"] and not program.sections["late"]:
             return 1
         most = max(1, int(np.diff(edges).max(initial=0)))
-        return max(1, min(steps, -(-BLOCK_ROWS // most)))
+        rows = self._rows_of_blocks(program, inputs)
+        return max(1, min(steps, -(-rows // most)))
+
+    def _rows_of_blocks(self, program: Any, inputs: Inputs) -> int:
+        """Rows that a product outside the loop should have: more if its matrix is far away."""
+        sizes = [
+            inputs.captured[stage.matrix].size
+            for name in ("early", "late")
+            for stage in program.sections[name]
+            if hasattr(stage, "matrix")
+        ]
+        return FAR_BLOCK_ROWS if max(sizes, default=0) * self.item > NEAR else BLOCK_ROWS
 
     def _keep(self, inputs: Inputs, steps: int, slots: int, keep: bool, layout: Layout) -> None:
         """Memory for states and kept values: of all steps, or of the newest ones only."""

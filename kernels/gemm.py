@@ -22,8 +22,9 @@ from numba import config, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 from tinygrad_seq.kernels.machine import vector_bits
-from tinygrad_seq.kernels.simd import I64, WORD, lanes, splat_ir, vectors
+from tinygrad_seq.kernels.simd import I32, I64, WORD, lanes, splat_ir, vectors
 
+LINE = 64  # bytes of a line of the cache
 KC = 256  # rows that the large products take in at once
 VECTORS = 2  # of which a panel is wide
 # Rows held at once: ROWS * VECTORS sums, VECTORS of the panel and one of a fit in the registers.
@@ -40,10 +41,12 @@ def panel(dtype: str) -> int:
 
 
 def micro_kernel(dtype: str, rows: int, panels: int, accumulate: bool) -> Any:
-    """``(a, row, column, b, K, c, ldc)``: rows of a times ``panels`` panels, written to c.
+    """``(a, row, column, b, K, c, ldc, ahead)``: rows of a times ``panels`` panels, written to c.
 
     Addresses in bytes; ``row`` and ``column`` are a's strides and ``ldc`` that of c's rows, in
-    elements. With ``accumulate`` the product is added to c.
+    elements. With ``accumulate`` the product is added to c. For each k one line of the cache is
+    fetched from ``ahead`` on, which will be needed next: a matrix that does not fit the cache comes
+    in while the multipliers work.
     """
     count = lanes(dtype)
     wide = panels * VECTORS
@@ -56,16 +59,20 @@ def micro_kernel(dtype: str, rows: int, panels: int, accumulate: bool) -> Any:
 
     @intrinsic
     def kernel(
-        typingctx: Any, a: Any, row: Any, column: Any, b: Any, K: Any, c: Any, ldc: Any
+        typingctx: Any, a: Any, row: Any, column: Any, b: Any, K: Any, c: Any, ldc: Any, ahead: Any
     ) -> Any:
         def emit(context: Any, build: Any, sig: Any, args: Any) -> Any:
-            a, row, column, b, K, c, ldc = args
+            a, row, column, b, K, c, ldc, ahead = args
             pointer = element.as_pointer()
             A, B, C = (build.inttoptr(p, pointer) for p in (a, b, c))
             fma = cgutils.get_or_insert_function(
                 build.module,
                 ir.FunctionType(vector, [vector] * 3),
                 f"llvm.fmuladd.v{count}f{8 * bytes_}",
+            )
+            flags = [ir.IntType(8).as_pointer(), I32, I32, I32]
+            prefetch = cgutils.get_or_insert_function(
+                build.module, ir.FunctionType(ir.VoidType(), flags), "llvm.prefetch.p0"
             )
             a_rows = [build.gep(A, [build.mul(row, constant(m))]) for m in range(rows)]
             size = build.mul(K, constant(VECTORS * count))  # of a panel
@@ -93,6 +100,10 @@ def micro_kernel(dtype: str, rows: int, panels: int, accumulate: bool) -> Any:
                 place = build.add(offset, constant(v % VECTORS * count))
                 first = build.gep(b_panels[v // VECTORS], [place])
                 of_b.append(build.load(build.bitcast(first, vector.as_pointer()), align=bytes_))
+            line = build.inttoptr(
+                build.add(ahead, build.mul(k, constant(LINE))), ir.IntType(8).as_pointer()
+            )
+            build.call(prefetch, [line, *(ir.Constant(I32, n) for n in (0, 2, 1))])
             new = {}
             along = build.mul(k, column)
             for m in range(rows):
@@ -115,7 +126,7 @@ def micro_kernel(dtype: str, rows: int, panels: int, accumulate: bool) -> Any:
                 build.store(out[t], at(*t), align=bytes_)
             return context.get_dummy_value()
 
-        return types.void(*[WORD] * 7), emit
+        return types.void(*[WORD] * 8), emit
 
     return kernel
 
@@ -124,7 +135,7 @@ def _plain_micro_kernel(dtype: str, rows: int, panels: int, accumulate: bool) ->
     """The same in plain Python, one number at a time."""
     f, wide = vectors(dtype), panels * VECTORS
 
-    def kernel(a: int, row: int, column: int, b: int, K: int, c: int, ldc: int) -> None:
+    def kernel(a: int, row: int, column: int, b: int, K: int, c: int, ldc: int, _: int) -> None:
         for m in range(rows):
             for v in range(wide):
                 total = f.load(c, m * ldc + v, 1) if accumulate else f.constant(0)
@@ -137,34 +148,39 @@ def _plain_micro_kernel(dtype: str, rows: int, panels: int, accumulate: bool) ->
 
 
 def source(dtype: str) -> str:
-    """``product(a, row, column, M, b, K, panels, c, ldc)`` and ``add_product``, as text."""
-    panel_bytes, item = panel(dtype) * np.dtype(dtype).itemsize, np.dtype(dtype).itemsize
+    """``product(a, row, column, M, b, K, panels, c, ldc)`` and ``add_product``, as text.
+
+    Panel by panel, and for each the rows in blocks of about the same size, so that a panel is read
+    from far only once; few rows take several panels at once.
+    """
+    item = np.dtype(dtype).itemsize
+    bytes_ = panel(dtype) * item
     text = ""
     for name in ("product", "add_product"):
         text += f"\n\ndef {name}(a, row, column, M, b, K, panels, c, ldc):\n"
-        text += "    m = 0\n"
-        text += _rows_loop(name, ROWS, 1, "while", "    ", panel_bytes, item)
-        for rows in range(ROWS - 1, 0, -1):
-            text += _rows_loop(
-                name, rows, PANELS_AT_ONCE.get(rows, 1), "if", "    ", panel_bytes, item
-            )
+        text += f"    size, half = K * {bytes_}, K * {bytes_ // 2}\n"
+        for rows, wide in PANELS_AT_ONCE.items():
+            text += f"    if M == {rows}:\n        p = 0\n"
+            for count in (wide, 1):
+                text += f"        while panels - p >= {count}:\n"
+                text += f"            {name}_{rows}x{count}(a, row, column, b + p * size, K, "
+                text += f"c + p * {bytes_}, ldc, b + (p + {count}) * size)\n"
+                text += f"            p += {count}\n"
+            text += "        return\n"
+        text += f"    blocks = (M + {ROWS - 1}) // {ROWS}\n"
+        text += "    for p in range(panels):\n"
+        text += "        for i in range(blocks):\n"
+        text += "            m = M * i // blocks\n"
+        text += "            rows = M * (i + 1) // blocks - m\n"
+        text += f"            at = a + m * row * {item}\n"
+        text += f"            to = c + m * ldc * {item} + p * {bytes_}\n"
+        text += "            ahead = b + (p + 1) * size + i % 2 * half\n"
+        for rows in range(ROWS, 0, -1):
+            word = "if" if rows == ROWS else "elif"
+            text += f"            {word} rows == {rows}:\n"
+            text += f"                {name}_{rows}x1("
+            text += "at, row, column, b + p * size, K, to, ldc, ahead)\n"
     return text
-
-
-def _rows_loop(
-    name: str, rows: int, at_once: int, word: str, indent: str, panel_bytes: int, item: int
-) -> str:
-    lines = [f"{word} M - m {'>=' if word == 'while' else '=='} {rows}:", "    p = 0"]
-    for wide in sorted({at_once, 1}, reverse=True):
-        call = f"{name}_{rows}x{wide}"
-        lines += [
-            f"    while panels - p >= {wide}:",
-            f"        {call}(a + m * row * {item}, row, column, b + p * K * {panel_bytes}, K,",
-            f"               c + m * ldc * {item} + p * {panel_bytes}, ldc)",
-            f"        p += {wide}",
-        ]
-    lines += [f"    m += {rows}"]
-    return "".join(f"{indent}{line}\n" for line in lines)
 
 
 def micro_kernels(dtype: str) -> dict[str, Any]:
@@ -173,6 +189,6 @@ def micro_kernels(dtype: str) -> dict[str, Any]:
     made = {}
     for name in ("product", "add_product"):
         for rows in range(1, ROWS + 1):
-            for wide in {PANELS_AT_ONCE.get(rows, 1), 1}:
+            for wide in {1, PANELS_AT_ONCE.get(rows, 1)}:
                 made[f"{name}_{rows}x{wide}"] = make(dtype, rows, wide, name == "add_product")
     return made
