@@ -132,10 +132,11 @@ def test_source_is_a_file_with_tape_lines():
     compile(forward.text, str(forward.path), "exec")
 
 
-def test_compiled_float32_holds_no_double():
+def test_compiled_float32_holds_no_double(monkeypatch, tmp_path):
     from tinygrad_seq.recurrence import compiled
 
-    compiled._runners.clear()
+    monkeypatch.setenv("TINYGRAD_SEQ_CACHE", str(tmp_path))  # what was kept cannot be inspected
+    monkeypatch.setattr(compiled, "_runners", {})
     for name in ("lstm", "odd", "layer norm lstm"):
         rng = np.random.default_rng(0)
         cell = CELLS[name](rng, "float32", 3, 5)
