@@ -200,6 +200,23 @@ def compiled(function: Callable[..., Any], words: int) -> Any:
     return pointer
 
 
+_plain: dict[int, Any] = {}
+
+
+def address_of(function: Any) -> int:
+    """Where a function of ``load`` is; with the compiler switched off, a number for it."""
+    if not config.DISABLE_JIT:
+        address: int = function.address
+        return address
+    _plain[id(function)] = function
+    return id(function)
+
+
+def function_at(number: int) -> Any:
+    """With the compiler switched off: the function with the number of ``address_of``."""
+    return _plain[number]
+
+
 def callable_here(*functions: Any) -> tuple[Any, ...]:
     """Functions of a generated module as other functions of it call them."""
     if config.DISABLE_JIT:

@@ -1,7 +1,8 @@
 """The functions that all kernels share, as source text: products, packing, large products.
 
 They are compiled once for a dtype and called by address, so that a new cell compiles in the time
-that its own few lines take. Tables of words are read in the order in which ``cpu.py`` writes them.
+that its own few lines take. Tables of words are read in the order in which ``layout.py`` writes
+them.
 Imports gemm, simd.
 """
 
@@ -10,11 +11,11 @@ from __future__ import annotations
 from tinygrad_seq.kernels import gemm
 
 # By how many words they take.
-FUNCTIONS = {9: ("product", "add_product"), 2: ("pack", "outer")}
+FUNCTIONS = {9: ("product", "add_product"), 3: ("pack", "outer")}
 
 _TEXT = '''
 
-def pack(table, task):
+def pack(table, task, phase):
     """Matrices as panels, (panels, K, PANEL): this task's share of the panels of each.
 
     Words: how many matrices, how many tasks; then for each matrix its address, the distance of its
@@ -45,30 +46,36 @@ def pack(table, task):
                             store(out, k * PANEL + v, zero, 1)
 
 
-def line(operand, s, r, batch, begin, onward):
-    """The address of row r at step s: of an array of the caller, or of a record of the run."""
+def line(operand, s, r, s0, order):
+    """The address of row r at step s: of an array of the caller, or of a record of the run.
+
+    What is kept has all steps of the run, another record those from s0 on.
+    """
     base, step, distance = word(operand, 0), word(operand, 2), word(operand, 3)
     if word(operand, 1):
+        batch, begin, onward = word(order, 2), word(order, 3), word(order, 4)
         return base + (word(begin, r) + s * onward) * step + word(batch, r) * distance
-    return base + (s - word(operand, 4)) * step + r * distance
+    if word(operand, 4):
+        s0 = word(order, 0)
+    return base + (s - s0) * step + r * distance
 
 
-def pack_groups(operand, lines, count, low, high, to, batch, begin, onward):
+def pack_groups(operand, lines, count, low, high, to, s0, order):
     """Columns low to high of ``count`` rows, GROUP of them side by side, row after row."""
     for k in range(count):
         s, r = word(lines, 2 * k), word(lines, 2 * k + 1)
-        row = line_here(operand, s, r, batch, begin, onward)
+        row = line_here(operand, s, r, s0, order)
         for m in range(low, high, GROUP):
             out = to + ((m - low) * KC + k * GROUP) * ITEM
             for v in range(0, GROUP, LANES):
                 store(out, v, load(row, m + v, high - m - v), GROUP - v)
 
 
-def pack_panels(operand, lines, count, N, to, batch, begin, onward):
+def pack_panels(operand, lines, count, N, to, s0, order):
     """All columns of ``count`` rows as panels."""
     for k in range(count):
         s, r = word(lines, 2 * k), word(lines, 2 * k + 1)
-        row = line_here(operand, s, r, batch, begin, onward)
+        row = line_here(operand, s, r, s0, order)
         for n in range(0, N, PANEL):
             out = to + (n * KC + k * PANEL) * ITEM
             for v in range(0, PANEL, LANES):
@@ -89,21 +96,21 @@ def tiles(p_block, q_block, low, high, N, count, out, distance, add):
                 product(group, 1, GROUP, rows, panel, count, 1, to + n * ITEM, distance)
 
 
-def outer(table, task):
+def outer(table, task, phase):
     """Gradients of matrices: g times each of several a, over all rows of all steps.
 
     For each group of products that share g: either out = gᵀ a for every a, divided among the tasks
     by columns of g, or out = aᵀ g, divided by columns of a. KC rows at a time are packed, and the
-    sum over blocks of rows runs in the same order whatever the tasks. Words: see cpu.py.
+    sum over blocks of rows runs in the same order whatever the tasks. Words: see layout.py.
     """
     saved = flush_denormals()
-    s0, s1, active = word(table, 0), word(table, 1), word(table, 3)
-    batch, begin, onward = word(table, 4), word(table, 5), word(table, 6)
-    tasks, bytes_ = word(table, 7), word(table, 9)
-    lines = word(table, 8) + task * bytes_
+    s0, s1, more = word(phase, 5), word(phase, 6), word(phase, 7)
+    order = table
+    active, tasks, bytes_ = word(table, 1), word(table, 5), word(table, 7)
+    lines = word(table, 6) + task * bytes_
     g_block = lines + 16 * KC
-    at = table + 8 * 12
-    for group in range(word(table, 10)):
+    at = table + 8 * 9
+    for group in range(word(table, 8)):
         G, g_first, a_count = word(at, 5), word(at, 6), word(at, 7)
         g, a_first = at, at + 64
         at = a_first + 64 * a_count
@@ -113,7 +120,7 @@ def outer(table, task):
             low = min(share * task // tasks * ROWS, G)
             high = min(share * (task + 1) // tasks * ROWS, G)
         a_block = g_block + KC * ((high - low + PANEL + GROUP) // PANEL * PANEL + PANEL) * ITEM
-        s, r, add, going = s0, 0, word(table, 11), 1
+        s, r, add, going = s0, 0, more, 1
         while going:
             count = 0
             while s < s1 and count < KC:  # the next KC rows
@@ -130,15 +137,15 @@ def outer(table, task):
                     r = 0
             if count > 0 or add == 0:
                 if g_first:
-                    pack_groups_here(g, lines, count, low, high, g_block, batch, begin, onward)
+                    pack_groups_here(g, lines, count, low, high, g_block, s0, order)
                 else:
-                    pack_panels_here(g, lines, count, G, g_block, batch, begin, onward)
+                    pack_panels_here(g, lines, count, G, g_block, s0, order)
                 for i in range(a_count):
                     a = a_first + 64 * i
                     A, out, distance = word(a, 5), word(a, 6), word(a, 7)
                     if g_first:
                         if low < high:
-                            pack_panels_here(a, lines, count, A, a_block, batch, begin, onward)
+                            pack_panels_here(a, lines, count, A, a_block, s0, order)
                             tiles_here(g_block, a_block, low, high, A, count, out, distance, add)
                     else:
                         share = (A + ROWS - 1) // ROWS
@@ -146,7 +153,7 @@ def outer(table, task):
                         last = min(share * (task + 1) // tasks * ROWS, A)
                         if first < last:
                             pack_groups_here(
-                                a, lines, count, first, last, a_block, batch, begin, onward
+                                a, lines, count, first, last, a_block, s0, order
                             )
                             tiles_here(a_block, g_block, first, last, G, count, out, distance, add)
             add = 1
@@ -180,6 +187,6 @@ globals().update(gemm.micro_kernels("{dtype}"))
     for function in functions[1:]:
         made += "\n\ndef " + function + "\n"
         name = function[: function.index("(")]
-        if name not in FUNCTIONS[2]:
+        if name not in FUNCTIONS[3]:
             made += f"\n\n({name}_here,) = callable_here({name})\n"
     return made

@@ -1,8 +1,9 @@
 """From a plan to source text: one function for each direction, meant to be read.
 
-A function is called with the address of a table of words, which holds every address and size, and
-the number of its task, which says which rows of the batch are its own. It takes these rows through
-all steps by itself. What the words are is decided here, by name, and the driver fills them in.
+A function is called with the address of a table of words, which holds every address and size, the
+number of its task, which says which rows of the batch are its own, and the address of the words of
+its phase, which say from which step to which it goes. It takes its rows through these steps by
+itself. What the words of the table are is decided here, by name, and the layout fills them in.
 
 Names: s step, r row of the task, q row of a block of steps, j unit, n units left. %k is line k of
 the step tape, p7 the address of its row, v7 its value. Imports nothing but the standard library.
@@ -83,7 +84,8 @@ class _Writer:
         direction = self.program.direction
         self._blocks()
         body, self.lines = self.lines, []
-        self.add(0, f"def {direction}(table, task):")
+        self.add(0, f"def {direction}(table, task, phase):")
+        self.add(1, "s0, s1, more = word(phase, 5), word(phase, 6), word(phase, 7)")
         for k, name in enumerate(self.words):
             self.add(1, f"{name} = word(table, {k})")
         for constant, name in self.constants.items():
@@ -101,7 +103,7 @@ class _Writer:
         return "\n".join(self.lines) + "\n"
 
     def _blocks(self) -> None:
-        for name in ("tasks", "scratch", "scratch_bytes", "k0", "s0", "s1", "block", "active", "B"):
+        for name in ("tasks", "scratch", "scratch_bytes", "k0", "block", "active", "B"):
             self.word(name)
         for name in ("batch", "begin", "onward"):
             self.word(name)
@@ -109,6 +111,7 @@ class _Writer:
             self.word("numbers")
         for buffer in self.program.scratch:
             self.word(f"z{buffer.slot}")
+        self._first_states() if self.forward else self._first_gradients()
         sections = self.program.sections
         self.add(1, "b0 = s0" if self.forward else "b1 = s1")
         self.add(1, "while b0 < s1:" if self.forward else "while b1 > s0:")
@@ -221,6 +224,51 @@ class _Writer:
             return (("start", slot),)
         return tuple(("width", before) for before in detail[1])
 
+    # The edges of a run
+
+    def _first_states(self) -> None:
+        """States before the first step; rows that have no step end with them."""
+        self.add(1, "for r in range(R):")
+        for k, slot in enumerate(self.plan.state_slots):
+            self.add(2, f"p = {self._batch_row(f'initial{k}', slot)}")
+            self.add(2, f"to = {self._state_row(k, '0')}")
+            self._copy_row(2, "p", "to", self.width(slot))
+            self.add(2, "if word(active, s0) <= first + r:")
+            self.add(3, f"to = {self._batch_row(f'last{k}', slot)}")
+            self._copy_row(3, "p", "to", self.width(slot))
+
+    def _first_gradients(self) -> None:
+        """Gradients of the last states, and zeros where gradients are added up."""
+        plan = self.plan
+        carried = [k for k, after in enumerate(plan.derivative.after) if after is not None]
+        sums = sorted({k for _, k in plan.derivative.sums})
+        captures = {row.detail: slot for slot, row in enumerate(plan.rows) if row.op == "capture"}
+        if not carried and not sums:
+            return
+        self.add(1, "if not more:  # nothing has come back yet")
+        self.add(2, "for r in range(R):")
+        zero = self.constant(0.0)
+        for k in carried:
+            slot = plan.state_slots[k]
+            width, base = self.width(slot), self.word(f"dstate{k}")
+            for place in ("first + r", "B + first + r"):
+                self.add(3, f"to = {base} + ({place}) * {width} * {self.item}")
+                self.add(3, f"if {self.word(f'dlast{k}')}:")
+                self.add(4, f"p = {self._batch_row(f'dlast{k}', slot)}")
+                self._copy_row(4, "p", "to", width)
+                self.add(3, "else:")
+                self._zero_row(4, "to", width, zero)
+            self.add(3, f"if {self.word('resets')}:")
+            self.add(4, f"to = {self._batch_row(f'dreset{k}', slot)}")
+            self._zero_row(4, "to", width, zero)
+        for k in sums:
+            self.add(3, f"to = {self._row('sum', k)}")
+            self._zero_row(3, "to", self.width(captures[k]), zero)
+
+    def _zero_row(self, depth: int, to: str, width: str, zero: str) -> None:
+        self.add(depth, f"for j in range(0, {width}, LANES):")
+        self.add(depth + 1, f"store({to}, j, {zero}, {width} - j)")
+
     # The edges of a step
 
     def _gather(self, slot: int) -> None:
@@ -279,8 +327,7 @@ class _Writer:
             for k in unwritten:
                 self.add(4, f"p = {self._row('before', k)}")
                 width = self.width(self.plan.state_slots[k])
-                self.add(4, f"for j in range(0, {width}, LANES):")
-                self.add(5, f"store(p, j, {self.constant(0.0)}, {width} - j)")
+                self._zero_row(4, "p", width, self.constant(0.0))
         self.add(3, f"if {resets}:  # what goes back to where rows began anew")
         self.add(4, "for r in range(m):")
         self.add(5, "t = word(begin, first + r) + s * onward")

@@ -1,14 +1,14 @@
 """Threads: one function on many tasks, by the caller and by helpers that wait for work.
 
-A job is a list of phases, each a compiled function with its table and a number of tasks; a phase
-begins when the one before has ended. Tasks are taken one by one from a counter, so a helper that
-comes late takes fewer, and one that never comes is not missed: the caller goes on until all is
-done. Which thread does a task changes nothing in its result.
+A job is a list of phases, each a compiled function with its table, a number of tasks and the steps
+that it is about; a phase begins when the one before has ended. Tasks are taken one by one from a
+counter, so a helper that comes late takes fewer, and one that never comes is not missed: the caller
+goes on until all is done. Which thread does a task changes nothing in its result.
 
 A helper that has run out of work looks for more for a moment and then sleeps.
 It is kept off the caller's own core, where Linux likes to wake it. A second Python thread that
 comes while the helpers are busy does its job alone. A forked child has no helpers until it needs
-some. Imports build, machine, simd and Numba.
+some. Imports build, machine, memory, simd and Numba.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from __future__ import annotations
 import ctypes
 import os
 import threading
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from functools import cache
+from typing import Any
 
 import numpy as np
 from llvmlite import ir
@@ -25,22 +25,15 @@ from numba import config, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 from tinygrad_seq.kernels import build, machine
+from tinygrad_seq.kernels.memory import address
 from tinygrad_seq.kernels.simd import I64, WORD
-
-
-class Phase(NamedTuple):
-    """``function(table, task)`` for each task."""
-
-    function: Any  # as made by build.load
-    table: int  # the address of its words
-    tasks: int
-
 
 LOOKS = 4000  # how often a helper looks for work before it sleeps, some 50 µs
 # Words of the board: the open job's number (0: none), helpers that are inside, how many may take
 # part, how many phases there are and where; then for each helper whether it sleeps, the job it saw
-# last, whether it is to be woken. Words of a phase: function, table, tasks, the next task, how many
-# are done.
+# last, whether it is to be woken. Words of a phase: function, table (in bytes from the first phase
+# on), tasks, the next task, how many are done, and for the function alone: the first step, the one
+# after the last, whether steps were done before.
 JOB, INSIDE, WANTED, PHASES, LIST = range(5)
 PHASE_WORDS, FIRST_HELPER, HELPER_WORDS = 8, 8, 8
 
@@ -57,10 +50,10 @@ from tinygrad_seq.kernels.threads import (
 def take_part(count, phases):
     for p in range(count):
         at = phases + 8 * PHASE_WORDS * p
-        function, table, tasks = word(at, 0), word(at, 1), word(at, 2)
+        function, table, tasks = word(at, 0), phases + word(at, 1), word(at, 2)
         task = fetch_add(at + 24, 1)
         while task < tasks:
-            call_function(function, table, task)
+            call_function(function, table, task, at)
             fetch_add(at + 32, 1)
             task = fetch_add(at + 24, 1)
         while read(at + 32) < tasks:
@@ -155,13 +148,13 @@ def _intrinsics() -> tuple[Any, ...]:
         return types.void(), emit
 
     @intrinsic
-    def call_function(typingctx: Any, function: Any, table: Any, task: Any) -> Any:
+    def call_function(typingctx: Any, function: Any, table: Any, task: Any, phase: Any) -> Any:
         def emit(context: Any, build: Any, sig: Any, args: Any) -> Any:
-            kind = ir.FunctionType(ir.VoidType(), [I64, I64])
+            kind = ir.FunctionType(ir.VoidType(), [I64] * 3)
             build.call(build.inttoptr(args[0], kind.as_pointer()), args[1:])
             return context.get_dummy_value()
 
-        return types.void(WORD, WORD, WORD), emit
+        return types.void(WORD, WORD, WORD, WORD), emit
 
     add, swap = read_modify_write("add"), read_modify_write("xchg")
     return read, set_word, add, swap, pause, call_function
@@ -175,7 +168,7 @@ class _Pool:
 
     def __init__(self) -> None:
         self.busy = threading.Lock()
-        self.native = build.load("threads", _TEXT, ("take_part", "serve", "post", "close"))
+        self.native = _native()
         self.count = max(0, machine.cores() - 1)
         self.words = np.zeros(FIRST_HELPER + HELPER_WORDS * max(1, self.count), np.int64)
         self.board = self.words.ctypes.data
@@ -197,9 +190,9 @@ class _Pool:
             wake.acquire()
             serve(board, k)
 
-    def run(self, phases: np.ndarray, helpers: int) -> None:
-        words, first = self.words, phases.ctypes.data
-        words[PHASES], words[LIST], words[WANTED] = len(phases), first, helpers
+    def run(self, first: int, phases: int, helpers: int) -> None:
+        words = self.words
+        words[PHASES], words[LIST], words[WANTED] = phases, first, helpers
         self.jobs += 1
         self._keep_off_this_core()
         try:
@@ -207,7 +200,7 @@ class _Pool:
             for k in range(helpers):
                 if words[FIRST_HELPER + HELPER_WORDS * k + 2]:
                     self.wakes[k].release()
-            self.native["take_part"](len(phases), first)
+            self.native["take_part"](phases, first)
         finally:  # an interrupt here must not leave a helper in memory that is let go
             self.native["close"](self.board, 0)
 
@@ -261,29 +254,37 @@ def get_num_threads() -> int:
     return machine.cores() if _limit is None else _limit
 
 
-def run(phases: Sequence[Phase], threads: int) -> None:
-    """All phases, one after another, on up to so many threads."""
+@cache
+def _native() -> dict[str, Any]:
+    return build.load("threads", _TEXT, ("take_part", "serve", "post", "close"))
+
+
+def run(words: np.ndarray, phases: int, threads: int) -> None:
+    """All phases at the head of ``words``, one after another, on up to so many threads."""
     global _pool
-    helpers = min(threads, max((phase.tasks for phase in phases), default=1)) - 1
-    if helpers < 1 or config.DISABLE_JIT:
-        return _alone(phases)
+    if config.DISABLE_JIT:
+        return _run_plainly(words, phases)
+    first, helpers = address(words), threads - 1
+    if helpers < 1:
+        return _native()["take_part"](phases, first)  # type: ignore[no-any-return]
     if _pool is None:
         with _making:
             if _pool is None:
                 _pool = _Pool()
     pool = _pool
     if not pool.count or not pool.busy.acquire(blocking=False):
-        return _alone(phases)
+        return _native()["take_part"](phases, first)  # type: ignore[no-any-return]
     try:
-        words = np.zeros((len(phases), PHASE_WORDS), np.int64)
-        words[:, :3] = [(phase.function.address, phase.table, phase.tasks) for phase in phases]
-        pool.run(words, min(helpers, pool.count))
+        pool.run(first, phases, min(helpers, pool.count))
     finally:
         pool.busy.release()
     return None
 
 
-def _alone(phases: Sequence[Phase]) -> None:
-    for function, table, tasks in phases:
+def _run_plainly(words: np.ndarray, phases: int) -> None:
+    """The same with the compiler switched off."""
+    first = address(words)
+    for p in range(phases):
+        function, table, tasks = words[p * PHASE_WORDS : p * PHASE_WORDS + 3].tolist()
         for task in range(tasks):
-            function(table, task)
+            build.function_at(function)(first + table, task, first + 8 * PHASE_WORDS * p)

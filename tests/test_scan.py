@@ -126,8 +126,8 @@ def test_source_is_a_file_with_tape_lines():
     xs = np.zeros((4, 2, 3), "f4")
     forward, backward = tgs.kernel_source(cell, xs), tgs.kernel_source(cell, xs, backward=True)
     assert forward.path.read_text(encoding="utf-8") == forward.text == str(forward)
-    assert "def forward(table, task):" in forward.text
-    assert "def backward(table, task):" in backward.text
+    assert "def forward(table, task, phase):" in forward.text
+    assert "def backward(table, task, phase):" in backward.text
     assert "# %10 = sigmoid(%9)\n" in forward.text
     compile(forward.text, str(forward.path), "exec")
 

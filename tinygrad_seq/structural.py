@@ -64,6 +64,8 @@ def check_axes(axis: Axis, ndim: int, operation: str) -> tuple[int, ...]:
 
 def check_axis(axis: Any, ndim: int, operation: str) -> int:
     """``axis`` as one axis from 0 on."""
+    if type(axis) is int and -ndim <= axis < ndim:
+        return axis % ndim
     if isinstance(axis, bool) or not isinstance(axis, (int, np.integer)):
         raise ValueError(f"{operation}: axis {axis!r} was given, expected an integer")
     return check_axes(int(axis), ndim, operation)[0]
@@ -270,6 +272,11 @@ def permute_dims(x: TensorLike, axes: Sequence[int] | None = None) -> Tensor:
     if len(order) != x.ndim:
         raise ShapeError(f"permute_dims: axes {axes} were given for a tensor of shape {x.shape}")
     return apply(PERMUTE_DIMS, (x,), (order,))
+
+
+def _reversed_axes(x: Tensor) -> Tensor:
+    """The axes in reverse."""
+    return apply(PERMUTE_DIMS, (x,), (tuple(range(x.ndim - 1, -1, -1)),))
 
 
 def broadcast_to(x: TensorLike, shape: int | Sequence[int]) -> Tensor:
@@ -517,7 +524,7 @@ def _to(x: Tensor, target: Any) -> Tensor:
 
 
 _METHODS: dict[str, Any] = {
-    "T": property(permute_dims),
+    "T": property(_reversed_axes),
     "__getitem__": getitem,
     "__matmul__": matmul,
     "__rmatmul__": lambda b, a: matmul(a, b),

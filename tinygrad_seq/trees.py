@@ -27,6 +27,14 @@ def paths(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 def leaves(tree: Any) -> list[Any]:
     """Every leaf, in the order of ``paths``."""
+    if type(tree) is tuple:  # quickly, for the commonest of structures
+        flat: list[Any] = []
+        for branch in tree:
+            if isinstance(branch, (tuple, list, dict)):
+                flat += leaves(branch)
+            else:
+                flat.append(branch)
+        return flat
     if isinstance(tree, (tuple, list)):
         return [leaf for branch in tree for leaf in leaves(branch)]
     if isinstance(tree, dict):
@@ -41,14 +49,16 @@ def _keys(tree: dict[Any, Any]) -> list[Any]:
 
 def rebuild(like: Any, values: Iterator[Any]) -> Any:
     """The structure of ``like`` with its leaves taken from ``values`` in order."""
+    if not isinstance(like, (tuple, list, dict)):
+        return next(values)
+    if type(like) is tuple:
+        return tuple([rebuild(branch, values) for branch in like])
     if isinstance(like, tuple) and hasattr(like, "_fields"):
         return type(like)(*(rebuild(branch, values) for branch in like))
     if isinstance(like, (tuple, list)):
         return type(like)(rebuild(branch, values) for branch in like)
-    if isinstance(like, dict):
-        made = {key: rebuild(like[key], values) for key in _keys(like)}
-        return {key: made[key] for key in like}
-    return next(values)
+    made = {key: rebuild(like[key], values) for key in _keys(like)}
+    return {key: made[key] for key in like}
 
 
 def map_leaves(function: Callable[..., Any], tree: Any, *others: Any) -> Any:

@@ -204,6 +204,8 @@ class _Stacked(Recurrent):
         return [map_leaves(lambda leaf, k=k: leaf[k], state) for k in range(len(self.cells))]
 
     def _join_states(self, states: Sequence[Any]) -> Any:
+        if len(states) == 1:
+            return map_leaves(lambda leaf: leaf.reshape(1, *leaf.shape), states[0])
         return map_columns(stack, list(states))
 
 

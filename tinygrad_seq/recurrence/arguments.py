@@ -49,7 +49,7 @@ def check_arguments(
             )
         state = start
     state = _state(state, B, "state", driver)
-    if start is None:
+    if start is None or state is start:
         reset_state = state
     else:
         reset_state = _state(start, B, f"{_name(cell)}.initial_state({B})", driver)
@@ -70,6 +70,8 @@ def _name(cell: Any) -> str:
 
 
 def _inputs(xs: Any, driver: str) -> tuple[Any, int, int]:
+    if type(xs) is Tensor and xs.ndim >= 2:  # quickly, for the commonest case
+        return xs, xs.shape[0], xs.shape[1]
     flat = list(paths(xs))
     if isinstance(xs, list) or not flat:
         raise ValueError(
@@ -93,6 +95,12 @@ def _inputs(xs: Any, driver: str) -> tuple[Any, int, int]:
 
 
 def _state(state: Any, B: int, what: str, driver: str) -> Any:
+    for leaf in leaves(state):
+        if type(leaf) is not Tensor or leaf.dtype not in FLOATS or leaf.shape[:1] != (B,):
+            break
+    else:
+        return state
+
     def check(path: str, leaf: Any) -> Tensor:
         tensor = as_tensor(leaf, f"{driver}: {what}{path}")
         if tensor.dtype not in FLOATS:
@@ -156,6 +164,9 @@ def check_returned(returned: Any, B: int, cell: Cell, driver: str) -> tuple[Any,
             f"{driver}: the cell returned a {type(y).__name__} as y, expected a tensor, or a tuple "
             "or dict of them"
         )
+
+    if type(y) is Tensor and y.shape[:1] == (B,):
+        return y, state
 
     def check(path: str, leaf: Any) -> Tensor:
         tensor = as_tensor(leaf, f"{driver}: y{path}")

@@ -122,21 +122,23 @@ class _Scan:
         inputs, needs = self.inputs(), self.needs()
         record = recording.enabled and any(any(each) for each in needs)
         runner = self.runner(needs if record else None)
+        states = [_ready(s._data, self.dtype) for s in self.states]
         arrays = cpu.Inputs(
             rows=cpu.rows_of(given.T, given.B, given.lengths, self.reverse),
             xs=[_rows_ready(x._data, self.dtype) for x in self.xs],
-            states=[_flat(s._data) for s in self.states],
+            states=states,
             resets=None if given.resets is None else np.ascontiguousarray(given.resets),
-            reset_states=[np.ascontiguousarray(_flat(s._data)) for s in self.reset_states],
+            reset_states=states
+            if self.reset_states is self.states
+            else [_ready(s._data, self.dtype) for s in self.reset_states],
             captured=[_capture_ready(t._data, self.dtype) for t in self.captured],
             numbers=trace.numbers[: runner.plan.numbers],
-            widths=trace.widths[: step.length],
+            widths=tuple(trace.widths[: step.length]),
             starts=trace.starts,
             checkpoint=self.checkpoint,
         )
         y_leaves = leaves(step.y)
-        y_widths = [trace.widths[slot] for slot in step.y_slots]
-        ys, last, kept = runner.forward(arrays, y_widths, record)
+        ys, last, kept = runner.forward(arrays, record)
         shapes = [(given.T, *y.shape) for y in y_leaves] + [s.shape for s in self.states]
         values = [v.reshape(shape) for v, shape in zip([*ys, *last], shapes, strict=True)]
         if not record:
@@ -194,9 +196,11 @@ def _plan(step: Step, needs: Needs | None, name: str) -> Plan:
 # Arrays as kernels read them -----------------------------------------------------------------
 
 
-def _flat(array: np.ndarray) -> np.ndarray:
-    """(B,) as (B, 1)."""
-    return array if array.ndim == 2 else array.reshape(len(array), 1)
+def _ready(array: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
+    """(B, n), row after row; (B,) counts as (B, 1)."""
+    if array.ndim != 2:
+        array = array.reshape(len(array), 1)
+    return np.ascontiguousarray(array, dtype)
 
 
 def _rows_ready(x: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
@@ -263,7 +267,7 @@ class _Run:
                 dy = np.broadcast_to(np.zeros(shape[2:], dtype), shape)
             dys.append(_rows_ready(dy, dtype))
         dlast: list[Any] = [
-            None if (g := gradients.get(count + k)) is None else _flat(np.ascontiguousarray(g))
+            None if (g := gradients.get(count + k)) is None else _ready(g, dtype)
             for k in range(len(scan.states))
         ]
         found = self.runner.backward(self.kept, dys, dlast)

@@ -31,6 +31,7 @@ WAY_OUT = "tgs.unroll runs any cell, step by step on the tape"
 _ALL = slice(None)
 _ONE, _TWO = (False,), (False, False)
 _new = tuple.__new__  # a NamedTuple in half the time
+_new_tensor = Tensor.__new__
 
 
 class Row(NamedTuple):
@@ -67,6 +68,14 @@ class Traced:
         _no_value(self, "its value was asked for")
 
     view = item = tolist = __array__ = __bool__ = __float__ = __int__ = __index__ = _value_wanted
+
+
+def _stand_in(trace: Trace, slot: int, shape: tuple[int, ...], dtype: Any) -> Tensor:
+    """A tensor whose value is a row of the step tape."""
+    tensor = _new_tensor(Tensor)
+    tensor._data = Traced(trace, slot, shape, dtype)
+    tensor._entry = None
+    return tensor
 
 
 def _no_value(traced: Traced, what: str) -> NoReturn:
@@ -117,7 +126,7 @@ class Trace:
                 f"only those are compiled; {WAY_OUT}"
             )
         slot = self.add(op, (), k, shape[1] if len(shape) == 2 else 1)
-        return wrap(Traced(self, slot, shape, dtype), None)
+        return _stand_in(self, slot, shape, dtype)
 
     def capture(self, tensor: Tensor, matrix: bool) -> int:
         """The row of a tensor that the cell closes over, numbered at its first use."""
@@ -203,7 +212,7 @@ class Trace:
         single.append(single[first])
         if not recording.enabled:
             self.frozen.add(slot)
-        return wrap(Traced(self, slot, data.shape, data.dtype), None)
+        return _stand_in(self, slot, data.shape, data.dtype)
 
     def compare(self, name: str, a: Any, b: Any) -> Tensor:
         """A condition: ones and zeros in the kernel."""
@@ -265,7 +274,7 @@ class Trace:
         single.append(alone)
         if not recording.enabled:
             self.frozen.add(slot)
-        return wrap(Traced(self, slot, shape, dtype), None)
+        return _stand_in(self, slot, shape, dtype)
 
     def _operand(self, value: Any, ndim: int) -> int:
         """The row of an operand of any kind."""
@@ -327,7 +336,7 @@ class Trace:
         slot = self.add(op, (x.slot,), detail, shape[1] if len(shape) == 2 else 1, single)
         if not recording.enabled:
             self.frozen.add(slot)
-        return wrap(Traced(self, slot, shape, x.dtype), None)
+        return _stand_in(self, slot, shape, x.dtype)
 
     def _matmul(self, inputs: Sequence[Tensor], params: Any) -> Tensor:
         a, b = (t._data for t in inputs)
@@ -343,14 +352,14 @@ class Trace:
         slot = self.add("matmul", (a.slot, self.capture(inputs[1], True)), None, b.shape[1])
         if not recording.enabled:
             self.frozen.add(slot)
-        return wrap(Traced(self, slot, (self.B, b.shape[1]), self.dtype), None)
+        return _stand_in(self, slot, (self.B, b.shape[1]), self.dtype)
 
     def _matmul_of_parts(self, row: Row, matrix: Tensor) -> Tensor:
         total: Tensor | None = None
         first = 0
         for part in row.inputs:
             width = self.widths[part]
-            x = wrap(Traced(self, part, (self.B, width), self.dtype), None)
+            x = _stand_in(self, part, (self.B, width), self.dtype)
             if self.rows[part].op == "capture":
                 x = self._as_row(x)
             product = x @ matrix[first : first + width]
@@ -364,7 +373,7 @@ class Trace:
         zero = self.number(0.0)
         data = x._data
         slot = self.add("add", (zero, data.slot), (True, False), data.shape[1])
-        return wrap(Traced(self, slot, data.shape, self.dtype), None)
+        return _stand_in(self, slot, data.shape, self.dtype)
 
     def _reduce(self, name: str, inputs: Sequence[Tensor], params: Any) -> Tensor:
         x, axes, keepdims = inputs[0]._data, params[0], params[1]
@@ -379,7 +388,7 @@ class Trace:
     def _reshape(self, inputs: Sequence[Tensor], params: Any) -> Tensor:
         x, shape = inputs[0]._data, params[0]
         if shape == x.shape or {shape, x.shape} == {(self.B,), (self.B, 1)}:
-            return wrap(Traced(self, x.slot, shape, x.dtype), None)
+            return _stand_in(self, x.slot, shape, x.dtype)
         return self._unknown("reshape", inputs, f" to {shape}: values of a step are (B, n) or (B,)")
 
     def _permute(self, inputs: Sequence[Tensor], params: Any) -> Tensor:
@@ -411,14 +420,14 @@ class Trace:
         if len(index) == 2 == len(data.shape) and index[0] == _ALL and type(index[1]) is slice:
             begin, end, n = index[1].start, index[1].stop, data.shape[1]
             if index[1].step is None and type(begin) is type(end) is int and 0 <= begin <= end <= n:
-                return self._slice(data, begin, end, True)
+                return self._slice(data, begin, end, (self.B, end - begin))
         parts = _spelled_out(index, data.ndim)
         everything = slice(None)
         if not parts or parts[0] != everything:
             self._mixes("indexing", inputs)
         if any(part is None for part in parts):
             if parts == [everything, None] and data.ndim == 1:
-                return wrap(Traced(self, data.slot, (self.B, 1), data.dtype), None)
+                return _stand_in(self, data.slot, (self.B, 1), data.dtype)
             self._unknown("indexing", inputs, ": values of a step are (B, n) or (B,)")
         if data.ndim == 1:
             return x
@@ -428,11 +437,12 @@ class Trace:
                 return x
             start, stop, step = part.indices(n)
             if step == 1:
-                return self._slice(data, start, max(start, stop), True)
+                stop = max(start, stop)
+                return self._slice(data, start, stop, (self.B, stop - start))
             chosen = np.arange(n)[part]
         elif isinstance(part, int):
             at = range(n)[part]  # or an IndexError
-            return self._slice(data, at, at + 1, False)
+            return self._slice(data, at, at + 1, (self.B,))
         else:
             chosen = np.arange(n)[part]
             if chosen.ndim != 1:
@@ -440,13 +450,20 @@ class Trace:
         # Any other choice of units is a product with a matrix of ones and zeros.
         return x @ wrap((np.arange(n)[:, None] == chosen).astype(self.dtype), None)
 
-    def _slice(self, x: Traced, start: int, stop: int, keepdims: bool) -> Tensor:
-        shape = (self.B, stop - start) if keepdims else (self.B,)
-        made = self._result("slice", x, shape)
-        slot = made._data.slot
+    def _slice(self, x: Traced, start: int, stop: int, shape: tuple[int, ...]) -> Tensor:
+        slot = len(self.widths)
+        self.rows.append(_new(Row, ("slice", (x.slot,), None)))
+        self.widths.append(stop - start)
+        self.single.append(False)
         self.starts[slot] = start
-        self.cuts.setdefault(x.slot, []).append(slot)
-        return made
+        cuts = self.cuts.get(x.slot)
+        if cuts is None:
+            self.cuts[x.slot] = [slot]
+        else:
+            cuts.append(slot)
+        if not recording.enabled:
+            self.frozen.add(slot)
+        return _stand_in(self, slot, shape, x.dtype)
 
     def find_gaps(self) -> None:
         """Where the slices of a row do not follow one another from end to end, say what is left."""
@@ -482,7 +499,7 @@ class Trace:
         slot = self.add("concat", tuple(slots), None, width)
         if not recording.enabled:
             self.frozen.add(slot)
-        return wrap(Traced(self, slot, (self.B, width), self.dtype), None)
+        return _stand_in(self, slot, (self.B, width), self.dtype)
 
     def _pad(self, inputs: Sequence[Tensor], params: Any) -> Tensor:
         x, (widths, value) = inputs[0], params

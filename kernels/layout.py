@@ -1,0 +1,398 @@
+"""Layout: where everything of a run is in memory, and the words that tell the kernels.
+
+A run has two blocks of memory, one that the way back needs (``kept``) and one that it does not
+(``work``), and arrays of the caller. Kernels find all of it through words, one table of them for
+each function. A word is a number, or a number counted from a *base*: the address of a block or of
+an array, the first step, whatever else is known only when a run begins. A layout depends on sizes
+alone, so that runs of the same sizes share it.
+
+Before the tables stand the phases of the run, as ``threads.py`` reads them.
+Imports gemm, memory, simd, threads and NumPy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from tinygrad_seq.kernels import gemm, memory, simd
+from tinygrad_seq.kernels.threads import PHASE_WORDS
+
+Array = np.ndarray
+MOST_CHUNKS = 16  # in so many parts, at most, sums over the batch are made
+WORTH_THREADS = 4e6  # arithmetic operations below which one thread is quicker
+BLOCK_ROWS = 32  # rows that a product outside the loop should have at least
+FAR_BLOCK_ROWS = 96  # if its matrix does not fit the second cache
+NEAR = 2**19  # bytes of a matrix that does
+WORTH_PACKING = 20_000  # numbers in matrices from which on all threads pack
+
+
+class Sizes(NamedTuple):
+    """All that a layout depends on, beside the plan."""
+
+    direction: str
+    B: int
+    steps: int
+    ragged: bool  # whether rows end at different steps
+    onward: int  # 1, or -1 for a run from the last step to the first
+    keep: bool  # whether the way back will need what is computed
+    resets: bool
+    threads: int
+    widths: tuple[int, ...]  # of each row of the step
+    starts: tuple[tuple[int, int], ...]  # of its slices
+    captured: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]  # shapes and strides
+
+
+class Matrix(NamedTuple):
+    """A gradient of a captured matrix: aᵀ g, summed over all rows of all steps."""
+
+    k: int  # which
+    a: int  # the rows of the step whose values these are
+    g: int
+    shape: tuple[int, int]
+    distance: int  # from row to row in memory: whole panels
+    g_first: bool  # whether it is made as gᵀ a, which is its transpose
+
+
+def chunk(B: int) -> int:
+    """Rows whose sums are made together; by the shape alone, so that sums are the same."""
+    return max(1, -(-B // MOST_CHUNKS))
+
+
+class Layout:
+    """The layout of one direction for some sizes.
+
+    ``words`` are the names in the table of the direction's kernel, ``bases`` the names of what is
+    known when a run begins, in the order in which ``fill`` takes them.
+    """
+
+    def __init__(self, plan: Any, words: Sequence[str], sizes: Sizes) -> None:
+        self.plan, self.sizes = plan, sizes
+        self.program = getattr(plan, sizes.direction)
+        self.dtype = np.dtype(plan.dtype)
+        self.item = self.dtype.itemsize
+        self.bytes = {"work": 0, "kept": 0}
+        self.values: dict[str, int] = {}  # of each word
+        self.base: dict[str, str] = {}  # what it is counted from
+        self.views: dict[str, tuple[int, tuple[int, ...]]] = {}  # arrays that the run looks into
+        self.matrices: list[Matrix] = []
+        self._tables: dict[str, tuple[int, Sequence[str]]] = {}
+        self._names: list[str] = []
+        backward = sizes.direction == "backward"
+        self.tasks = self._count_tasks()
+        self.edges = np.arange(self.tasks + 1) * -(-sizes.B // chunk(sizes.B)) // self.tasks
+        self.edges = np.minimum(self.edges * chunk(sizes.B), sizes.B)
+        # steps that are done before the large products take them in
+        self.segment = max(1, min(sizes.steps, -(-gemm.KC // sizes.B))) if backward else sizes.steps
+        self._sizes()
+        self._states()
+        self._scratch()
+        self._table(sizes.direction, words)
+        self._pack()
+        if backward:
+            self._results()
+            self._record(plan.grads, "grads", "work", self.segment)
+            self._outer()
+        self.bases = self._find_bases()
+        self._finish()
+
+    # Words
+
+    def take(self, name: str, size: int, block: str = "work") -> int:
+        """Reserve bytes; the word of this name is where they begin."""
+        offset = self.bytes[block]
+        self.values[name], self.base[name] = offset, f"{block} block"
+        self.bytes[block] = offset + -(-size // memory.ALIGNMENT) * memory.ALIGNMENT
+        return offset
+
+    def _table(self, function: str, names: Sequence[str]) -> None:
+        self._tables[function] = (len(self._names), names)
+        self._names += names
+
+    def view(self, name: str, block: memory.Block) -> Array:
+        offset, shape = self.views[name]
+        return block.view(offset, shape, self.dtype)
+
+    def _find_bases(self) -> list[str]:
+        """Blocks, the order of the rows, the first step; then arrays, and their strides."""
+        plan, forward = self.plan, self.sizes.direction == "forward"
+        bases = ["", "work block", "kept block", "tasks", "batch", "begin", "active", "k0"]
+        slots = [row for row in plan.rows if row.op in ("x", "capture", "matrix")]
+        xs = [row.detail for row in slots if row.op == "x"]
+        bases += ["numbers", "resets"]
+        bases += [name for k in range(len(xs)) for name in _strided(f"x{k}")]
+        bases += [f"capture{k}" for k in range(len(self.sizes.captured))]
+        states, ys = range(len(plan.state_slots)), range(len(plan.y_slots))
+        if forward:
+            bases += [f"reset{k}" for k in states] + [f"initial{k}" for k in states]
+            bases += [f"last{k}" for k in states]
+            bases += [name for k in ys for name in _strided(f"y{k}")]
+        else:
+            bases += [f"dlast{k}" for k in states]
+            bases += [name for k in ys for name in _strided(f"dy{k}")]
+            bases += [name for k in range(len(xs)) for name in _strided(f"dx{k}")]
+            bases += [f"outer_m{k}_out" for k in range(len(self.matrices))]
+        return bases
+
+    def _finish(self) -> None:
+        """Nothing is added any more: phases and tables, and what each word is counted from."""
+        number = {name: k for k, name in enumerate(self.bases)}
+        phases = self._find_phases()
+        self.phases = len(phases)
+        first = self.phases * PHASE_WORDS
+        template = [0] * first
+        source = [0] * first
+        for k, (function, tasks, s0, s1) in enumerate(phases):
+            at = k * PHASE_WORDS
+            template[at : at + 8] = [
+                0,
+                8 * (first + self._tables[function][0]),
+                tasks,
+                0,
+                0,
+                s0,
+                s1,
+                0,
+            ]
+            template[at + 7] = int(s1 < self.sizes.steps)
+            source[at + 5] = source[at + 6] = number["k0"]
+        for name in self._names:
+            base = name if name in number else self.base.get(name, "")
+            template.append(self.values.get(name, 0))
+            source.append(number[base])
+        self.functions = [function for function, *_ in phases]
+        self.template, self.source = np.array(template, np.int64), np.array(source, np.int64)
+
+    def link(self, addresses: Callable[[str], int]) -> None:
+        """Write down where the compiled functions are."""
+        found = {name: addresses(name) for name in dict.fromkeys(self.functions)}
+        for k, name in enumerate(self.functions):
+            self.template[k * PHASE_WORDS] = found[name]
+
+    def _find_phases(self) -> list[tuple[str, int, int, int]]:
+        """Function, tasks, first and last step of what is done, one after another.
+
+        The way back goes by segments, and after each come its shares of the large products: what
+        they are made of is still near then, and its memory is used again.
+        """
+        sizes, phases = self.sizes, []
+        if "pack" in self._tables:
+            phases.append(("pack", self.values["pack_tasks"], 0, 0))
+        if sizes.direction == "forward":
+            return [*phases, ("forward", self.tasks, 0, sizes.steps)]
+        for s0 in range(0, max(sizes.steps, 1), self.segment)[::-1]:
+            s1 = min(s0 + self.segment, sizes.steps)
+            phases.append(("backward", self.tasks, s0, s1))
+            if "outer" in self._tables:
+                phases.append(("outer", self.tasks, s0, s1))
+        return phases
+
+    def fill(self, bases: Sequence[int]) -> Array:
+        """The words of one run."""
+        words: Array = self.template + np.array(bases, np.int64)[self.source]
+        return words
+
+    # Sizes
+
+    def width(self, slot: int) -> int:
+        at = self.plan.classes[slot]
+        return self.sizes.widths[at] if at < self.plan.forward_count else 1
+
+    def _count_tasks(self) -> int:
+        sizes, flops = self.sizes, 0
+        for slot, row in enumerate(self.plan.rows[: self.plan.forward_count]):
+            if row.op == "matmul":
+                flops += 2 * sizes.widths[row.inputs[0]] * sizes.widths[slot]
+        work = (flops + 50 * sum(sizes.widths)) * sizes.B * sizes.steps
+        chunks = -(-sizes.B // chunk(sizes.B))
+        return min(sizes.threads, chunks) if work > WORTH_THREADS else 1
+
+    def _sizes(self) -> None:
+        """Words that are sizes."""
+        plan, values, sizes = self.plan, self.values, self.sizes
+        most = sizes.B if sizes.ragged else int(np.diff(self.edges).max(initial=0))
+        self._most = most  # rows of a task
+        values |= {
+            "B": sizes.B,
+            "onward": sizes.onward,
+            "slots": 2 if sizes.keep and sizes.resets else 1,
+            "block": self._block(),
+            "chunk": chunk(sizes.B),
+            "kept_rows": sizes.B if sizes.keep else 0,
+        }
+        for slot in plan.classes:
+            values[f"w{slot}"] = sizes.widths[slot] if slot < plan.forward_count else 1
+        for slot, start in sizes.starts:
+            values[f"start{slot}"] = start
+        for k, (shape, strides) in enumerate(sizes.captured):
+            shared = len(shape) != 2 or (shape[0] == 1 and sizes.B != 1)  # by all rows
+            values[f"capture{k}_b"] = 0 if shared else strides[0]
+
+    def _block(self) -> int:
+        """How many steps early and late products take together."""
+        sizes, program = self.sizes, self.program
+        if not program.sections["early"] and not program.sections["late"]:
+            return 1
+        matrices = [
+            int(np.prod(sizes.captured[stage.matrix][0])) * self.item
+            for name in ("early", "late")
+            for stage in program.sections[name]
+            if hasattr(stage, "matrix")
+        ]
+        rows = FAR_BLOCK_ROWS if max(matrices, default=0) > NEAR else BLOCK_ROWS
+        return max(1, min(self.segment, -(-rows * self.tasks // sizes.B)))
+
+    # Memory
+
+    def _states(self) -> None:
+        """Memory for states and kept values: of all steps, or of the newest ones only."""
+        sizes, plan = self.sizes, self.plan
+        block = "kept" if sizes.keep else "work"
+        for k, slot in enumerate(plan.state_slots):
+            all_steps = sizes.keep and k in plan.states_kept
+            count = sizes.steps * self.values["slots"] + 1 if all_steps else 2
+            self.take(f"state{k}", count * sizes.B * self.width(slot) * self.item, block)
+            self.values[f"state{k}_mask"] = -1 if all_steps else 1
+        self._record(plan.kept, "kept", block, sizes.steps if sizes.keep else 1)
+
+    def _record(self, slots: Sequence[int], name: str, block: str, steps: int) -> None:
+        """Memory for so many values of each row and step, one beside the other."""
+        offset, lanes = 0, simd.lanes(self.plan.dtype)
+        for slot in slots:
+            self.values[f"{name}{slot}"] = offset * self.item
+            offset += -(-self.width(slot) // lanes) * lanes
+        self.values[f"{name}_bytes"] = offset * self.item
+        self.take(name, (steps * self.sizes.B * offset + lanes) * self.item, block)
+
+    def _scratch(self) -> None:
+        """The buffers of all tasks, side by side."""
+        panel, lanes = gemm.panel(self.plan.dtype), simd.lanes(self.plan.dtype)
+        total = 0
+        for buffer in self.program.scratch:
+            unit = panel if buffer.panels else lanes
+            distance = -(-max(1, self.width(buffer.slot)) // unit) * unit
+            if distance * self.item % 4096 == 0:
+                distance += lanes  # rows must not all fall into the same lines of the cache
+            self.values[f"z{buffer.slot}"] = total
+            self.values[f"z{buffer.slot}_row"] = distance
+            rows = self._most * (self.values["block"] if buffer.block else 1)
+            total += -(-rows * distance * self.item // 64) * 64
+        self.values["scratch_bytes"] = total + 64
+        self.take("scratch", (total + 64) * self.tasks)
+
+    # The shared functions
+
+    def _pack(self) -> None:
+        """Memory for packed matrices, and the table of the packing."""
+        panel, values, work = gemm.panel(self.plan.dtype), self.values, 0
+        names = ["pack_count", "pack_tasks"]
+        for k, transposed in self.program.matrices:
+            shape, strides = self.sizes.captured[k]
+            (K, N), (row, column) = shape, (s // self.item for s in strides)
+            if transposed:
+                K, N, row, column = N, K, column, row
+            panels = -(-N // panel)
+            name = f"m{k}" + ("t" if transposed else "")
+            values |= {f"{name}_row": row, f"{name}_column": column}
+            values |= {f"{name}_K": K, f"{name}_N": N, f"{name}_panels": panels}
+            self.take(name, panels * K * panel * self.item)
+            names += [f"capture{k}", f"{name}_row", f"{name}_column", f"{name}_K", f"{name}_N"]
+            names += [name, f"{name}_panels"]
+            work += K * N
+        if self.program.matrices:
+            values["pack_count"] = len(self.program.matrices)
+            values["pack_tasks"] = self.tasks if work > WORTH_PACKING else 1
+            self._table("pack", names)
+
+    def _results(self) -> None:
+        """Memory for gradients that are added up on the way."""
+        plan, B = self.plan, self.sizes.B
+
+        def take(name: str, shape: tuple[int, ...]) -> None:
+            self.views[name] = self.take(name, int(np.prod(shape)) * self.item), shape
+
+        for k, after in enumerate(plan.derivative.after):
+            if after is not None:
+                width = self.width(plan.state_slots[k])
+                take(f"dstate{k}", (2, B, width))  # now, and a step later
+                if self.sizes.resets:
+                    take(f"dreset{k}", (B, width))
+        slots = {row.detail: slot for slot, row in enumerate(plan.rows) if row.op == "capture"}
+        for k in {k for _, k in plan.derivative.sums}:
+            per_row = self.values[f"capture{k}_b"] != 0
+            width = self.sizes.widths[slots[k]]
+            row, rows = width * self.item, chunk(B)
+            take(f"sum{k}", (B if per_row else -(-B // rows), width))
+            self.values[f"sum{k}_chunk"] = row * rows if per_row else row
+            self.values[f"sum{k}_b"] = row if per_row else 0
+
+    def _outer(self) -> None:
+        """The table of the large products: those that share g stand together."""
+        values, panel = self.values, gemm.panel(self.plan.dtype)
+        groups: dict[tuple[int, bool], list[Matrix]] = {}
+        for a, g, k in self.plan.derivative.outer:
+            matrix = self._matrix(a, g, k)
+            groups.setdefault((g, matrix.g_first), []).append(matrix)
+        names = ["k0", "active", "batch", "begin", "onward"]
+        names += ["outer_tasks", "outer_scratch", "outer_bytes", "outer_count"]
+        most = 0
+        for (g, g_first), matrices in groups.items():
+            G, name = self.width(g), f"outer{g}_{int(g_first)}"
+            names += self._operand(name, g)
+            values[f"{name}_width"], values[f"{name}_first"] = G, int(g_first)
+            values[f"{name}_count"] = len(matrices)
+            names += [f"{name}_width", f"{name}_first", f"{name}_count"]
+            widest = max(matrix.shape[int(g_first)] for matrix in matrices)
+            most = max(most, -(-G // panel) + -(-widest // panel) + 4)
+            for matrix in matrices:
+                name = f"outer_m{len(self.matrices)}"
+                self.matrices.append(matrix)
+                names += self._operand(name, matrix.a)
+                values[f"{name}_width"] = matrix.shape[int(g_first)]
+                values[f"{name}_distance"] = matrix.distance
+                names += [f"{name}_width", f"{name}_out", f"{name}_distance"]
+        if self.matrices:
+            values["outer_tasks"], values["outer_count"] = self.tasks, len(groups)
+            values["outer_bytes"] = gemm.KC * (most * panel * self.item + 16) + 64
+            self.take("outer_scratch", values["outer_bytes"] * self.tasks)
+            self._table("outer", names)
+
+    def _matrix(self, a: int, g: int, k: int) -> Matrix:
+        """A gradient in the order in which the matrix lies, or in the one that costs much less."""
+        panel = gemm.panel(self.plan.dtype)
+
+        def cost(m: int, n: int) -> int:
+            return max(m, 4) * (-(-n // panel) * panel)
+
+        (K, N), strides = self.sizes.captured[k]
+        g_first = strides[0] < strides[1]
+        if 2 * cost(K, N) < cost(N, K) or 2 * cost(N, K) < cost(K, N):
+            g_first = cost(N, K) < cost(K, N)
+        shape = (N, K) if g_first else (K, N)
+        return Matrix(k, a, g, shape, -(-shape[1] // panel) * panel, g_first)
+
+    def _operand(self, name: str, slot: int) -> list[str]:
+        """Words for where a side is: address, whose it is, distances, whence steps are counted."""
+        row, values, B = self.plan.rows[slot], self.values, self.sizes.B
+        values[f"{name}_user"] = values[f"{name}_kept"] = 0
+        if row.op == "x":
+            values[f"{name}_user"] = 1
+            at = _strided(f"x{row.detail}")
+        else:
+            at = [f"grads{slot}_base", f"{name}_step", f"{name}_row"]
+            if row.op == "state":
+                at[0], values[f"{name}_kept"] = f"state{row.detail}", 1
+                values[at[2]] = self.width(slot) * self.item
+                values[at[1]] = values[at[2]] * B * values["slots"]
+            else:
+                values[at[0]] = values["grads"] + values[f"grads{slot}"]
+                self.base[at[0]] = "work block"
+                values[at[2]] = values["grads_bytes"]
+                values[at[1]] = values[at[2]] * B
+        return [at[0], f"{name}_user", at[1], at[2], f"{name}_kept"]
+
+
+def _strided(name: str) -> list[str]:
+    """An array (T, B, n) of the caller: its address and its first two strides, in bytes."""
+    return [name, f"{name}_t", f"{name}_b"]
