@@ -26,6 +26,7 @@ from tinygrad_seq.kernels.simd import I32, I64, WORD, lanes, splat_ir, vectors
 
 LINE = 64  # bytes of a line of the cache
 KC = 256  # rows that the large products take in at once
+NEAREST = 2**14  # bytes of a panel that are gone over again and again: half of the nearest cache
 VECTORS = 2  # of which a panel is wide
 # Rows held at once: ROWS * VECTORS sums, VECTORS of the panel and one of a fit in the registers.
 ROWS = 8 if vector_bits() == 512 else 6
@@ -150,15 +151,32 @@ def _plain_micro_kernel(dtype: str, rows: int, panels: int, accumulate: bool) ->
 def source(dtype: str) -> str:
     """``product(a, row, column, M, b, K, panels, c, ldc)`` and ``add_product``, as text.
 
-    Panel by panel, and for each the rows in blocks of about the same size, so that a panel is read
-    from far only once; few rows take several panels at once.
+    K is taken in parts, so that a panel's part stays in the nearest cache while all rows go over
+    it, in blocks of about the same size; meanwhile the next panel is fetched. Few rows take several
+    panels at once. ``tile_product`` and ``tile_add_product`` are one block of rows times one panel.
     """
     item = np.dtype(dtype).itemsize
     bytes_ = panel(dtype) * item
+    most, fetched = NEAREST // bytes_, bytes_ // LINE
     text = ""
     for name in ("product", "add_product"):
-        text += f"\n\ndef {name}(a, row, column, M, b, K, panels, c, ldc):\n"
-        text += f"    size, half = K * {bytes_}, K * {bytes_ // 2}\n"
+        text += f"\n\n\ndef tile_{name}(a, row, column, rows, b, K, c, ldc, ahead):\n"
+        for rows in range(ROWS, 0, -1):
+            text += f"    {'if' if rows == ROWS else 'elif'} rows == {rows}:\n"
+            text += f"        {name}_{rows}x1(a, row, column, b, K, c, ldc, ahead)\n"
+        text += f"\n\n\ndef sweep_{name}(a, row, column, M, b, size, K, panels, c, ldc):\n"
+        text += f"    blocks = (M + {ROWS - 1}) // {ROWS}\n"
+        text += "    for p in range(panels):\n"
+        text += "        here = b + p * size\n"
+        text += "        for i in range(blocks):\n"
+        text += "            m = M * i // blocks\n"
+        text += "            rows = M * (i + 1) // blocks - m\n"
+        text += f"            ahead = here + size + i * K * {LINE} if i < {fetched} else here\n"
+        text += f"            tile_{name}(a + m * row * {item}, row, column, rows, here, K, "
+        text += f"c + m * ldc * {item} + p * {bytes_}, ldc, ahead)\n"
+    for name in ("product", "add_product"):
+        text += f"\n\n\ndef {name}(a, row, column, M, b, K, panels, c, ldc):\n"
+        text += f"    size = K * {bytes_}\n"
         for rows, wide in PANELS_AT_ONCE.items():
             text += f"    if M == {rows}:\n        p = 0\n"
             for count in (wide, 1):
@@ -167,20 +185,20 @@ def source(dtype: str) -> str:
                 text += f"c + p * {bytes_}, ldc, b + (p + {count}) * size)\n"
                 text += f"            p += {count}\n"
             text += "        return\n"
-        text += f"    blocks = (M + {ROWS - 1}) // {ROWS}\n"
-        text += "    for p in range(panels):\n"
-        text += "        for i in range(blocks):\n"
-        text += "            m = M * i // blocks\n"
-        text += "            rows = M * (i + 1) // blocks - m\n"
-        text += f"            at = a + m * row * {item}\n"
-        text += f"            to = c + m * ldc * {item} + p * {bytes_}\n"
-        text += "            ahead = b + (p + 1) * size + i % 2 * half\n"
-        for rows in range(ROWS, 0, -1):
-            word = "if" if rows == ROWS else "elif"
-            text += f"            {word} rows == {rows}:\n"
-            text += f"                {name}_{rows}x1("
-            text += "at, row, column, b + p * size, K, to, ldc, ahead)\n"
+        text += f"    part = min(K, {most})\n"
+        text += f"    sweep_{name}(a, row, column, M, b, size, part, panels, c, ldc)\n"
+        text += f"    for k in range({most}, K, {most}):\n"
+        text += f"        part = min({most}, K - k)\n"
+        text += f"        sweep_add_product(a + k * column * {item}, row, column, M, "
+        text += f"b + k * {bytes_}, size, part, panels, c, ldc)\n"
     return text
+
+
+SOURCED = tuple(
+    f"{prefix}{name}"
+    for prefix in ("tile_", "sweep_", "")
+    for name in ("product", "add_product")
+)  # the functions of ``source``
 
 
 def micro_kernels(dtype: str) -> dict[str, Any]:

@@ -354,7 +354,7 @@ class Layout:
                 names += [f"{name}_width", f"{name}_out", f"{name}_distance"]
         if self.matrices:
             values["outer_tasks"], values["outer_count"] = self.tasks, len(groups)
-            values["outer_bytes"] = gemm.KC * (most * panel * self.item + 16) + 64
+            values["outer_bytes"] = (gemm.KC + 1) * (most * panel * self.item + 16) + 64
             self.take("outer_scratch", values["outer_bytes"] * self.tasks)
             self._table("outer", names)
 

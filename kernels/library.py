@@ -15,6 +15,7 @@ FUNCTIONS = {9: ("product", "add_product"), 3: ("pack", "outer")}
 
 _TEXT = '''
 
+
 def pack(table, task, phase):
     """Matrices as panels, (panels, K, PANEL): this task's share of the panels of each.
 
@@ -61,21 +62,25 @@ def line(operand, s, r, s0, order):
 
 
 def pack_groups(operand, lines, count, low, high, to, s0, order):
-    """Columns low to high of ``count`` rows, GROUP of them side by side, row after row."""
+    """Columns low to high of ``count`` rows, GROUP of them side by side, row after row.
+
+    Whole vectors are stored: what goes beyond a row is written over by the next one, and there is
+    room for that of the last.
+    """
     for k in range(count):
         s, r = word(lines, 2 * k), word(lines, 2 * k + 1)
-        row = line_here(operand, s, r, s0, order)
+        row = line(operand, s, r, s0, order)
         for m in range(low, high, GROUP):
-            out = to + ((m - low) * KC + k * GROUP) * ITEM
+            out = to + ((m - low) * (KC + 1) + k * GROUP) * ITEM
             for v in range(0, GROUP, LANES):
-                store(out, v, load(row, m + v, high - m - v), GROUP - v)
+                store(out, v, load(row, m + v, high - m - v), LANES)
 
 
 def pack_panels(operand, lines, count, N, to, s0, order):
     """All columns of ``count`` rows as panels."""
     for k in range(count):
         s, r = word(lines, 2 * k), word(lines, 2 * k + 1)
-        row = line_here(operand, s, r, s0, order)
+        row = line(operand, s, r, s0, order)
         for n in range(0, N, PANEL):
             out = to + (n * KC + k * PANEL) * ITEM
             for v in range(0, PANEL, LANES):
@@ -84,16 +89,17 @@ def pack_panels(operand, lines, count, N, to, s0, order):
 
 def tiles(p_block, q_block, low, high, N, count, out, distance, add):
     """out[low:high] = PᵀQ over one block of rows, or added to it."""
-    for m in range(low, high, ROWS):
-        group = p_block + ((m - low) // GROUP * GROUP * KC + (m - low) % GROUP) * ITEM
-        rows = min(ROWS, high - m)
-        to = out + m * distance * ITEM
-        for n in range(0, N, PANEL):
-            panel = q_block + n * KC * ITEM
+    for n in range(0, N, PANEL):
+        panel = q_block + n * KC * ITEM
+        for m in range(low, high, ROWS):
+            group = p_block + ((m - low) // GROUP * GROUP * (KC + 1) + (m - low) % GROUP) * ITEM
+            ahead = group + GROUP * (KC + 1) * ITEM
+            rows = min(ROWS, high - m)
+            to = out + (m * distance + n) * ITEM
             if add:
-                add_product(group, 1, GROUP, rows, panel, count, 1, to + n * ITEM, distance)
+                tile_add_product(group, 1, GROUP, rows, panel, count, to, distance, ahead)
             else:
-                product(group, 1, GROUP, rows, panel, count, 1, to + n * ITEM, distance)
+                tile_product(group, 1, GROUP, rows, panel, count, to, distance, ahead)
 
 
 def outer(table, task, phase):
@@ -119,7 +125,7 @@ def outer(table, task, phase):
             share = (G + ROWS - 1) // ROWS
             low = min(share * task // tasks * ROWS, G)
             high = min(share * (task + 1) // tasks * ROWS, G)
-        a_block = g_block + KC * ((high - low + PANEL + GROUP) // PANEL * PANEL + PANEL) * ITEM
+        a_block = g_block + (KC + 1) * ((high - low + PANEL + GROUP) // PANEL * PANEL + PANEL) * ITEM
         s, r, add, going = s0, 0, more, 1
         while going:
             count = 0
@@ -137,25 +143,25 @@ def outer(table, task, phase):
                     r = 0
             if count > 0 or add == 0:
                 if g_first:
-                    pack_groups_here(g, lines, count, low, high, g_block, s0, order)
+                    pack_groups(g, lines, count, low, high, g_block, s0, order)
                 else:
-                    pack_panels_here(g, lines, count, G, g_block, s0, order)
+                    pack_panels(g, lines, count, G, g_block, s0, order)
                 for i in range(a_count):
                     a = a_first + 64 * i
                     A, out, distance = word(a, 5), word(a, 6), word(a, 7)
                     if g_first:
                         if low < high:
-                            pack_panels_here(a, lines, count, A, a_block, s0, order)
-                            tiles_here(g_block, a_block, low, high, A, count, out, distance, add)
+                            pack_panels(a, lines, count, A, a_block, s0, order)
+                            tiles(g_block, a_block, low, high, A, count, out, distance, add)
                     else:
                         share = (A + ROWS - 1) // ROWS
                         first = min(share * task // tasks * ROWS, A)
                         last = min(share * (task + 1) // tasks * ROWS, A)
                         if first < last:
-                            pack_groups_here(
+                            pack_groups(
                                 a, lines, count, first, last, a_block, s0, order
                             )
-                            tiles_here(a_block, g_block, first, last, G, count, out, distance, add)
+                            tiles(a_block, g_block, first, last, G, count, out, distance, add)
             add = 1
             going = s < s1
     restore_denormals(saved)
@@ -177,16 +183,13 @@ PANEL, ROWS, ITEM, KC = gemm.panel("{dtype}"), gemm.ROWS, {item}, gemm.KC
 GROUP = LANES if LANES % ROWS == 0 else ROWS  # columns of P that are packed together
 globals().update(gemm.micro_kernels("{dtype}"))
 '''
-    products = gemm.source(dtype)
-    body = _TEXT.replace(", zero, 1)", ", constant(0.0), 1)")
-    for name in ("product", "add_product"):
-        body = body.replace(f" {name}(", f" {name}_here(")
-    functions = ("\n" + body).split("\n\n\ndef ")
-    inline = "\n\nproduct_here, add_product_here = callable_here(product, add_product)\n"
-    made = head + products + inline
-    for function in functions[1:]:
-        made += "\n\ndef " + function + "\n"
+    made = head
+    for function in (gemm.source(dtype) + _TEXT).split("\n\n\ndef ")[1:]:
         name = function[: function.index("(")]
+        for other in (*gemm.SOURCED, "line", "pack_groups", "pack_panels", "tiles"):
+            if other != name:
+                function = function.replace(f" {other}(", f" {other}_here(")
+        made += f"\n\ndef {function.rstrip()}\n"
         if name not in FUNCTIONS[3]:
             made += f"\n\n({name}_here,) = callable_here({name})\n"
-    return made
+    return made.replace(", zero, 1)", ", constant(0.0), 1)")
