@@ -275,7 +275,8 @@ class Runner:
         for k, after in enumerate(plan.derivative.after):
             # A ring has two places, and step s writes into place s & 1.
             if after is not None and (s0 > 0 or plan.wanted_states[k]):
-                end = layout.view(f"dstate{k}", work)[s0 & 1]
+                width = layout.width(plan.state_slots[k])
+                end = layout.view(f"dstate{k}", work)[s0 & 1, :, :width]
                 total.states[k] = np.array(end if order is None else end[order])
             if after is not None and inputs.resets is not None:
                 reset, before = layout.view(f"dreset{k}", work), total.resets[k]

@@ -195,9 +195,7 @@ def source(dtype: str) -> str:
 
 
 SOURCED = tuple(
-    f"{prefix}{name}"
-    for prefix in ("tile_", "sweep_", "")
-    for name in ("product", "add_product")
+    f"{prefix}{name}" for prefix in ("tile_", "sweep_", "") for name in ("product", "add_product")
 )  # the functions of ``source``
 
 

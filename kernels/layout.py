@@ -314,8 +314,10 @@ class Layout:
 
         for k, after in enumerate(plan.derivative.after):
             if after is not None:
-                width = self.width(plan.state_slots[k])
-                take(f"dstate{k}", (2, B, width))  # now, and a step later
+                width, panel = self.width(plan.state_slots[k]), gemm.panel(plan.dtype)
+                distance = -(-width // panel) * panel
+                self.values[f"dstate{k}_row"] = distance * self.item
+                take(f"dstate{k}", (2, B, distance))  # now, and a step later
                 if self.sizes.resets:
                     take(f"dreset{k}", (B, width))
         slots = {row.detail: slot for slot, row in enumerate(plan.rows) if row.op == "capture"}

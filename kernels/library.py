@@ -125,7 +125,8 @@ def outer(table, task, phase):
             share = (G + ROWS - 1) // ROWS
             low = min(share * task // tasks * ROWS, G)
             high = min(share * (task + 1) // tasks * ROWS, G)
-        a_block = g_block + (KC + 1) * ((high - low + PANEL + GROUP) // PANEL * PANEL + PANEL) * ITEM
+        columns = (high - low + PANEL + GROUP) // PANEL * PANEL + PANEL
+        a_block = g_block + (KC + 1) * columns * ITEM
         s, r, add, going = s0, 0, more, 1
         while going:
             count = 0

@@ -272,6 +272,20 @@ def _compiled_functions(dtype: str) -> SimpleNamespace:
         return types.void(WORD, WORD, kind, WORD), emit
 
     @intrinsic
+    def fetch(typingctx: Any, address: Any, j: Any) -> Any:
+        """Begin to bring a line of memory near that will be read soon; any address will do."""
+
+        def emit(context: Any, build: Build, sig: Any, args: Any) -> Any:
+            byte = ir.IntType(8).as_pointer()
+            kind = ir.FunctionType(ir.VoidType(), [byte, I32, I32, I32])
+            function = cgutils.get_or_insert_function(build.module, kind, "llvm.prefetch.p0")
+            at = pointer_ir(build, args[0], args[1], element, byte.pointee)
+            build.call(function, [at, *(ir.Constant(I32, n) for n in (0, 2, 1))])  # to read, keep
+            return context.get_dummy_value()
+
+        return types.void(WORD, WORD), emit
+
+    @intrinsic
     def repeat(typingctx: Any, address: Any) -> Any:
         def emit(context: Any, build: Build, sig: Any, args: Any) -> Any:
             number = build.load(build.inttoptr(args[0], element.as_pointer()))
@@ -359,6 +373,7 @@ def _compiled_functions(dtype: str) -> SimpleNamespace:
         LANES=count,
         load=load,
         store=store,
+        fetch=fetch,
         repeat=repeat,
         constant=constant,
         part_sum=part("sum", 0.0),
@@ -414,6 +429,7 @@ def _plain_functions(dtype: str) -> SimpleNamespace:
         LANES=1,
         load=load,
         store=store,
+        fetch=lambda address, j: None,
         repeat=lambda address: load(address, 0, 1),
         constant=number,
         part_sum=lambda total, x, n: total + x,

@@ -27,9 +27,9 @@ COMPARISONS = {
     ast.NotEq: "not_equal",
 }
 IMPORTS = (
-    "abs constant cos equal erf exp expm1 greater greater_equal less less_equal load log log1p "
-    "maximum minimum not_equal part_max part_min part_sum power repeat row_max row_min row_sum "
-    "sigmoid sign sin sqrt store tanh where"
+    "abs constant cos equal erf exp expm1 fetch greater greater_equal less less_equal load log "
+    "log1p maximum minimum not_equal part_max part_min part_sum power repeat row_max row_min "
+    "row_sum sigmoid sign sin sqrt store tanh where"
 ).split()
 
 
@@ -52,6 +52,7 @@ class _Writer:
         self.numbers: dict[int, str] = {}
         self.item = 4 if plan.dtype == "float32" else 8
         self.lines: list[str] = []
+        self.distances: dict[str, str] = {}
         self.forward = program.direction == "forward"
 
     # Words and lines
@@ -92,6 +93,8 @@ class _Writer:
             self.add(1, f"{name} = constant({str(constant).replace('inf', '1e999')})")
         for k, name in self.numbers.items():
             self.add(1, f"{name} = repeat(numbers + {k * self.item})")
+        for distance, name in self.distances.items():
+            self.add(1, f"{name} = {distance}  # from a step's record to the next one's")
         self.add(1, "saved = flush_denormals()")
         self.add(1, "first = word(tasks, task)  # rows first to first + R are this task's")
         self.add(1, "R = word(tasks, task + 1) - first")
@@ -172,9 +175,8 @@ class _Writer:
             return self._state_row(which, f"({slot})")
         if kind in ("dstate", "before"):
             slot = "(s + 1 & 1)" if kind == "dstate" else "(s & 1)"
-            width = self.width(self.plan.state_slots[which])
-            base = self.word(f"dstate{which}")
-            return f"{base} + ({slot} * B + first + r) * {width} * {self.item}"
+            base, distance = self.word(f"dstate{which}"), self.word(f"dstate{which}_row")
+            return f"{base} + ({slot} * B + first + r) * {distance}"
         if kind in ("kept", "grads"):
             rows = self.word("kept_rows") if kind == "kept" else "B"
             record, bytes_ = self.word(kind), self.word(f"{kind}_bytes")
@@ -213,15 +215,33 @@ class _Writer:
             place = self.program.places[slot]
             return self._row(place.kind, place.which) + self.offset(place.offset)
         assert row.op in ("slice", "detach"), row
-        address = self._read(row.inputs[0])
+        address = self._read(self.program.inputs[slot][0])
         if row.op == "detach":
             return address
         return address + self.offset(self._begins(slot))
 
+    def _step_distance(self, slot: int) -> str:
+        """How far the record of the step that comes next lies before this one's, going backward.
+
+        The processor fetches ahead by itself where addresses rise; here it must be told.
+        """
+        while slot not in self.program.places:
+            slot = self.program.inputs[slot][0]
+        kind, which, _ = self.program.places[slot]
+        distance = ""
+        if not self.forward and kind == "kept":
+            distance = f"{self.word('kept_rows')} * {self.word('kept_bytes')}"
+        elif not self.forward and kind in ("state", "after"):
+            width = self.width(self.plan.state_slots[which])
+            distance = f"{self.word('slots')} * B * {width} * {self.item}"
+        elif not self.forward and kind == "dy":
+            distance = f"onward * {self.word(f'dy{which}_t')}"
+        return distance and self.distances.setdefault(distance, f"step{len(self.distances)}")
+
     def _begins(self, slot: int) -> Any:
         detail = self.plan.rows[slot].detail
-        if detail is None:
-            return (("start", slot),)
+        if detail is None or detail[0] == "from":
+            return (("start", slot if detail is None else detail[1]),)
         return tuple(("width", before) for before in detail[1])
 
     # The edges of a run
@@ -252,7 +272,7 @@ class _Writer:
             slot = plan.state_slots[k]
             width, base = self.width(slot), self.word(f"dstate{k}")
             for place in ("first + r", "B + first + r"):
-                self.add(3, f"to = {base} + ({place}) * {width} * {self.item}")
+                self.add(3, f"to = {base} + ({place}) * {self.word(f'dstate{k}_row')}")
                 self.add(3, f"if {self.word(f'dlast{k}')}:")
                 self.add(4, f"p = {self._batch_row(f'dlast{k}', slot)}")
                 self._copy_row(4, "p", "to", width)
@@ -361,7 +381,7 @@ class _Writer:
         """Address and distance of the rows that a product reads; r is 0 or ``row``."""
         base = stage.a
         while base not in self.program.places:
-            base = self.plan.rows[base].inputs[0]
+            base = self.program.inputs[base][0]
         place = self.program.places[base]
         address = self._read(stage.a)
         if place.kind == "scratch":
@@ -378,19 +398,21 @@ class _Writer:
         matrix = f"m{stage.matrix}" + ("t" if stage.transposed else "")
         self.add(depth, "r = 0")
         self.add(depth, f"p = {address}")
-        self.add(depth, f"to = {self._row('scratch', stage.slot)}")
-        out = self._buffer(stage.slot)
-        self.add(
-            depth,
-            f"product(p, {distance}, 1, {rows}, {self.word(matrix)}, {self.width(stage.a)}, "
-            f"{self.word(matrix + '_panels')}, to, {self._distance(out)})",
-        )
+        kind, which, _ = stage.into
+        self.add(depth, f"to = {self._row(kind, which)}")
+        out = f"{self.word(f'dstate{which}_row')} // {self.item}"
+        if kind == "scratch":
+            out = self._distance(self._buffer(which))
+        name, panels = "add_product" if stage.adds else "product", self.word(f"{matrix}_panels")
+        a = f"p, {distance}, 1, {rows}"
+        b = f"{self.word(matrix)}, {self.width(stage.a)}, {panels}"
+        self.add(depth, f"{name}({a}, {b}, to, {out})")
 
     def _block_product(self, stage: Any) -> None:
         """All steps of a block at once if their rows follow one another."""
         base = stage.a
         while base not in self.program.places:
-            base = self.plan.rows[base].inputs[0]
+            base = self.program.inputs[base][0]
         alone = "" if self.program.places[base].kind == "scratch" else " and R == B"
         self._comment(2, stage.slot)
         self.add(2, f"if full{alone}:")
@@ -446,6 +468,7 @@ class _Writer:
         width = self.width(along)
         inside = set(slots)
         loads: list[int] = []
+        far: dict[int, str] = {}
         for slot in slots:  # what is repeated is fetched, addresses are computed, before the loop
             for k, repeated in zip(self.program.inputs[slot], self._repeated(slot), strict=True):
                 if plan.rows[k].op == "number" or (k in inside and k not in reductions):
@@ -455,6 +478,9 @@ class _Writer:
                 elif k not in loads:
                     loads.append(k)
                     self.add(depth, f"p{k} = {self._read(k)}")
+                    distance = self._step_distance(k)
+                    if distance:
+                        far[k] = distance
         for slot in slots:
             for number, target in enumerate(self._targets(slot)):
                 if slot not in reductions:
@@ -472,6 +498,8 @@ class _Writer:
                 if k in loads and k not in loaded:
                     loaded.add(k)
                     self.add(depth + 1, f"v{k} = load(p{k}, j, n)")
+                    if k in far:
+                        self.add(depth + 1, f"fetch(p{k} - {far[k]}, j)")
             if slot in reductions:
                 name = REDUCTIONS[plan.rows[slot].op]
                 source = self.program.inputs[slot][0]
@@ -579,9 +607,11 @@ def module_text(
     head += "from tinygrad_seq.kernels.build import external\n"
     head += "from tinygrad_seq.kernels.simd import (\n"
     head += "    flag, flush_denormals, restore_denormals, vectors, word,\n)\n\n"
-    head += f'product = external("product", "{plan.dtype}")\n'
     head += f'_v = vectors("{plan.dtype}")\nLANES = _v.LANES\n'
     body = "\n\n".join(functions)
+    for name in ("product", "add_product"):
+        if f" {name}(" in body:
+            head += f'{name} = external("{name}", "{plan.dtype}")\n'
     for name in IMPORTS:
         if f"{name}(" in body:
             head += f"{name} = _v.{name}\n"

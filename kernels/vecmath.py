@@ -34,6 +34,8 @@ LOG_TERMS = {"float32": 5, "float64": 11}
 MANTISSA = {"float32": 23, "float64": 52}
 BIAS = {"float32": 127, "float64": 1023}
 LARGEST = {"float32": 104.0, "float64": 746.0}  # |x| beyond which eˣ is 0 or infinite
+# Between these eˣ is a normal number, and its inverse below the smallest one at the upper end.
+NORMAL = {"float32": (-87.3, 88.37), "float64": (-708.3, 709.4)}
 SATURATED = {"float32": 10.0, "float64": 20.0}  # beyond which tanh is ±1
 
 
@@ -47,11 +49,14 @@ def _reduced(on: Any, x: Value) -> tuple[Value, Value]:
     k = on.call("rint", x * LOG2_E)
     high, low = LN2[on.dtype]
     r = on.fma(k, -low, on.fma(k, -high, x))
-    terms = [1.0 / factorial(n) for n in range(2, TERMS[on.dtype])]
-    series = on.constant(terms[-1])
-    for term in terms[-2::-1]:
-        series = on.fma(series, r, on.constant(term))
-    return k, on.fma(r * r, series, r)
+    square = r * r
+    # 1/2 + r/6 + ..., two terms at a time: half as many steps wait for one another
+    terms = [on.constant(1.0 / factorial(n)) for n in range(2, TERMS[on.dtype])]
+    pairs = [on.fma(r, terms[n + 1], terms[n]) for n in range(0, len(terms), 2)]
+    series = pairs[-1]
+    for pair in pairs[-2::-1]:
+        series = on.fma(series, square, pair)
+    return k, on.fma(square, series, r)
 
 
 def _two_to(on: Any, k: Value) -> Value:
@@ -83,26 +88,23 @@ def expm1(on: Any, x: Value) -> Value:
     )
 
 
-def _falling(on: Any, x: Value, limit: float) -> tuple[Value, Value]:
-    """2ᵏ and eʳ − 1 for e⁻ˣ, x from 0 on; beyond the limit as at it."""
-    x = on.select(on.compare(">", x, limit), limit, x)
-    k, small = _reduced(on, -x)
-    return _two_to(on, k), small
-
-
 def tanh(on: Any, x: Value) -> Value:
-    size = abs(on, x)
-    scale, small = _falling(on, size + size, 2 * SATURATED[on.dtype])
+    size, limit = abs(on, x), SATURATED[on.dtype]
+    size = on.select(on.compare(">", size, limit), limit, size)
+    k, small = _reduced(on, -(size + size))
+    scale = _two_to(on, k)
     m = on.fma(small, scale, scale - 1.0)  # e^(−2|x|) − 1
     y = -m / (m + 2.0)
     return on.copysign(y, x)
 
 
 def sigmoid(on: Any, x: Value) -> Value:
-    scale, small = _falling(on, abs(on, x), 87.0 if on.dtype == "float32" else 708.0)
-    falling = on.fma(small, scale, scale)  # e^(−|x|)
-    high = 1.0 / (falling + 1.0)
-    return on.select(on.compare("<", x, 0.0), falling * high, high)
+    low, high = NORMAL[on.dtype]  # beyond these it is 0 or 1
+    x = on.select(on.compare("<", x, -high), -high, x)
+    x = on.select(on.compare(">", x, -low), -low, x)
+    k, small = _reduced(on, -x)
+    scale = _two_to(on, k)
+    return 1.0 / (on.fma(small, scale, scale) + 1.0)
 
 
 def log(on: Any, x: Value) -> Value:

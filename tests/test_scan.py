@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 from cells import CELLS, make_inputs
@@ -87,16 +89,14 @@ def test_the_lstms_plan():
     """Gates are one product for x, before the loop, and one for h in it; nothing else is."""
     cell = tgs.nn.LSTMCell(3, 5)
     text = str(tgs.explain(cell, np.zeros((4, 2, 3), "f4")))
-    assert text.splitlines()[:9] == [
+    assert text.splitlines()[:7] == [
         "LSTMCell: 23 rows, computed in float32",
         "forward:",
         "  before the loop, a block of steps at once:",
         "    product: %4 = matmul(%0, matrix 0)",
         "  in the loop:",
-        "    product: %6 = matmul(%1, matrix 1)",
+        "    product: %57 = add_matmul(%1, matrix 1, %4)",
         "    pass 1:",
-        "      %7 = add(%4, %6)",
-        "      %9 = add(%7, %8)",
     ]
     plan = tgs.explain(cell, tgs.zeros(4, 2, 3).to("float32"))
     assert [plan.rows[k].op for k in plan.kept] == ["sigmoid", "sigmoid", "tanh", "sigmoid"]
@@ -117,8 +117,8 @@ def test_the_lstms_plan():
     }
     assert len(plan.derivative.outer) == 2  # weights: one large product each, after the loop
     assert len(plan.derivative.sums) == 1  # the bias
-    assert len(forward["loop"]) == 2
-    assert len(backward["loop"]) == 3
+    assert [len(stage.passes) for stage in forward["loop"] if hasattr(stage, "passes")] == [1]
+    assert [len(stage.passes) for stage in backward["loop"] if hasattr(stage, "passes")] == [1]
 
 
 def test_source_is_a_file_with_tape_lines():
@@ -128,7 +128,7 @@ def test_source_is_a_file_with_tape_lines():
     assert forward.path.read_text(encoding="utf-8") == forward.text == str(forward)
     assert "def forward(table, task, phase):" in forward.text
     assert "def backward(table, task, phase):" in backward.text
-    assert "# %10 = sigmoid(%9)\n" in forward.text
+    assert re.search(r"# %(\d+) = sigmoid\(%(\d+)\)\n.*v\1 = sigmoid\(v\2\)", forward.text)
     compile(forward.text, str(forward.path), "exec")
 
 

@@ -15,7 +15,7 @@ A plan has no sizes and no tensors. ``print(plan)`` shows it. Imports trace and 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -24,7 +24,7 @@ from tinygrad_seq.recurrence.derive import Derivative
 from tinygrad_seq.recurrence.trace import COMPUTED, Row, Step, Trace, copied
 
 REDUCTIONS = ("sum", "max", "min")
-PRODUCTS = ("matmul", "matmul_transposed")
+PRODUCTS = ("matmul", "matmul_transposed", "add_matmul", "add_matmul_transposed")
 JOINTS = ("concat", "assemble")
 
 # An offset in elements is a sum of terms: ("width", slot) and ("start", slot) are run-time sizes.
@@ -34,7 +34,7 @@ Offset = tuple[tuple[str, int], ...]
 class Place(NamedTuple):
     """Where a value can be read: a kind of memory, which one of that kind, how far into a row."""
 
-    kind: str  # x, dy, state, after, dstate, capture, kept, grads, scratch
+    kind: str  # x, dy, state, after, dstate, before, capture, kept, grads, scratch
     which: int
     offset: Offset = ()
 
@@ -49,12 +49,14 @@ class Target(NamedTuple):
 
 @dataclass
 class Product:
-    """A matrix product: rows of ``a`` times a packed matrix, into scratch."""
+    """A matrix product: rows of ``a`` times a packed matrix, written or added to a place."""
 
     slot: int
     a: int
     matrix: int  # the number of the captured tensor
     transposed: bool
+    into: Place  # scratch, or the gradient of a state
+    adds: bool  # to what stands there
 
 
 @dataclass
@@ -170,7 +172,7 @@ def _states_to_keep(
     for inputs in backward.inputs.values():
         for slot in inputs:
             while trace.rows[slot].op in ("slice", "detach") and slot not in backward.places:
-                slot = trace.rows[slot].inputs[0]
+                slot = backward.inputs.get(slot, trace.rows[slot].inputs)[0]
             place = backward.places.get(slot)
             if place is not None and place.kind in ("state", "after"):
                 found.add(place.which)
@@ -259,7 +261,7 @@ def _forward(step: Step, kept: list[int]) -> Program:
         build.write(slot, Target("kept", slot))
     for k, slot in enumerate(step.y_slots):
         build.write(slot, Target("y", k))
-    return build.program(step.state_slots)
+    return build.program()
 
 
 def _backward(step: Step, derivative: Derivative, kept: list[int], grads: list[int]) -> Program:
@@ -278,18 +280,17 @@ def _backward(step: Step, derivative: Derivative, kept: list[int], grads: list[i
     for k, dx in enumerate(derivative.dx):
         if dx is not None:
             build.write(dx, Target("dx", k))
-    before = []
     for k, state in enumerate(derivative.before):
         if state is not None and derivative.after[k] is not None:
             build.write(state, Target("before", k))
-            before.append(state)
-    return build.program(before)
+    return build.program()
 
 
 class _Builder:
     """From the rows that are wanted to sections, stages and passes.
 
-    First copies are put in, so that whatever is written is computed, whatever a product reads is in
+    First sums of products become one, and what is only read in slices is computed slice by slice.
+    Copies are put in, so that whatever is written is computed, whatever a product reads is in
     memory, and whatever is joined is written part by part. Then everything gets its section, its
     stage and its pass, and what is read in another pass than its own gets memory.
     """
@@ -312,9 +313,11 @@ class _Builder:
     def write(self, slot: int, target: Target) -> None:
         self.outputs.append((slot, target))
 
-    def program(self, carried: Sequence[int]) -> Program:
+    def program(self) -> Program:
         self._collect([slot for slot, _ in self.outputs])
-        self._put_in_sections(carried)
+        self._add_products()
+        self._cut_before()
+        self._put_in_sections()
         self._write_outputs()
         self._feed_products()
         self._fill_joints()
@@ -343,7 +346,7 @@ class _Builder:
     def base(self, slot: int) -> int:
         """The row that a slice is cut from, or the row itself."""
         while self.op(slot) == "slice" and slot not in self.leaves:
-            slot = self.source(self.trace.rows[slot].inputs[0])
+            slot = self.source(self.inputs[slot][0])
         return slot
 
     def bases(self, slot: int) -> list[int]:
@@ -368,6 +371,92 @@ class _Builder:
         self.inputs[made], self.rank[made], self.section[made] = (slot,), rank, section
         return made
 
+    # Rows in other forms
+
+    def _replace(self, old: int, new: int) -> None:
+        """Let everybody read ``new`` where they read ``old``, which is gone."""
+        del self.inputs[old]
+        for slot, inputs in self.inputs.items():
+            if old in inputs:
+                self.inputs[slot] = tuple([new if k == old else k for k in inputs])
+        self.outputs = [
+            (new if self.source(slot) == old else slot, target) for slot, target in self.outputs
+        ]
+
+    def _new(self, op: str, inputs: tuple[int, ...], detail: object, like: int) -> int:
+        trace = self.trace
+        made = trace.add(op, inputs, detail, trace.widths[like], trace.single[like])
+        trace.like[made] = like
+        self.inputs[made], self.rank[made] = inputs, self.rank[like]
+        return made
+
+    def _moved(self) -> set[int]:
+        """What depends on the state that is carried."""
+        moved = {slot for slot in self.leaves if self.op(slot) == self.carried}
+        for slot in self.order():
+            if not moved.isdisjoint(self.inputs[slot]):
+                moved.add(slot)
+        return moved
+
+    def _add_products(self) -> None:
+        """The sum of two products that nobody else reads: the second goes on from the first."""
+        for slot in self.order():
+            if self.op(slot) != "add" or any(self.trace.rows[slot].detail):
+                continue
+            moved, read = self._moved(), [slot for slot, _ in self.outputs]
+            terms = sorted(self.inputs[slot], key=lambda k: (k in moved, self.rank.get(k, 0)))
+            alone = [
+                self.op(k) in PRODUCTS
+                and k not in read
+                and [r for r in self.inputs if k in self.inputs[r]] == [slot]
+                for k in terms
+            ]
+            first, second = terms
+            if not all(alone) or first == second or len(self.inputs[second]) > 2:
+                continue
+            operand, matrix = self.inputs.pop(second)
+            op = f"add_{self.op(second)}"
+            self._replace(slot, self._new(op, (operand, matrix, first), None, slot))
+
+    def _cut_before(self) -> None:
+        """What is read only in slices that follow one another is computed slice by slice."""
+        trace = self.trace
+        cuts = {base: set(slots) for base, slots in trace.cuts.items() if base not in trace.gaps}
+        waiting = self.order()
+        while waiting:
+            slot = waiting.pop()
+            readers = [k for k in self.order() if slot in self.inputs[k]]
+            targets = [target for k, target in self.outputs if self.source(k) == slot]
+            if (
+                self.op(slot) not in COMPUTED
+                or not readers
+                or not cuts.get(slot, set()).issuperset(readers)
+                or any(target.kind != "kept" for target in targets)
+                or (targets and len(readers) < len(cuts[slot]))
+            ):
+                continue
+            inputs, repeated = self.inputs[slot], trace.rows[slot].detail
+            for cut in readers:
+                begins = trace.rows[cut].detail or ("from", cut)
+                parts = []
+                for source, once in zip(inputs, repeated, strict=True):
+                    part = source
+                    if not once:
+                        part = self._new("slice", (source,), begins, cut)
+                        self.rank[part] -= 1e-6  # a slice of it may be computed there in its turn
+                        cuts.setdefault(source, set()).add(part)
+                    parts.append(part)
+                made = self._new(self.op(slot), tuple(parts), repeated, cut)
+                if cut in cuts:  # slices of the slice
+                    cuts[made] = cuts.pop(cut)
+                    waiting.append(made)
+                for target in targets:
+                    offset = (("start", begins[1]),)
+                    self.outputs.append((made, target._replace(offset=target.offset + offset)))
+                self._replace(cut, made)
+            del self.inputs[slot]
+            self.outputs = [each for each in self.outputs if self.source(each[0]) != slot]
+
     # Sections
 
     def _closure(self, roots: Iterable[int]) -> set[int]:
@@ -381,15 +470,14 @@ class _Builder:
                 stack.extend(self.inputs[slot])
         return found
 
-    def _put_in_sections(self, carried: Sequence[int]) -> None:
+    def _put_in_sections(self) -> None:
         order = self.order()
-        moved = {slot for slot in self.leaves if self.op(slot) == self.carried}
-        for slot in order:
-            if not moved.isdisjoint(self.inputs[slot]):
-                moved.add(slot)
+        moved = self._moved()
         products = [slot for slot in order if self.op(slot) in PRODUCTS]
         early = self._closure(slot for slot in products if slot not in moved)
-        looped = self._closure(carried)
+        looped = self._closure(
+            slot for slot, target in self.outputs if target.kind in ("after", "before")
+        )
         late: set[int] = set()
         for slot in order:
             if slot in early or slot in looped:
@@ -414,10 +502,33 @@ class _Builder:
                 for part, offset in self._parts(slot):
                     self._write(part, target._replace(offset=target.offset + offset))
                 return
+        product = self._copied_product(slot) if target.kind == "before" else None
+        if product is not None:
+            del self.inputs[slot]
+            for link in self._chain(product):
+                self.places[link] = Place("before", target.which)
+            return
         if slot not in self.inputs or self.op(slot) not in (*COMPUTED, *REDUCTIONS):
             section = self.section.get(self.base(slot), "loop")
             slot = self._copy(slot, section, max(self.rank.values(), default=0) + 1)
         self.targets.setdefault(slot, []).append(target)
+
+    def _chain(self, slot: int) -> list[int]:
+        """A product and those that it goes on from."""
+        links = [slot]
+        while len(self.inputs[links[-1]]) > 2:
+            links.append(self.inputs[links[-1]][2])
+        return links
+
+    def _copied_product(self, slot: int) -> int | None:
+        """The product that a row is a copy of, if it may as well be written where the copy goes."""
+        if self.op(slot) != "copy" or self.op(self.inputs[slot][0]) not in PRODUCTS:
+            return None
+        (product,) = self.inputs[slot]
+        outputs = [k for k, _ in self.outputs if self.source(k) in (slot, product)]
+        readers = [k for k in self.inputs if slot in self.inputs[k] or product in self.inputs[k]]
+        in_loop = {self.section[k] for k in self._chain(product)} == {"loop"}
+        return product if outputs == [slot] == readers and in_loop else None
 
     def _parts(self, slot: int) -> list[tuple[int, Offset]]:
         """The parts of a joint, and where each begins."""
@@ -435,16 +546,19 @@ class _Builder:
             if self.op(slot) not in PRODUCTS:
                 continue
             section = self.section[slot]
-            operand, matrix = self.inputs[slot]
+            operand, matrix, *first = self.inputs[slot]
             base = self.base(operand)
             users = {self.section[k] for k in self.inputs if slot in self.bases(k)}
-            self._buffer(slot, section != "loop" or users - {"loop"} != set(), panels=True)
+            if slot not in self.places:
+                into = self.places[first[0]].which if first else slot
+                self._buffer(into, section != "loop" or users - {"loop"} != set(), panels=True)
+                self.places[slot] = Place("scratch", into)
             leaf = self.leaves.get(base)
             if leaf is not None and leaf.kind in ("x", "dy"):
                 self._gather(base)
             elif leaf is not None and (section != "loop" or leaf.kind == "capture"):
                 made = self._copy(operand, section, self.rank[slot] - 0.5)
-                self.inputs[slot] = (made, matrix)
+                self.inputs[slot] = (made, matrix, *first)
                 self._buffer(made, section != "loop")
             elif leaf is None and self._writes(base, "grads") is not None:
                 self.places[base] = Place("grads", self._writes(base, "grads") or 0)
@@ -455,7 +569,8 @@ class _Builder:
                 self._gather(slot)
 
     def _writes(self, slot: int, kind: str) -> int | None:
-        return next((t.which for t in self.targets.get(slot, []) if t.kind == kind), None)
+        targets = self.targets.get(slot, [])
+        return next((t.which for t in targets if t.kind == kind and not t.offset), None)
 
     def _gather(self, slot: int) -> None:
         if slot not in self.gathered:
@@ -499,7 +614,7 @@ class _Builder:
             before = max((level.get(k, 0) for k in self.inputs[slot]), default=0)
             level[slot] = before + (self.op(slot) in PRODUCTS)
         for slot in reversed(order):  # as late as its readers allow: fewer values wait in memory
-            readers = [k for k in order if slot in self.bases(k)]
+            readers = [k for k in order if self.op(k) != "slice" and slot in self.bases(k)]
             if self.op(slot) in COMPUTED and readers:
                 level[slot] = min(level[k] - (self.op(k) in PRODUCTS) for k in readers)
         stages: list[Stage] = []
@@ -507,10 +622,10 @@ class _Builder:
             here = [slot for slot in order if level[slot] == height]
             for slot in here:
                 if self.op(slot) in PRODUCTS:
-                    operand, matrix = self.inputs[slot]
-                    transposed = self.op(slot) == "matmul_transposed"
-                    detail = self.trace.rows[matrix].detail
-                    stages.append(Product(slot, operand, detail, transposed))
+                    operand, matrix, *first = self.inputs[slot]
+                    transposed = self.op(slot).endswith("transposed")
+                    detail, into = self.trace.rows[matrix].detail, self.places[slot]
+                    stages.append(Product(slot, operand, detail, transposed, into, bool(first)))
             computed = [s for s in here if self.op(s) in COMPUTED or self.op(s) in REDUCTIONS]
             if computed:
                 stages.append(Rowwise(self._passes(computed)))
@@ -627,12 +742,13 @@ def describe(plan: Plan) -> str:
 
 def _describe_stage(plan: Plan, program: Program, stage: Stage) -> list[str]:
     if isinstance(stage, Product):
-        return [f"product: {row_text(plan, stage.slot)}"]
+        into = "" if stage.into.kind == "scratch" else f"  -> {stage.into.kind} {stage.into.which}"
+        return [f"product: {row_text(plan, stage.slot)}{into}"]
     lines = []
     for k, each in enumerate(stage.passes):
         slots = [*each.singles, *(slot for loop in each.loops.values() for slot in loop)]
         lines.append(f"pass {k + 1}:")
-        for slot in sorted(slots):
+        for slot in slots:
             stores = [f"{t.kind} {t.which}" for t in program.targets.get(slot, [])]
             arrow = f"  -> {', '.join(stores)}" if stores else ""
             lines.append(f"  {row_text(plan, slot)}{arrow}")
