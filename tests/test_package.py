@@ -34,6 +34,7 @@ ROOMS = [
     "interop",
     "trees",
     "transforms",
+    "finding",
     "checking",
     "creation",
     "recurrence",

@@ -60,6 +60,7 @@ from tinygrad_seq.elementwise import (
     where,
 )
 from tinygrad_seq.errors import ShapeError, TapeError, TraceError
+from tinygrad_seq.finding import find_nan
 from tinygrad_seq.listing import Tape
 from tinygrad_seq.parallel import get_num_threads, set_num_threads
 from tinygrad_seq.recurrence import explain, kernel_source, scan, unroll
@@ -110,6 +111,7 @@ __all__ = [
     "explain",
     "expm1",
     "eye",
+    "find_nan",
     "flip",
     "full",
     "gelu",

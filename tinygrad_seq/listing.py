@@ -37,6 +37,9 @@ class Tape:
     it lists alive.
     """
 
+    by_steps = False  # whether scans run step by step while the tape is open
+    step: int | None = None  # which one is being recorded, if it stands in an unroll
+
     def __init__(self, *unnamed: Any, **names: Any) -> None:
         if unnamed:
             raise ValueError("Tape: a tensor was given without a name; write Tape(x=x)")
@@ -69,7 +72,7 @@ class Tape:
     def __getitem__(self, index: int) -> Line:
         return self._lines[index]
 
-    def add(self, entry: Entry, inputs: Sequence[Any]) -> None:
+    def add(self, entry: Entry, inputs: Sequence[Any], value: Any) -> None:
         """List ``entry``; its inputs are tensors and Python numbers. Called by the recorder."""
         texts, slots = [], []
         for given, parent in zip(inputs, entry.parents, strict=True):

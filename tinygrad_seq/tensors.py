@@ -427,7 +427,7 @@ def apply(op: Operation, inputs: Sequence[Any], params: tuple[Any, ...] = ()) ->
         saved = (*arrays, *params)
     entry = Entry(op, tuple(parents), saved, y.shape, y.dtype)
     for tape in recording.tapes:
-        tape.add(entry, inputs)
+        tape.add(entry, inputs, y)
     return wrap(y, entry)
 
 

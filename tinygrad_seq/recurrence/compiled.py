@@ -59,7 +59,7 @@ def scan(
     given = check_arguments(cell, xs, state, lengths, resets, "scan")
     if given.T == 0:
         return no_steps(cell, given), given.state
-    if given.B == 0:  # nothing to compute, but shapes
+    if given.B == 0 or any(tape.by_steps for tape in recording.tapes):
         return run_steps(cell, given, reverse)
     return _Scan(cell, given, reverse, checkpoint).run()
 

@@ -21,6 +21,7 @@ from tinygrad_seq.recurrence.arguments import (
     check_state,
 )
 from tinygrad_seq.structural import stack
+from tinygrad_seq.tape import recording
 from tinygrad_seq.tensors import Tensor, wrap
 from tinygrad_seq.trees import check_same, map_columns, map_leaves
 
@@ -69,10 +70,14 @@ def _run(cell: Cell, given: Given, reverse: bool) -> tuple[Any, Any]:
     stand_in = None if given.lengths is None else StandIn(_last_steps(given), given.state)
     ys: list[Any] = []
     for t in reversed(range(given.T)) if reverse else range(given.T):
+        for tape in recording.tapes:
+            tape.step = t
         y, state, stand_in = _step(cell, given, stand_in, t, state)
         if ys:
             check_same(ys[0], y, f"unroll: y at step {t}")
         ys.append(y)
+    for tape in recording.tapes:
+        tape.step = None
     return map_columns(stack, ys[::-1] if reverse else ys), state
 
 

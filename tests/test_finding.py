@@ -1,0 +1,74 @@
+"""``find_nan``: the step, the line and the source of the first NaN."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import tinygrad_seq as tgs
+from tinygrad_seq.errors import TapeError
+
+W = tgs.tensor(np.array([0.5], "f4"), requires_grad=True)
+START = np.zeros((2, 1), "f4")
+
+
+def root(x, h):
+    h = tgs.sqrt(x + h * W)
+    return h, h
+
+
+@pytest.mark.parametrize("driver", [tgs.scan, tgs.unroll])
+def test_a_value(driver):
+    xs = np.ones((6, 2, 1), "f4")
+    assert tgs.find_nan(lambda: driver(root, xs, START)[0].sum()) is None
+    xs[3, 1] = -9
+    found = tgs.find_nan(lambda: driver(root, xs, START)[0].sum())
+    assert (found.of, found.step, found.line.op) == ("value", 3, "sqrt")
+    assert "test_finding.py, line" in found.source
+    assert found.source.endswith("in root")
+    assert "the first at (1, 0)" in str(found)
+
+
+def test_a_value_in_reverse_and_with_lengths():
+    xs = np.ones((6, 2, 1), "f4")
+    xs[[1, 4], 1] = -9
+    options = {"reverse": True, "lengths": [6, 4]}  # step 4 is beyond the second row's end
+    found = tgs.find_nan(lambda: tgs.scan(root, xs, START, **options)[0].sum())
+    assert found.step == 1
+
+
+def test_a_gradient():
+    def cell(x, h):
+        h = tgs.sqrt(x * W) * 0.0 + h
+        return h, h
+
+    xs = np.ones((5, 2, 1), "f4")
+    xs[2, 0] = 0  # the derivative of the root is infinite there, and 0 comes back
+    found = tgs.find_nan(lambda: tgs.scan(cell, xs, START)[0].sum())
+    assert (found.of, found.step, found.line.op) == ("gradient", 2, "sqrt")
+    assert "1 of 2 are NaN, the first at (0, 0)" in str(found)
+
+
+def test_what_was_given():
+    layer = tgs.nn.LSTM(3, 4)
+    xs = np.ones((5, 2, 3), "f4")
+    assert tgs.find_nan(lambda: layer(xs)) is None
+    xs[4, 1, 2] = np.nan
+    found = tgs.find_nan(layer, xs)
+    assert (found.of, found.step, found.line.op) == ("value", 4, "constant")
+    layer.cells[0].bias.data = np.full(16, np.nan, "f4")
+    found = tgs.find_nan(layer, np.ones((5, 2, 3), "f4"))
+    assert (found.line.op, found.step) == ("leaf", 0)
+
+
+def test_nothing_to_look_at():
+    with pytest.raises(ValueError, match="nothing was recorded"):
+        tgs.find_nan(lambda: tgs.zeros(3) + 1)
+
+    def trains():
+        loss = (W * 2).sum()
+        loss.backward()
+        return loss
+
+    with pytest.raises(TapeError, match="return the loss instead"):
+        tgs.find_nan(trains)

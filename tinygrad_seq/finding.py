@@ -1,0 +1,171 @@
+"""``find_nan``: where a NaN began.
+
+A function is run while a tape looks at every value that is recorded, and scans go step by step as
+``unroll`` does, so that a step and a line of the cell can be named. If all values are numbers, the
+way back is gone through in the same manner. Imports listing, structural, tape, tensors and trees.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+
+from tinygrad_seq.errors import TapeError
+from tinygrad_seq.listing import Line, Tape
+from tinygrad_seq.structural import ARRAYS
+from tinygrad_seq.tape import Entry, Piece
+from tinygrad_seq.tensors import FLOATS, Tensor
+from tinygrad_seq.trees import leaves
+
+_HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Nan:
+    """Where a NaN began. ``print`` it."""
+
+    of: str  # "value" or "gradient"
+    line: Line  # of the tape: the operation that it came from
+    step: int | None  # of the scan or unroll that the operation stands in, from 0 on
+    source: str  # file and line, outside this package, from which the operation was called
+    report: str
+
+    def __str__(self) -> str:
+        return self.report
+
+
+class _Stop(BaseException):
+    """Ends the run of the function; no handler of the user's should hold it up."""
+
+    def __init__(self, found: Nan) -> None:
+        self.found = found
+
+
+def find_nan(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Nan | None:
+    """Run ``function(*args, **kwargs)`` and say which operation made the first NaN, and when.
+
+    ``tgs.find_nan(lambda: loss_of(model, batch))``: the function returns a loss, or any structure
+    of tensors, and does not call ``backward`` itself. Values are looked at first, in the order in
+    which they are computed; then gradients, in the order of the way back from ones. Layers and
+    scans run step by step, as ``tgs.unroll`` does: the result names the step, the line of the tape
+    and the line of the program. None means that there is no NaN.
+
+    Only what is recorded can be seen: something must require a gradient. Raises ValueError if
+    nothing is recorded, TapeError if the function went backward.
+    """
+    watch = _Watch()
+    try:
+        with watch, np.errstate(all="ignore"):
+            result = function(*args, **kwargs)
+            if not len(watch):
+                raise ValueError(
+                    "find_nan: nothing was recorded; expected a function that computes with "
+                    "tensors that require a gradient, such as a model's parameters"
+                )
+        with np.errstate(all="ignore"):
+            watch.go_back([t for t in leaves(result) if isinstance(t, Tensor)])
+    except _Stop as stop:
+        return stop.found
+    return None
+
+
+class _Watch(Tape):
+    """A tape that looks at values as they are recorded, and then at gradients."""
+
+    by_steps = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._context: dict[Entry, tuple[int | None, str, Sequence[Any]]] = {}
+
+    def add(self, entry: Entry, inputs: Sequence[Any], value: Any) -> None:
+        super().add(entry, inputs, value)
+        self._context[entry] = self.step, _called_from(), inputs
+        for given in inputs:
+            if isinstance(given, Tensor) and _is_nan(given._data):
+                self._stop("value", given._entry or entry, given._data, "was given as it is")
+        if _is_nan(value):
+            self._stop("value", entry, value, f"was computed from {self._described(inputs)}")
+
+    def go_back(self, outputs: Sequence[Tensor]) -> None:
+        """Gradients of all lines, from ones at the outputs."""
+        gradients: dict[Entry, Any] = {}
+        for tensor in outputs:
+            if tensor.requires_grad and tensor.dtype in FLOATS and tensor._entry is not None:
+                gradients[tensor._entry] = np.ones(tensor.shape, tensor.dtype)
+        pieces: dict[Entry, list[Piece]] = {}
+        for line in reversed(list(self)):
+            entry = line.entry
+            if entry in pieces:
+                whole = ARRAYS.assemble(entry, pieces.pop(entry))
+                gradients[entry] = gradients[entry] + whole if entry in gradients else whole
+            gradient = gradients.pop(entry, None)
+            if gradient is None or entry.op is None or not line.inputs:
+                continue
+            if entry.saved is None:
+                raise TapeError(
+                    "find_nan: the function went backward itself, and its graph is gone; let it "
+                    "return the loss instead"
+                )
+            for k, parent in enumerate(entry.parents):
+                if parent is None or not parent.requires_grad:
+                    continue
+                part = entry.op.vjps[k](gradient, *entry.saved)
+                values = part.gradient if type(part) is Piece else part
+                if _is_nan(values):
+                    was = _range(gradient)
+                    self._stop("gradient", entry, values, f"came back; the gradient {was} went in")
+                if type(part) is Piece:
+                    pieces.setdefault(parent, []).append(part)
+                    continue
+                part = ARRAYS.fit(part, parent)
+                gradients[parent] = gradients[parent] + part if parent in gradients else part
+
+    def _stop(self, of: str, entry: Entry, values: Any, how: str) -> NoReturn:
+        line = next((each for each in self if each.entry is entry), self[len(self) - 1])
+        step, source, inputs = self._context.get(entry, (self.step, _called_from(), ()))
+        places = np.argwhere(np.isnan(values)).tolist()
+        count, first = len(places), tuple(places[0])
+        text = f"the first NaN is in a {of}, of line %{line.index} of the tape: {line.text}\n"
+        text += f"  {count} of {np.size(values)} are NaN, the first at {first}; it {how}\n"
+        if of == "gradient":
+            text += f"  its inputs: {self._described(inputs)}\n"
+        if step is not None:
+            text += f"  at step {step} of the sequence\n"
+        raise _Stop(Nan(of, line, step, source, text + f"  called from {source}"))
+
+    def _described(self, inputs: Sequence[Any]) -> str:
+        texts = []
+        for given in inputs:
+            if isinstance(given, Tensor):
+                slot = self._slots.get(given._entry) if given._entry is not None else None
+                name = "a tensor" if slot is None else f"%{slot}"
+                texts.append(f"{name} {_range(given._data)}")
+            else:
+                texts.append(repr(given))
+        return "; ".join(texts)
+
+
+def _is_nan(values: Any) -> bool:
+    array = np.asarray(values)
+    return array.dtype.kind == "f" and bool(np.isnan(array).any())
+
+
+def _range(values: Any) -> str:
+    """An array in a few words: dtype, shape, from where to where."""
+    array = np.asarray(values)
+    text = f"{array.dtype}{array.shape}"
+    return f"{text} from {array.min():.3g} to {array.max():.3g}" if array.size else text
+
+
+def _called_from() -> str:
+    """The innermost line of the program that is not this package's."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None and _HERE in Path(frame.f_code.co_filename).parents:
+        frame = frame.f_back
+    return f"{frame.f_code.co_filename}, line {frame.f_lineno}, in {frame.f_code.co_name}"
