@@ -13,7 +13,7 @@ from statistics import median
 from time import perf_counter
 from typing import Any
 
-from alternate import alternate, ratio, serve
+from tinygrad_seq.comparing import alternate, ratio, serve
 
 QUESTIONS = {"chain": "one operation in a chain", "backward": "a separate small backward"}
 

@@ -24,8 +24,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-from alternate import alternate, ratio, serve
 from report import cpu
+
+from tinygrad_seq.comparing import alternate, ratio, serve
 
 ROWS = [  # B T I H
     *((1, 100, 32, 64), (8, 100, 32, 64), (32, 100, 64, 128), (64, 50, 128, 256)),

@@ -42,6 +42,7 @@ ROOMS = [
     "optim",
     "data",
     "train",
+    "comparing",
     "__main__",
 ]
 
