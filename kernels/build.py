@@ -158,8 +158,9 @@ def load(name: str, text: str, functions: Sequence[str], words: int = 2) -> dict
         path = write_module(name, text)
         try:
             return _load(path, functions, words)
-        except (EOFError, OSError, ValueError, KeyError, ImportError, RuntimeError):
-            # what was kept is damaged: a full disk, a crash in the middle
+        except numba.core.errors.NumbaError:
+            raise  # the text is wrong, not what was kept of it
+        except Exception:  # what was kept is damaged, by a full disk or a crash, in whatever way
             shutil.rmtree(path.parent, ignore_errors=True)
             return _load(write_module(name, text), functions, words)
 

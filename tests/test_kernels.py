@@ -1,0 +1,346 @@
+"""Kernels by themselves: accuracy, other processors, no compiler, the cache, threads, forks."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tinygrad_seq.kernels import build, machine, memory, simd, vecmath
+
+import tinygrad_seq as tgs
+
+# Accuracy --------------------------------------------------------------------------------------
+
+LARGEST_ERRORS = {"exp": 2, "expm1": 3, "tanh": 4, "sigmoid": 3, "log": 3, "log1p": 4}
+TRUTHS = {
+    "exp": np.exp,
+    "expm1": np.expm1,
+    "tanh": np.tanh,
+    "sigmoid": lambda x: 1 / (1 + np.exp(-x)),
+    "log": np.log,
+    "log1p": np.log1p,
+}
+EVERYWHERE = '''"""Every function of vecmath over an array, in {dtype}."""
+
+from tinygrad_seq.kernels.simd import vectors
+
+_v = vectors("{dtype}")
+LANES, load, store = _v.LANES, _v.load, _v.store
+'''
+ONE = """
+
+{name} = _v.{name}
+
+
+def all_{name}(x, y, n):
+    for j in range(0, n, LANES):
+        store(y, j, {name}(load(x, j, n - j)), n - j)
+"""
+
+
+def everywhere(name, dtype):
+    """Numbers of all magnitudes at which a function has a normal value."""
+    rng, limits = np.random.default_rng(0), np.finfo(dtype)
+    top = np.log(float(limits.max))
+    sizes = np.exp(rng.uniform(np.log(float(limits.tiny)), top * 0.999, 40_000))
+    x = np.concatenate([sizes, rng.uniform(0, 1.2 * top, 40_000), rng.uniform(0, 3, 40_000)])
+    if name != "log":
+        x = np.concatenate([x, -x])
+    return x[x > -1].astype(dtype) if name == "log1p" else x.astype(dtype)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_errors_of_functions_in_ulp(dtype):
+    text = EVERYWHERE.format(dtype=dtype) + "".join(ONE.format(name=n) for n in TRUTHS)
+    compiled = build.load(f"everywhere_{dtype}", text, [f"all_{n}" for n in TRUTHS], 3)
+    tiny, huge = np.finfo(dtype).tiny, np.finfo(dtype).max
+    for name, truth in TRUTHS.items():
+        x = everywhere(name, dtype)
+        with np.errstate(all="ignore"):
+            true = truth(x.astype(np.longdouble))
+            plain = getattr(vecmath, name)(vecmath.OverNumPy(dtype), x)
+        y = np.empty_like(x)
+        compiled[f"all_{name}"](memory.address(x), memory.address(y), len(x))
+        normal = (abs(true) >= tiny) & (abs(true) <= huge)
+        unit = np.spacing(abs(true[normal]).astype(dtype)).astype(np.longdouble)
+        for found in (y, plain):
+            worst = (abs(found[normal].astype(np.longdouble) - true[normal]) / unit).max()
+            assert worst <= LARGEST_ERRORS[name], (name, float(worst))
+        special = np.array([np.nan, np.inf, -np.inf, 0.0], dtype)
+        made = np.empty_like(special)
+        compiled[f"all_{name}"](memory.address(special), memory.address(made), 4)
+        with np.errstate(all="ignore"):
+            # what is below the smallest normal number is 0 in a kernel
+            np.testing.assert_allclose(made, truth(special), rtol=0, atol=tiny)
+
+
+# Other processors, and none at all -------------------------------------------------------------
+
+AGREE = """
+import numpy as np
+import tinygrad_seq as tgs
+from tinygrad_seq.kernels import machine
+rng = np.random.default_rng(0)
+for dtype in {dtypes}:
+    for cell in (tgs.nn.{cell}(3, 5, dtype=dtype, rng=rng),):
+        xs = rng.standard_normal((4, 3, 3)).astype(dtype)
+        found = []
+        for driver in (tgs.scan, tgs.unroll):
+            x = tgs.tensor(xs, requires_grad=True)
+            cell.zero_grad()
+            ys, _ = driver(cell, x, lengths=[4, 2, 0])
+            (ys * ys).sum().backward()
+            found.append([ys.detach(), x.grad, *(p.grad for p in cell.parameters())])
+        for a, b in zip(*found, strict=True):
+            tolerance = 1e-5 if dtype == "float32" else 1e-12
+            np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
+print(machine.vector_bits())
+"""
+
+
+def run(program, **environment):
+    return subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+def agrees(cell="RNNCell", dtypes=("float32",), **environment):
+    """The vector width in bits that a process with this environment computed rightly with."""
+    done = run(AGREE.format(cell=cell, dtypes=dtypes), **environment)
+    assert done.returncode == 0, done.stderr
+    return int(done.stdout)
+
+
+def test_with_the_compiler_switched_off():
+    assert agrees("LSTMCell", ("float32", "float64"), NUMBA_DISABLE_JIT="1") == (
+        machine.vector_bits()
+    )
+
+
+X86 = pytest.mark.skipif(
+    "avx2" not in machine.features(), reason="needs an x86 processor with AVX2"
+)
+
+
+@X86
+@pytest.mark.parametrize(
+    ("name", "features", "bits"),
+    [("haswell", "+sse2,+avx,+avx2,+fma", 256), ("x86-64", "+sse2", 128)],
+)
+def test_on_older_processors(name, features, bits, tmp_path):
+    environment = {"NUMBA_CPU_NAME": name, "NUMBA_CPU_FEATURES": features}
+    assert agrees(TINYGRAD_SEQ_CACHE=str(tmp_path), **environment) == bits
+
+
+NEON = """
+import re
+from tinygrad_seq.kernels import machine
+machine.features = lambda: frozenset(["neon"])
+import numpy as np
+import tinygrad_seq as tgs
+from tinygrad_seq.kernels import build, gemm
+from tinygrad_seq.recurrence import compiled
+import llvmlite.binding as llvm
+
+cell = tgs.nn.RNNCell(3, 5)
+ys, _ = tgs.scan(cell, np.ones((2, 2, 3), "f4"))
+ys.sum().backward()
+functions = [f for r in compiled._runners.values() for f in r.functions.values()]
+functions.append(build.shared("product", "float32"))
+llvm.initialize_all_targets()
+llvm.initialize_all_asmprinters()
+target = llvm.Target.from_triple("aarch64-unknown-linux-gnu")
+neon = target.create_target_machine(cpu="cortex-a72", features="+neon", opt=3)
+for function in functions:
+    text = function.keep.inspect_llvm()
+    text = re.sub(r'target (triple|datalayout) = ".*"', "", text)
+    # the control word of an x86 processor has another name there
+    text = re.sub(r".*(call|declare) void @llvm.x86.*", "", text)
+    text = re.sub(r'"target-(cpu|features)"="[^"]*"', "", text)
+    module = llvm.parse_assembly(text)
+    module.triple, module.data_layout = neon.triple, str(neon.target_data)
+    module.verify()
+    made = neon.emit_assembly(module)
+    assert re.search(r"\\tfm(la|ul)\\tv\\d+\\.4s", made), made[:2000]
+    assert ".2d" not in re.sub(r"\\t(mov|movi|ldr|str|dup|ins|zip1|zip2|uzp1)\\t.*", "", made)
+print("good")
+"""
+
+
+@X86
+def test_compiled_for_neon(tmp_path):
+    done = run(NEON, TINYGRAD_SEQ_CACHE=str(tmp_path))
+    assert done.stdout == "good\n", done.stderr
+
+
+# What is kept on disk --------------------------------------------------------------------------
+
+
+def start(folder, program=None):
+    return subprocess.Popen(
+        [sys.executable, "-c", program or AGREE.format(cell="RNNCell", dtypes=("float32",))],
+        env={**os.environ, "TINYGRAD_SEQ_CACHE": str(folder)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_several_processes_compile_at_once_and_one_is_killed(tmp_path):
+    killed = start(tmp_path)
+    while not list(tmp_path.glob("*/__pycache__")) and killed.poll() is None:
+        time.sleep(0.01)
+    others = [start(tmp_path) for _ in range(2)]
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate()
+    for process in others:
+        _, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, errors
+    damaged = sorted(tmp_path.glob("*/__pycache__/*.nbc"))
+    assert damaged
+    for number, path in enumerate(damaged):
+        path.write_bytes(path.read_bytes()[: 0 if number % 2 else 1000])
+    for path in tmp_path.glob("*/__pycache__/*.nbi"):
+        path.write_bytes(b"nothing of use")
+        break
+    assert agrees(TINYGRAD_SEQ_CACHE=str(tmp_path)) == machine.vector_bits()
+
+
+def test_a_folder_that_cannot_be_written(monkeypatch, tmp_path):
+    build._say_once.cache_clear()
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("TINYGRAD_SEQ_CACHE", str(tmp_path / "file" / "below"))
+    with pytest.warns(RuntimeWarning, match="Set TINYGRAD_SEQ_CACHE to a folder"):
+        path = build.write_module("nothing", "x = 1\n")
+    assert path.read_text() == "x = 1\n"
+
+
+def test_a_full_disk(monkeypatch, tmp_path):
+    build._say_once.cache_clear()
+    monkeypatch.setenv("TINYGRAD_SEQ_CACHE", str(tmp_path))
+    write = build._write
+
+    def full(path, text):
+        if tmp_path in path.parents:
+            raise OSError(28, "No space left on device")
+        write(path, text)
+
+    monkeypatch.setattr(build, "_write", full)
+    with pytest.warns(RuntimeWarning, match="No space left on device"):
+        path = build.write_module("nothing", "x = 2\n")
+    assert path.read_text() == "x = 2\n"
+
+
+def test_the_folder_is_bounded(monkeypatch, tmp_path):
+    monkeypatch.setenv("TINYGRAD_SEQ_CACHE", str(tmp_path))
+    monkeypatch.setattr(build, "LARGEST", 2500)
+    for number in range(5):
+        path = build.write_module(f"entry{number}", "#" * 1000)
+        os.utime(path.parent, (number, number))
+    assert sorted(p.name.split("_")[0] for p, _, _ in build.entries()) == ["entry3", "entry4"]
+
+
+def test_a_compile_says_that_it_takes_long(monkeypatch, capsys):
+    monkeypatch.setattr(build, "LATER", 0.01)
+    with build.said("some cell"):
+        time.sleep(0.2)
+    assert "compiling some cell, once; kept in" in capsys.readouterr().err
+    with build.said("a quick one"):
+        pass
+    assert not capsys.readouterr().err
+
+
+# Threads, forks, the processor's state ---------------------------------------------------------
+
+
+def work(rng):
+    cell = tgs.nn.RNNCell(40, 70, rng=rng)
+    xs = rng.standard_normal((30, 40, 40)).astype("f4")
+
+    def answer():
+        x = tgs.tensor(xs, requires_grad=True)
+        ys, _ = tgs.scan(cell, x)
+        (ys * ys).sum().backward()
+        return np.concatenate([np.ravel(ys.detach()), np.ravel(x.grad)])
+
+    return answer
+
+
+def test_python_threads_scan_at_once(rng):
+    works = [work(rng) for _ in range(4)]
+    expected = [each() for each in works]
+    found: dict[int, list[np.ndarray]] = {k: [] for k in range(4)}
+
+    def many(k):
+        for _ in range(10):
+            found[k].append(works[k]())
+
+    threads = [threading.Thread(target=many, args=(k,)) for k in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=120)
+        assert not thread.is_alive()
+    for k, answers in found.items():
+        # parameters' gradients are shared, these are not
+        assert all(np.array_equal(each, expected[k]) for each in answers)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+@pytest.mark.filterwarnings("ignore:This process")
+def test_a_forked_child_scans(rng):
+    answer = work(rng)
+    expected = answer()
+    child = os.fork()
+    if not child:
+        os._exit(0 if np.array_equal(answer(), expected) else 1)
+    for _ in range(600):
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            break
+        time.sleep(0.1)
+    else:
+        os.kill(child, signal.SIGKILL)
+        pytest.fail("the child hangs")
+    assert status == 0
+    assert np.array_equal(answer(), expected)
+
+
+def test_small_numbers_are_flushed_in_kernels_alone():
+    def cell(x, h):
+        h = h * 0.01
+        return h, h
+
+    ys, _ = tgs.scan(cell, np.zeros((25, 2, 1), "f4"), np.ones((2, 3), "f4"))
+    assert (np.asarray(ys)[-1] == 0).all()  # 1e-50, by way of 1e-40
+    assert np.float32(1e-40) * np.float32(0.5) > 0  # and here they still exist
+
+
+def test_memory_is_used_again_and_never_shared():
+    first = memory.empty((300, 300), np.dtype("f4"))
+    second = memory.empty((300, 300), np.dtype("f4"))
+    assert memory.address(first) == first.ctypes.data
+    assert memory.address(first) != memory.address(second)
+    address, view = memory.address(first), first[1:]
+    del first
+    third = memory.empty((300, 300), np.dtype("f4"))
+    assert memory.address(third) != address  # a view of it is still there
+    del view
+    assert memory.address(memory.empty((300, 300), np.dtype("f4"))) == address
+
+
+def test_lanes_of_this_machine():
+    assert simd.lanes("float32") == 2 * simd.lanes("float64") == machine.vector_bits() // 32
+    assert Path(build.folder()).name
