@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
-from datetime import UTC, datetime
 from math import exp, log
 from pathlib import Path
 from statistics import median
@@ -24,7 +23,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-from report import cpu
+from report import heading
 
 from tinygrad_seq.comparing import alternate, ratio, serve
 
@@ -349,10 +348,7 @@ def main() -> None:
     if given.worker:
         worker(*given.worker)
         return
-    from tinygrad_seq.__main__ import info
-
-    parts = [f"# Recurrent layers and cells, measured on {datetime.now(UTC):%Y-%m-%d}", ""]
-    parts += [f"- {name}: {text}" for name, text in {"cpu": cpu(), **info()}.items()]
+    parts = heading("Recurrent layers and cells")
     parts += ["", "Milliseconds, medians; ratios are their time over ours, turn by turn.", ""]
     for name in given.cells:
         rows = given.rows or list(range(8) if name in FUSED else FIRST_FIVE)

@@ -21,9 +21,14 @@ def cpu() -> str:
     return next((line.split(":")[1].strip() for line in lines if "model name" in line), "unknown")
 
 
+def heading(title: str) -> list[str]:
+    """Lines for the head of a report: when it was measured and on what."""
+    lines = [f"# {title}, measured on {datetime.now(UTC):%Y-%m-%d}", ""]
+    return lines + [f"- {name}: {text}" for name, text in {"cpu": cpu(), **info()}.items()]
+
+
 def main() -> None:
-    parts = [f"# The engine, measured on {datetime.now(UTC):%Y-%m-%d}", ""]
-    parts += [f"- {name}: {text}" for name, text in {"cpu": cpu(), **info()}.items()]
+    parts = heading("The engine")
     for program in PROGRAMS:
         print(f"{program} ...", flush=True)
         command = [sys.executable, "-W", "ignore", str(HERE / program)]

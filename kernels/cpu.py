@@ -79,6 +79,7 @@ class Inputs:
     starts: Mapping[int, int]  # of its slices
     checkpoint: int | None = None
     addresses: list[int] = field(default_factory=list)  # what the words of both directions need
+    layouts: dict[Any, Layout] = field(default_factory=dict)  # those found for these inputs
 
 
 class Kept(NamedTuple):
@@ -144,7 +145,9 @@ class Runner:
 
     def _layout(self, direction: str, inputs: Inputs, steps: int, keep: bool) -> Layout:
         """The layout of a run over so many steps, made if these sizes are new."""
-        rows = inputs.rows
+        rows, kind = inputs.rows, (direction, steps, keep)
+        if kind in inputs.layouts:
+            return inputs.layouts[kind]
         sizes = Sizes(
             *(direction, rows.B, steps, rows.ragged, rows.onward),
             *(keep, inputs.resets is not None, threads.get_num_threads()),
@@ -161,6 +164,7 @@ class Runner:
             if len(self._layouts) >= MOST_LAYOUTS:
                 self._layouts.clear()
             self._layouts[sizes] = layout
+        inputs.layouts[kind] = layout
         return layout
 
     # Running

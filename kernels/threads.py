@@ -244,6 +244,11 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget)
 
 
+def started() -> bool:
+    """Whether helpers are there."""
+    return _pool is not None
+
+
 def set_num_threads(n: int) -> None:
     global _limit
     _limit = n

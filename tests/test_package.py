@@ -24,6 +24,7 @@ ROOMS = [
     "errors",
     "parallel",
     "special",
+    "blas",
     "rules",
     "tape",
     "listing",

@@ -480,7 +480,8 @@ def clip_grad_norm_(parameters: Tensor | Module | Iterable[Tensor], max_norm: fl
     """
     max_norm = _positive(max_norm, "clip_grad_norm_: max_norm")
     pairs = _with_gradients(parameters)
-    norm = math.sqrt(sum(float(np.vdot(g, g)) for _, g in pairs))
+    with np.errstate(over="ignore"):
+        norm = math.sqrt(sum(float(np.square(g).sum()) for _, g in pairs))
     if math.isinf(norm):  # float32 overflows long before the gradient does
         norm = math.sqrt(sum(float(np.sum(np.square(g, dtype=np.float64))) for _, g in pairs))
     if max_norm < norm < math.inf:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
+from tinygrad_seq import blas
 from tinygrad_seq.errors import ShapeError
 from tinygrad_seq.rules import Array, Operation
 from tinygrad_seq.tape import Arithmetic, Entry, Piece
@@ -104,11 +105,18 @@ def _transposed(x: Any) -> Any:
     return x.T if x.ndim == 2 else x.transpose((*range(x.ndim - 2), x.ndim - 1, x.ndim - 2))
 
 
+def _times(a: Any, b: Any) -> Any:
+    return a @ b if isinstance(a, Tensor) or isinstance(b, Tensor) else blas.matmul(a, b)
+
+
 MATMUL = Operation(
     "matmul",
     ("a", "b"),
-    np.matmul,
-    (lambda g, a, b, y: g @ _transposed(b), lambda g, a, b, y: _transposed(a) @ g),
+    blas.matmul,
+    (
+        lambda g, a, b, y: _times(g, _transposed(b)),
+        lambda g, a, b, y: _times(_transposed(a), g),
+    ),
     uses=({"b"}, {"a"}),
 )
 

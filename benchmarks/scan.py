@@ -1,0 +1,344 @@
+"""What a scan costs beside its kernels, and in special cases: one table.
+
+    python benchmarks/scan.py
+
+Programs alternate, each in a process of its own; times are medians, ratios are taken turn by turn.
+PyTorch's training step is left out where it is not installed.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+from report import heading
+
+from tinygrad_seq.comparing import alternate, ratio, serve
+
+Run = Callable[[], object]
+EVERY = 150  # steps between checkpoints at T = 10,000
+
+
+def _arrays(*shapes: tuple[int, ...], seed: int = 0) -> list[np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return [rng.standard_normal(shape, "f4") for shape in shapes]
+
+
+def _training(layer: Any, x: Any, dy: Any, **options: Any) -> Run:
+    def step() -> None:
+        x.grad = None
+        layer.zero_grad()
+        layer(x, **options)[0].backward(dy)
+
+    return step
+
+
+def _layer(sizes: tuple[int, ...], scale: float = 1.0, **options: Any) -> Run:
+    import tinygrad_seq as tgs
+
+    B, T, I, H = sizes
+    x, dy = _arrays((T, B, I), (T, B, H))
+    layer = tgs.nn.LSTM(I, H)
+    if scale != 1:
+        for parameter in layer.parameters():
+            parameter.data = parameter.data * np.float32(scale)
+    return _training(layer, tgs.tensor(x, requires_grad=True), tgs.tensor(dy), **options)
+
+
+def custom(sizes: tuple[int, ...]) -> Run:
+    """The LSTM's equations as a function of one's own."""
+    import tinygrad_seq as tgs
+
+    B, T, I, H = sizes
+    x, dy, *weights = _arrays((T, B, I), (T, B, H), (I, 4 * H), (H, 4 * H), (4 * H,))
+    W, U, b = (tgs.tensor(each * np.float32(H**-0.5), requires_grad=True) for each in weights)
+    xs, gradient = tgs.tensor(x, requires_grad=True), tgs.tensor(dy)
+
+    def cell(x: Any, state: Any) -> Any:
+        h, c = state
+        i, f, g, o = tgs.split(x @ W + h @ U + b, 4, axis=-1)
+        c = tgs.sigmoid(f) * c + tgs.sigmoid(i) * tgs.tanh(g)
+        h = tgs.sigmoid(o) * tgs.tanh(c)
+        return h, (h, c)
+
+    def step() -> None:
+        for tensor in (xs, W, U, b):
+            tensor.grad = None
+        ys, _ = tgs.scan(cell, xs, (tgs.zeros(B, H), tgs.zeros(B, H)))
+        ys.backward(gradient)
+
+    return step
+
+
+def padded(sizes: tuple[int, ...]) -> Run:
+    B, T = sizes[:2]
+    return _layer(sizes, lengths=np.linspace(T // 2, T, B).astype(int))
+
+
+def long(checkpoint: int | None) -> Run:
+    """T = 10,000, all of it kept or only every so many steps."""
+    import tinygrad_seq as tgs
+
+    B, T, I, H = 8, 10_000, 16, 64
+    x, dy = _arrays((T, B, I), (T, B, H))
+    cell = tgs.nn.LSTMCell(I, H)
+    xs, gradient = tgs.tensor(x, requires_grad=True), tgs.tensor(dy)
+
+    def step() -> None:
+        xs.grad = None
+        cell.zero_grad()
+        tgs.scan(cell, xs, checkpoint=checkpoint)[0].backward(gradient)
+
+    return step
+
+
+def whole_here(sizes: tuple[int, ...]) -> Run:
+    """LSTM, Linear, cross-entropy, clipping by norm, Adam."""
+    import tinygrad_seq as tgs
+
+    B, T, I, H = sizes
+    (x,) = _arrays((T, B, I))
+    labels = np.random.default_rng(0).integers(0, 10, (T, B))
+    layer, head = tgs.nn.LSTM(I, H), tgs.nn.Linear(H, 10)
+    parameters = [*layer.parameters(), *head.parameters()]
+    optimizer = tgs.optim.Adam(parameters, 1e-3)
+    xs = tgs.tensor(x)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        logits = head(layer(xs)[0]).reshape(T * B, 10)
+        loss = tgs.nn.functional.cross_entropy(logits, labels.ravel())
+        loss.backward()
+        tgs.optim.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+
+    return step
+
+
+def whole_torch(sizes: tuple[int, ...]) -> Run:
+    import torch
+
+    B, T, I, H = sizes
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    (x,) = (torch.tensor(each) for each in _arrays((T, B, I)))
+    labels = torch.tensor(np.random.default_rng(0).integers(0, 10, (T, B)))
+    layer, head = torch.nn.LSTM(I, H), torch.nn.Linear(H, 10)
+    parameters = [*layer.parameters(), *head.parameters()]
+    optimizer = torch.optim.Adam(parameters, 1e-3)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        logits = head(layer(x)[0]).reshape(T * B, 10)
+        loss = torch.nn.functional.cross_entropy(logits, labels.ravel())
+        loss.backward()  # type: ignore[no-untyped-call, unused-ignore]
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+
+    return step
+
+
+MIDDLE, LARGE, SLOW = (32, 100, 64, 128), (64, 50, 128, 256), (8, 1000, 32, 64)
+PROGRAMS: dict[str, Callable[[], Run]] = {
+    "layer": lambda: _layer(MIDDLE),
+    "layer, large": lambda: _layer(LARGE),
+    "custom": lambda: custom(MIDDLE),
+    "custom, large": lambda: custom(LARGE),
+    "padded": lambda: padded(MIDDLE),
+    "full lengths": lambda: _layer(MIDDLE, lengths=[100] * 31 + [99]),
+    "long": lambda: long(None),
+    "long, checkpoint": lambda: long(EVERY),
+    "ordinary": lambda: _layer(SLOW),
+    "vanishing": lambda: _layer(SLOW, scale=0.01),
+    "saturated": lambda: _layer(SLOW, scale=40.0),
+    "whole step": lambda: whole_here(MIDDLE),
+    "whole step, torch": lambda: whole_torch(MIDDLE),
+}
+PAIRS = [  # one, another, the bar for the ratio of their times, whether it is a least
+    ("custom", "layer", 1.05, False),
+    ("custom, large", "layer, large", 1.05, False),
+    ("padded", "layer", 1.0, False),
+    ("full lengths", "layer", 1.0, False),
+    ("long, checkpoint", "long", 1.5, False),
+    ("vanishing", "ordinary", 1.0, False),
+    ("saturated", "ordinary", 1.0, False),
+    ("whole step, torch", "whole step", 1.5, True),
+]
+
+
+def worker(program: str) -> None:
+    try:
+        run = PROGRAMS[program]()
+    except ModuleNotFoundError:
+        return
+    for _ in range(3):
+        run()
+
+    def answer(_: str) -> float:
+        times: list[float] = []
+        start = perf_counter()
+        while len(times) < 3 or perf_counter() - start < 0.4:
+            before = perf_counter()
+            run()
+            times.append(perf_counter() - before)
+        return median(times) * 1e3
+
+    serve(answer)
+
+
+def pairs() -> list[str]:
+    lines = ["| program | ms | beside | ms | ratio | bar |", "| --- " * 6 + "|"]
+    for one, other, bar, least in PAIRS:
+        names = (one, other)
+        commands = {n: [sys.executable, "-W", "ignore", __file__, "--worker", n] for n in names}
+        times = alternate(commands, ["go"], turns=9)["go"]
+        if len(times) == 2:
+            found = ratio(times[one], times[other])
+            lines.append(
+                f"| {one} | {median(times[one]):.2f} | {other} | {median(times[other]):.2f} | "
+                f"{found:.2f} | {'≥' if least else '≤'} {bar} |"
+            )
+            print(lines[-1], flush=True)
+    return lines
+
+
+def overhead() -> list[str]:
+    """What the framework adds to a training step: all but the time inside compiled code."""
+    from tinygrad_seq.kernels import threads
+
+    step, inside, send = _layer((1, 100, 32, 64)), [0.0], threads.run
+
+    def timed(*given: Any) -> None:
+        before = perf_counter()
+        send(*given)
+        inside[0] += perf_counter() - before
+
+    threads.run = timed
+    found = []
+    for _ in range(300):
+        inside[0], before = 0.0, perf_counter()
+        step()
+        found.append(perf_counter() - before - inside[0])
+    threads.run = send
+    return [f"The framework adds {median(found[50:]) * 1e6:.0f} µs to a training step (bar 100)."]
+
+
+def memory_kept() -> list[str]:
+    """What is kept for the way back with a checkpoint, in steps' worth."""
+    from tinygrad_seq.kernels import memory
+
+    import tinygrad_seq as tgs
+
+    sizes: list[int] = []
+    made = memory.Block.__init__
+
+    def noted(self: Any, size: int) -> None:
+        sizes.append(size)
+        made(self, size)
+
+    B, T, I, H = 8, 10_000, 16, 64
+    xs = tgs.tensor(_arrays((T, B, I))[0])
+    cell = tgs.nn.LSTMCell(I, H)
+    step = 6 * H * B * 4  # bytes: four gates, h and c
+    memory.Block.__init__ = noted
+    ys, _ = tgs.scan(cell, xs, checkpoint=EVERY)
+    ys.backward(tgs.ones(T, B, H))
+    memory.Block.__init__ = made
+    blocks = [s for s in sizes if s not in (T * B * H * 4, T * B * I * 4)]
+    states = T // EVERY * 2 * H * B * 4
+    return [
+        f"checkpoint={EVERY} at T = {T}: the largest block of memory is {max(blocks) / step:.0f} "
+        f"steps' worth, the states at the checkpoints {states / step:.0f}; 2√T is {2 * T**0.5:.0f}."
+    ]
+
+
+def products() -> list[str]:
+    """The rate of products inside the loop, beside the best of one that stays in the cache."""
+    from tinygrad_seq.kernels import build, gemm
+    from tinygrad_seq.kernels.memory import address
+
+    product, panel = build.shared("product", "float32"), gemm.panel("float32")
+
+    def rate(M: int, K: int, N: int) -> float:
+        panels = -(-N // panel)
+        a, b, c = _arrays((M, K), (panels * K * panel + 64,), (M, panels * panel))
+        times = []
+        for _ in range(60):
+            before = perf_counter()
+            product(address(a), K, 1, M, address(b), K, panels, address(c), panels * panel)
+            times.append(perf_counter() - before)
+        return float(2 * M * K * panels * panel / median(times) / 1e9)
+
+    peak = max(rate(96, 256, 4 * panel), rate(96, 256, 8 * panel))
+    lines = [f"Products: at best {peak:.0f} GF/s on one core."]
+    for H in (256, 512, 1024):
+        there = [rate(16, H, 4 * H), rate(16, 4 * H, H)]
+        lines.append(
+            f"H = {H}, 16 rows (B 32 on two cores): forward {there[0]:.0f} GF/s, backward "
+            f"{there[1]:.0f}; {min(there) / peak:.0%} of that (bar 70%)."
+        )
+    return lines
+
+
+FIRST = """
+import time
+start = time.perf_counter()
+import numpy as np
+import tinygrad_seq as tgs
+
+W = tgs.tensor(np.ones((3, 4), "f4"), requires_grad=True)
+U = tgs.tensor(np.ones((4, 4), "f4"), requires_grad=True)
+
+def cell(x, h):
+    f = tgs.sigmoid(x @ W + h @ U)
+    h = (1 - f) * h + f * tgs.tanh(x @ W + (f * h) @ U)
+    return h, h
+
+ys, _ = tgs.scan(cell, np.ones((5, 2, 3), "f4"), np.zeros((2, 4), "f4"))
+ys.sum().backward()
+print(time.perf_counter() - start)
+"""
+
+
+def first_step() -> list[str]:
+    """A new cell's first training step in a fresh process, import included."""
+    cold: list[float] = []
+    warm: list[float] = []
+    for _ in range(3):
+        with tempfile.TemporaryDirectory() as folder:
+            for times in (cold, warm, warm):
+                environment = {**os.environ, "TINYGRAD_SEQ_CACHE": folder}
+                command = [sys.executable, "-c", FIRST]
+                done = subprocess.run(
+                    command, env=environment, capture_output=True, text=True, check=True
+                )
+                times.append(float(done.stdout))
+    return [
+        f"First step of a new cell in a fresh process: {median(cold):.1f} s with an empty cache "
+        f"(bar 6), {median(warm):.2f} s with a warm one (bar 1.2)."
+    ]
+
+
+def main() -> None:
+    if len(sys.argv) > 2 and sys.argv[1] == "--worker":
+        worker(sys.argv[2])
+        return
+    lines = []
+    for part in (overhead, memory_kept, products, first_step):
+        lines += [*part(), ""]
+        print("\n".join(lines[-4:]), flush=True)
+    parts = [*heading("What a scan costs"), "", *lines, *pairs()]
+    path = Path(__file__).parent / "results/scan.md"
+    path.write_text("\n".join(parts) + "\n", encoding="utf-8")
+    print(f"wrote {path}")
+
+
+if __name__ == "__main__":
+    main()
