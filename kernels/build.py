@@ -20,7 +20,7 @@ import sys
 import tempfile
 import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -152,25 +152,25 @@ def _bound(where: Path, keep: Path) -> None:
 # Modules and functions -----------------------------------------------------------------------
 
 
-def load(name: str, text: str, functions: Sequence[str], words: int = 2) -> dict[str, Any]:
-    """The functions of a text, compiled; each takes ``words`` integers."""
+def load(name: str, text: str, functions: Mapping[str, int]) -> dict[str, Any]:
+    """The functions of a text, compiled; each takes as many integers as ``functions`` says."""
     with _lock:
         path = write_module(name, text)
         try:
-            return _load(path, functions, words)
+            return _load(path, functions)
         except numba.core.errors.NumbaError:
             raise  # the text is wrong, not what was kept of it
         except Exception:  # what was kept is damaged, by a full disk or a crash, in whatever way
             shutil.rmtree(path.parent, ignore_errors=True)
-            return _load(write_module(name, text), functions, words)
+            return _load(write_module(name, text), functions)
 
 
-def _load(path: Path, functions: Sequence[str], words: int) -> dict[str, Any]:
+def _load(path: Path, functions: Mapping[str, int]) -> dict[str, Any]:
     module = _import(path)
     _touch(path.parent)
     if config.DISABLE_JIT:
         return {name: getattr(module, name) for name in functions}
-    return {name: compiled(getattr(module, name), words) for name in functions}
+    return {name: compiled(getattr(module, name), words) for name, words in functions.items()}
 
 
 def _import(path: Path) -> ModuleType:
@@ -252,12 +252,12 @@ def shared(name: str, dtype: str) -> Any:
         if (name, dtype) not in _SHARED:
             from tinygrad_seq.kernels import library
 
-            text = library.text(dtype)
-            for words, names in library.FUNCTIONS.items():
-                for each, function in load(f"library_{dtype}_{words}", text, names, words).items():
-                    _SHARED[each, dtype] = function
-                    if not config.DISABLE_JIT:
-                        binding.add_symbol(_symbol(each, dtype), function.address)
+            part = next(part for part, names in library.PARTS.items() if name in names)
+            text = library.text(dtype, part)
+            for each, function in load(f"{part}_{dtype}", text, library.PARTS[part]).items():
+                _SHARED[each, dtype] = function
+                if not config.DISABLE_JIT:
+                    binding.add_symbol(_symbol(each, dtype), function.address)
         return _SHARED[name, dtype]
 
 
@@ -266,11 +266,10 @@ def _symbol(name: str, dtype: str) -> str:
 
 
 def external(name: str, dtype: str) -> Any:
-    """``product`` as other compiled code calls it: by its address, not compiled in again."""
+    """A shared function of nine words as other code calls it: by address, not compiled again."""
     function = shared(name, dtype)
     if config.DISABLE_JIT:
         return function
-    assert name in ("product", "add_product")
 
     @intrinsic
     def call(

@@ -139,7 +139,7 @@ class Runner:
             with build.said(f"{self.plan.name}, {direction}"):
                 source = self.source(direction)
                 name = f"{self.plan.name}_{direction}"
-                made = build.load(name, source, (direction,), words=3)
+                made = build.load(name, source, {direction: 3})
                 self.functions[direction] = made[direction]
         return self.functions[direction]
 

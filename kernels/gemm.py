@@ -148,22 +148,32 @@ def _plain_micro_kernel(dtype: str, rows: int, panels: int, accumulate: bool) ->
     return kernel
 
 
-def source(dtype: str) -> str:
-    """``product(a, row, column, M, b, K, panels, c, ldc)`` and ``add_product``, as text.
+def tiles(dtype: str) -> str:
+    """One block of rows times one panel, written or added, as text.
 
-    K is taken in parts, so that a panel's part stays in the nearest cache while all rows go over
-    it, in blocks of about the same size; meanwhile the next panel is fetched. Few rows take several
-    panels at once. ``tile_product`` and ``tile_add_product`` are one block of rows times one panel.
+    ``tile_product(a, row, column, rows, b, K, c, ldc, ahead)`` and ``tile_add_product``.
     """
-    item = np.dtype(dtype).itemsize
-    bytes_ = panel(dtype) * item
-    most, fetched = NEAREST // bytes_, bytes_ // LINE
     text = ""
     for name in ("product", "add_product"):
         text += f"\n\n\ndef tile_{name}(a, row, column, rows, b, K, c, ldc, ahead):\n"
         for rows in range(ROWS, 0, -1):
             text += f"    {'if' if rows == ROWS else 'elif'} rows == {rows}:\n"
             text += f"        {name}_{rows}x1(a, row, column, b, K, c, ldc, ahead)\n"
+    return text
+
+
+def products(dtype: str) -> str:
+    """``product(a, row, column, M, b, K, panels, c, ldc)`` and ``add_product``, as text.
+
+    K is taken in parts, so that a panel's part stays in the nearest cache while all rows go over
+    it, in blocks of about the same size; meanwhile the next panel is fetched. Few rows take several
+    panels at once.
+    """
+    item = np.dtype(dtype).itemsize
+    bytes_ = panel(dtype) * item
+    most, fetched = NEAREST // bytes_, bytes_ // LINE
+    text = ""
+    for name in ("product", "add_product"):
         text += f"\n\n\ndef sweep_{name}(a, row, column, M, b, size, K, panels, c, ldc):\n"
         text += f"    blocks = (M + {ROWS - 1}) // {ROWS}\n"
         text += "    for p in range(panels):\n"
@@ -179,11 +189,14 @@ def source(dtype: str) -> str:
         text += f"    size = K * {bytes_}\n"
         for rows, wide in PANELS_AT_ONCE.items():
             text += f"    if M == {rows}:\n        p = 0\n"
-            for count in (wide, 1):
-                text += f"        while panels - p >= {count}:\n"
-                text += f"            {name}_{rows}x{count}(a, row, column, b + p * size, K, "
-                text += f"c + p * {bytes_}, ldc, b + (p + {count}) * size)\n"
-                text += f"            p += {count}\n"
+            text += f"        while panels - p >= {wide}:\n"
+            text += f"            {name}_{rows}x{wide}(a, row, column, b + p * size, K, "
+            text += f"c + p * {bytes_}, ldc, b + (p + {wide}) * size)\n"
+            text += f"            p += {wide}\n"
+            text += "        while p < panels:\n"
+            text += f"            tile_{name}(a, row, column, {rows}, b + p * size, K, "
+            text += f"c + p * {bytes_}, ldc, b + (p + 1) * size)\n"
+            text += "            p += 1\n"
             text += "        return\n"
         text += f"    part = min(K, {most})\n"
         text += f"    sweep_{name}(a, row, column, M, b, size, part, panels, c, ldc)\n"
@@ -194,13 +207,11 @@ def source(dtype: str) -> str:
     return text
 
 
-SOURCED = tuple(
-    f"{prefix}{name}" for prefix in ("tile_", "sweep_", "") for name in ("product", "add_product")
-)  # the functions of ``source``
+SWEEPS = ("sweep_product", "sweep_add_product")  # what ``products`` needs for itself
 
 
 def micro_kernels(dtype: str) -> dict[str, Any]:
-    """The micro-kernels that ``source`` calls, by name."""
+    """The micro-kernels that ``tiles`` and ``products`` call, by name."""
     make = _plain_micro_kernel if config.DISABLE_JIT else micro_kernel
     made = {}
     for name in ("product", "add_product"):

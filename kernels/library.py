@@ -10,8 +10,12 @@ from __future__ import annotations
 
 from tinygrad_seq.kernels import gemm
 
-# By how many words they take.
-FUNCTIONS = {9: ("product", "add_product"), 3: ("pack", "outer")}
+# The functions, and how many words each takes. The inner blocks of products are a part of their
+# own, so that the compiler has them before it once, whoever calls them.
+PARTS = {
+    "tiles": {"tile_product": 9, "tile_add_product": 9},
+    "products": {"product": 9, "add_product": 9, "pack": 3, "outer": 3},
+}
 
 _TEXT = '''
 
@@ -169,13 +173,13 @@ def outer(table, task, phase):
 '''
 
 
-def text(dtype: str) -> str:
-    """The module with these functions for one dtype."""
+def text(dtype: str, part: str) -> str:
+    """The module with the functions of a part for one dtype."""
     item = 4 if dtype == "float32" else 8
-    head = f'''"""Functions that all kernels of {dtype} share; see library.py and gemm.py."""
+    made = f'''"""The {part} that all kernels of {dtype} share; see library.py and gemm.py."""
 
 from tinygrad_seq.kernels import gemm
-from tinygrad_seq.kernels.build import callable_here
+from tinygrad_seq.kernels.build import callable_here, external
 from tinygrad_seq.kernels.simd import flush_denormals, put_word, restore_denormals, vectors, word
 
 _v = vectors("{dtype}")
@@ -184,13 +188,18 @@ PANEL, ROWS, ITEM, KC = gemm.panel("{dtype}"), gemm.ROWS, {item}, gemm.KC
 GROUP = LANES if LANES % ROWS == 0 else ROWS  # columns of P that are packed together
 globals().update(gemm.micro_kernels("{dtype}"))
 '''
-    made = head
-    for function in (gemm.source(dtype) + _TEXT).split("\n\n\ndef ")[1:]:
+    source = gemm.tiles(dtype)
+    if part == "products":
+        for name in PARTS["tiles"]:
+            made += f'{name} = external("{name}", "{dtype}")\n'
+        source = gemm.products(dtype) + _TEXT
+    own = (*gemm.SWEEPS, "line", "pack_groups", "pack_panels", "tiles")
+    for function in source.split("\n\n\ndef ")[1:]:
         name = function[: function.index("(")]
-        for other in (*gemm.SOURCED, "line", "pack_groups", "pack_panels", "tiles"):
+        for other in own:
             if other != name:
                 function = function.replace(f" {other}(", f" {other}_here(")
         made += f"\n\ndef {function.rstrip()}\n"
-        if name not in FUNCTIONS[3]:
+        if name in own:
             made += f"\n\n({name}_here,) = callable_here({name})\n"
     return made.replace(", zero, 1)", ", constant(0.0), 1)")

@@ -59,7 +59,7 @@ def everywhere(name, dtype):
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_errors_of_functions_in_ulp(dtype):
     text = EVERYWHERE.format(dtype=dtype) + "".join(ONE.format(name=n) for n in TRUTHS)
-    compiled = build.load(f"everywhere_{dtype}", text, [f"all_{n}" for n in TRUTHS], 3)
+    compiled = build.load(f"everywhere_{dtype}", text, {f"all_{n}": 3 for n in TRUTHS})
     tiny, huge = np.finfo(dtype).tiny, np.finfo(dtype).max
     for name, truth in TRUTHS.items():
         x = everywhere(name, dtype)
