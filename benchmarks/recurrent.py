@@ -18,14 +18,13 @@ from collections.abc import Callable
 from math import exp, log
 from pathlib import Path
 from statistics import median
-from time import perf_counter
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 from report import heading
 
-from tinygrad_seq.comparing import alternate, ratio, serve
+from tinygrad_seq.comparing import alternate, milliseconds, ratio, serve
 
 ROWS = [  # B T I H
     *((1, 100, 32, 64), (8, 100, 32, 64), (32, 100, 64, 128), (64, 50, 128, 256)),
@@ -295,13 +294,7 @@ def worker(program: str, name: str) -> None:
             made[int(number)] = make(name, ROWS[int(number)])
             for run in made[int(number)].values():
                 run()
-        times: list[float] = []
-        run, start = made[int(number)][mode], perf_counter()
-        while len(times) < 5 or perf_counter() - start < 0.3:
-            before = perf_counter()
-            run()
-            times.append(perf_counter() - before)
-        return median(times) * 1e3
+        return milliseconds(made[int(number)][mode])
 
     serve(answer)
 

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from report import heading
 
-from tinygrad_seq.comparing import alternate, ratio, serve
+from tinygrad_seq.comparing import alternate, milliseconds, ratio, serve
 
 Run = Callable[[], object]
 EVERY = 150  # steps between checkpoints at T = 10,000
@@ -181,16 +181,7 @@ def worker(program: str) -> None:
     for _ in range(3):
         run()
 
-    def answer(_: str) -> float:
-        times: list[float] = []
-        start = perf_counter()
-        while len(times) < 3 or perf_counter() - start < 0.4:
-            before = perf_counter()
-            run()
-            times.append(perf_counter() - before)
-        return median(times) * 1e3
-
-    serve(answer)
+    serve(lambda _: milliseconds(run, 0.4))
 
 
 def pairs() -> list[str]:

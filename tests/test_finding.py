@@ -62,6 +62,8 @@ def test_what_was_given():
 
 
 def test_nothing_to_look_at():
+    with pytest.raises(ValueError, match="a Tensor was given, expected a function"):
+        tgs.find_nan((W * 2).sum())
     with pytest.raises(ValueError, match="nothing was recorded"):
         tgs.find_nan(lambda: tgs.zeros(3) + 1)
 

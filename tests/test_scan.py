@@ -301,6 +301,33 @@ def test_non_commuting_jacobians(rng):
     np.testing.assert_allclose(h.grad, weights @ product.T, atol=1e-12)
 
 
+def test_single_numbers_cut_and_chains_of_products(rng):
+    W, U = (tgs.tensor(rng.standard_normal(s, "f4"), requires_grad=True) for s in ((3, 4), (4, 4)))
+
+    def single(x, h):
+        s = tgs.sum(h, axis=1, keepdims=True) * 2
+        h = tgs.tanh(s[:, :1] * h + x @ W)
+        return h, h
+
+    def chain(x, h):
+        p, q = x @ W, h @ U
+        z = p + q + (h * p) @ U
+        a, b = tgs.split(tgs.exp(-z * z), 2, axis=-1)
+        return p + q, tgs.concat([a + b, a - b], axis=-1)
+
+    xs, start = rng.standard_normal((5, 3, 3), "f4"), rng.standard_normal((3, 4), "f4")
+    for cell in (single, chain):
+        found = []
+        for driver in (tgs.scan, tgs.unroll):
+            x, h = (tgs.tensor(each, requires_grad=True) for each in (xs, start))
+            W.grad = U.grad = None
+            ys, last = driver(cell, x, h)
+            ((ys * ys).sum() + last.sum()).backward()
+            found.append([ys.detach(), last.detach(), x.grad, h.grad, W.grad])
+        for a, b in zip(*found, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+
+
 # Bad input -------------------------------------------------------------------------------------
 
 X = np.ones((3, 2, 4), "f4")

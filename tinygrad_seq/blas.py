@@ -1,8 +1,8 @@
 """NumPy's matrix product, on one thread where others would only be in the way.
 
 OpenBLAS, which NumPy's wheels contain, divides a product among threads of its own, and these go on
-spinning for some 20 ms. The threads of a scan want the same cores: a training step of a layer and
-a small product took twice as long. So once scans run on several threads, products of middling size
+spinning after it. The threads of a scan want the same cores: a training step of a layer and a small
+product took half as long again. So once scans run on several threads, products of middling size
 stay on the thread that asks for them; large ones take all threads as ever.
 Imports NumPy alone.
 """
@@ -75,7 +75,7 @@ def _scans_have_threads() -> bool:
 
 
 def matmul(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """``np.matmul(a, b)``."""
+    """``np.matmul(a, b)``: a (..., n, k) and b (..., k, m) of any dtypes give (..., n, m)."""
     work = a.size * b.shape[-1]
     if ALONE_ANYWAY < work <= WORTH_THREADS and _scans_have_threads():
         library = _library()

@@ -65,6 +65,17 @@ def ratio(theirs: Sequence[float], ours: Sequence[float]) -> float:
     return median(a / b for a, b in zip(theirs, ours, strict=True))
 
 
+def milliseconds(run: Callable[[], object], seconds: float = 0.3) -> float:
+    """How long a run takes: the median of as many as fit in that time, at least five."""
+    times: list[float] = []
+    start = perf_counter()
+    while len(times) < 5 or perf_counter() - start < seconds:
+        before = perf_counter()
+        run()
+        times.append(perf_counter() - before)
+    return median(times) * 1e3
+
+
 # A short comparison --------------------------------------------------------------------------
 
 SHORT_ROWS = ((8, 100, 32, 64), (32, 100, 64, 128), (32, 50, 256, 512))  # B T I H
@@ -100,13 +111,7 @@ def answer_short(program: str) -> None:
         if question not in made:
             made[question] = make(mode == "train", SHORT_ROWS[int(k)])
             made[question]()
-        times: list[float] = []
-        start = perf_counter()
-        while len(times) < 5 or perf_counter() - start < 0.2:
-            before = perf_counter()
-            made[question]()
-            times.append(perf_counter() - before)
-        return median(times) * 1e3
+        return milliseconds(made[question])
 
     serve(answer)
 
@@ -116,18 +121,22 @@ def _data(row: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
     return rng.standard_normal((T, B, I), "f4"), rng.standard_normal((T, B, H), "f4")
 
 
+def _run(layer: Any, x: Any, dy: Any, no_grad: Any) -> Callable[[], object]:
+    """One training step, or with ``no_grad`` one use; layers of both programs are called alike."""
+
+    def training() -> None:
+        layer.zero_grad()
+        layer(x)[0].backward(dy)
+
+    return training if no_grad is None else no_grad()(lambda: layer(x))
+
+
 def _here() -> Any:
     import tinygrad_seq as tgs
 
     def make(train: bool, row: tuple[int, ...]) -> Callable[[], object]:
-        layer = tgs.nn.LSTM(row[2], row[3])
-        x, dy = (tgs.tensor(each) for each in _data(row))
-
-        def training() -> None:
-            layer.zero_grad()
-            layer(x)[0].backward(dy)
-
-        return training if train else tgs.no_grad()(lambda: layer(x))
+        x, dy = map(tgs.tensor, _data(row))
+        return _run(tgs.nn.LSTM(row[2], row[3]), x, dy, None if train else tgs.no_grad)
 
     return make
 
@@ -136,14 +145,8 @@ def _torch() -> Any:
     import torch  # type: ignore[import-not-found, unused-ignore]
 
     def make(train: bool, row: tuple[int, ...]) -> Callable[[], object]:
-        layer = torch.nn.LSTM(*row[2:])
-        x, dy = (torch.tensor(each) for each in _data(row))
-
-        def training() -> None:
-            layer.zero_grad()
-            layer(x)[0].backward(dy)
-
-        return training if train else torch.no_grad()(lambda: layer(x))
+        x, dy = map(torch.tensor, _data(row))
+        return _run(torch.nn.LSTM(*row[2:]), x, dy, None if train else torch.no_grad)
 
     return make
 

@@ -56,8 +56,13 @@ def find_nan(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Nan | N
     and the line of the program. None means that there is no NaN.
 
     Only what is recorded can be seen: something must require a gradient. Raises ValueError if
-    nothing is recorded, TapeError if the function went backward.
+    nothing is recorded or no function was given, TapeError if the function went backward.
     """
+    if not callable(function):
+        raise ValueError(
+            f"find_nan: a {type(function).__name__} was given, expected a function that computes "
+            "the loss; write tgs.find_nan(lambda: loss_of(model, batch))"
+        )
     watch = _Watch()
     try:
         with watch, np.errstate(all="ignore"):

@@ -429,6 +429,7 @@ class _Builder:
             targets = [target for k, target in self.outputs if self.source(k) == slot]
             if (
                 self.op(slot) not in COMPUTED
+                or trace.single[slot]  # one number: there is nothing to cut
                 or not readers
                 or not cuts.get(slot, set()).issuperset(readers)
                 or any(target.kind != "kept" for target in targets)

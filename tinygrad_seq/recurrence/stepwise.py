@@ -62,7 +62,11 @@ def unroll(
 def run_steps(cell: Cell, given: Given, reverse: bool) -> tuple[Any, Any]:
     """``unroll`` with arguments that are checked."""
     with _collector_waits():
-        return _run(cell, given, reverse)
+        try:
+            return _run(cell, given, reverse)
+        finally:
+            for tape in recording.tapes:
+                tape.step = None
 
 
 def _run(cell: Cell, given: Given, reverse: bool) -> tuple[Any, Any]:
@@ -76,8 +80,6 @@ def _run(cell: Cell, given: Given, reverse: bool) -> tuple[Any, Any]:
         if ys:
             check_same(ys[0], y, f"unroll: y at step {t}")
         ys.append(y)
-    for tape in recording.tapes:
-        tape.step = None
     return map_columns(stack, ys[::-1] if reverse else ys), state
 
 
