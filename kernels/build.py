@@ -266,30 +266,24 @@ def _symbol(name: str, dtype: str) -> str:
 
 
 def external(name: str, dtype: str) -> Any:
-    """A shared function of nine words as other code calls it: by address, not compiled again."""
+    """A shared function of words as other code calls it: by address, not compiled again."""
     function = shared(name, dtype)
     if config.DISABLE_JIT:
         return function
+    from tinygrad_seq.kernels import library
 
-    @intrinsic
-    def call(
-        typingctx: Any,
-        a: Any,
-        row: Any,
-        column: Any,
-        M: Any,
-        b: Any,
-        K: Any,
-        n: Any,
-        c: Any,
-        ldc: Any,
-    ) -> Any:
+    count = next(words[name] for words in library.PARTS.values() if name in words)
+
+    def typed(typingctx: Any, *given: Any) -> Any:
         def emit(context: Any, build: Any, sig: Any, args: Any) -> Any:
-            kind = ir.FunctionType(ir.VoidType(), [I64] * 9)
+            kind = ir.FunctionType(ir.VoidType(), [I64] * count)
             target = cgutils.get_or_insert_function(build.module, kind, _symbol(name, dtype))
             build.call(target, args)
             return context.get_dummy_value()
 
-        return types.void(*[WORD] * 9), emit
+        return types.void(*[WORD] * count), emit
 
-    return call
+    names = ", ".join(f"word{k}" for k in range(count))  # Numba wants them by name
+    space = {"typed": typed}
+    exec(f"def call(typingctx, {names}):\n    return typed(typingctx, {names})\n", space)
+    return intrinsic(space["call"])

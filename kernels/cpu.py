@@ -19,7 +19,7 @@ from tinygrad_seq.kernels.layout import Layout, Sizes, chunk
 from tinygrad_seq.kernels.memory import address
 
 Array = np.ndarray
-MOST_LAYOUTS = 256  # that are kept
+MOST_LAYOUTS = 256  # sizes whose layouts are kept
 
 
 class Rows(NamedTuple):
@@ -79,7 +79,8 @@ class Inputs:
     starts: Mapping[int, int]  # of its slices
     checkpoint: int | None = None
     addresses: list[int] = field(default_factory=list)  # what the words of both directions need
-    layouts: dict[Any, Layout] = field(default_factory=dict)  # those found for these inputs
+    sizes: Sizes | None = None  # all that layouts depend on, found when the first is needed
+    layouts: dict[Any, Layout] = field(default_factory=dict)  # by direction, steps, keep
 
 
 class Kept(NamedTuple):
@@ -117,7 +118,7 @@ class Runner:
         self.dtype = np.dtype(plan.dtype)
         self.functions: dict[str, Any] = {}
         self._words: dict[str, list[str]] = {}
-        self._layouts: dict[Any, Layout] = {}
+        self._layouts: dict[Sizes, dict[Any, Layout]] = {}
 
     # Compiled code
 
@@ -145,27 +146,32 @@ class Runner:
 
     def _layout(self, direction: str, inputs: Inputs, steps: int, keep: bool) -> Layout:
         """The layout of a run over so many steps, made if these sizes are new."""
-        rows, kind = inputs.rows, (direction, steps, keep)
-        if kind in inputs.layouts:
-            return inputs.layouts[kind]
-        sizes = Sizes(
-            *(direction, rows.B, steps, rows.ragged, rows.onward),
-            *(keep, inputs.resets is not None, threads.get_num_threads()),
-            inputs.widths,
-            tuple(inputs.starts.items()),
-            tuple([(array.shape, array.strides) for array in inputs.captured]),
-        )
-        layout = self._layouts.get(sizes)
+        kind = direction, steps, keep
+        if inputs.sizes is None:
+            self._find_layouts(inputs)
+        layout = inputs.layouts.get(kind)
         if layout is None:
             own = self._function(direction)
-            layout = Layout(self.plan, self._words[direction], sizes)
+            layout = Layout(self.plan, self._words[direction], *kind, inputs.sizes)
             shared = {name: build.shared(name, self.plan.dtype) for name in ("pack", "outer")}
             layout.link(lambda name: build.address_of(shared.get(name, own)))
+            inputs.layouts[kind] = layout
+        return layout
+
+    def _find_layouts(self, inputs: Inputs) -> None:
+        """Sizes, and the layouts that were made for them, whatever the inputs."""
+        rows = inputs.rows
+        sizes = inputs.sizes = Sizes(
+            *(rows.B, rows.ragged, rows.onward, inputs.resets is not None),
+            *(threads.get_num_threads(), inputs.widths, tuple(inputs.starts.items())),
+            tuple([(array.shape, array.strides) for array in inputs.captured]),
+        )
+        found = self._layouts.get(sizes)
+        if found is None:
             if len(self._layouts) >= MOST_LAYOUTS:
                 self._layouts.clear()
-            self._layouts[sizes] = layout
-        inputs.layouts[kind] = layout
-        return layout
+            found = self._layouts[sizes] = {}
+        inputs.layouts = found
 
     # Running
 

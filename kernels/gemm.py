@@ -42,12 +42,12 @@ def panel(dtype: str) -> int:
 
 
 def micro_kernel(dtype: str, rows: int, panels: int, accumulate: bool) -> Any:
-    """``(a, row, column, b, K, c, ldc, ahead)``: rows of a times ``panels`` panels, written to c.
+    """``(a, row, column, b, K, c, ldc, ahead, step)``: rows of a times panels, written to c.
 
     Addresses in bytes; ``row`` and ``column`` are a's strides and ``ldc`` that of c's rows, in
-    elements. With ``accumulate`` the product is added to c. For each k one line of the cache is
-    fetched from ``ahead`` on, which will be needed next: a matrix that does not fit the cache comes
-    in while the multipliers work.
+    elements. With ``accumulate`` the product is added to c. For each k ``step`` bytes more
+    from ``ahead`` on are fetched, which will be needed next: a matrix that does not fit the cache
+    comes in while the multipliers work, evenly, for one that is asked for too much waits.
     """
     count = lanes(dtype)
     wide = panels * VECTORS
@@ -60,10 +60,19 @@ def micro_kernel(dtype: str, rows: int, panels: int, accumulate: bool) -> Any:
 
     @intrinsic
     def kernel(
-        typingctx: Any, a: Any, row: Any, column: Any, b: Any, K: Any, c: Any, ldc: Any, ahead: Any
+        typingctx: Any,
+        a: Any,
+        row: Any,
+        column: Any,
+        b: Any,
+        K: Any,
+        c: Any,
+        ldc: Any,
+        ahead: Any,
+        step: Any,
     ) -> Any:
         def emit(context: Any, build: Any, sig: Any, args: Any) -> Any:
-            a, row, column, b, K, c, ldc, ahead = args
+            a, row, column, b, K, c, ldc, ahead, step = args
             pointer = element.as_pointer()
             A, B, C = (build.inttoptr(p, pointer) for p in (a, b, c))
             fma = cgutils.get_or_insert_function(
@@ -101,9 +110,7 @@ def micro_kernel(dtype: str, rows: int, panels: int, accumulate: bool) -> Any:
                 place = build.add(offset, constant(v % VECTORS * count))
                 first = build.gep(b_panels[v // VECTORS], [place])
                 of_b.append(build.load(build.bitcast(first, vector.as_pointer()), align=bytes_))
-            line = build.inttoptr(
-                build.add(ahead, build.mul(k, constant(LINE))), ir.IntType(8).as_pointer()
-            )
+            line = build.inttoptr(build.add(ahead, build.mul(k, step)), ir.IntType(8).as_pointer())
             build.call(prefetch, [line, *(ir.Constant(I32, n) for n in (0, 2, 1))])
             new = {}
             along = build.mul(k, column)
@@ -127,7 +134,7 @@ def micro_kernel(dtype: str, rows: int, panels: int, accumulate: bool) -> Any:
                 build.store(out[t], at(*t), align=bytes_)
             return context.get_dummy_value()
 
-        return types.void(*[WORD] * 8), emit
+        return types.void(*[WORD] * 9), emit
 
     return kernel
 
@@ -136,7 +143,7 @@ def _plain_micro_kernel(dtype: str, rows: int, panels: int, accumulate: bool) ->
     """The same in plain Python, one number at a time."""
     f, wide = vectors(dtype), panels * VECTORS
 
-    def kernel(a: int, row: int, column: int, b: int, K: int, c: int, ldc: int, _: int) -> None:
+    def kernel(a: int, row: int, column: int, b: int, K: int, c: int, ldc: int, *_: int) -> None:
         for m in range(rows):
             for v in range(wide):
                 total = f.load(c, m * ldc + v, 1) if accumulate else f.constant(0)
@@ -151,39 +158,37 @@ def _plain_micro_kernel(dtype: str, rows: int, panels: int, accumulate: bool) ->
 def tiles(dtype: str) -> str:
     """One block of rows times one panel, written or added, as text.
 
-    ``tile_product(a, row, column, rows, b, K, c, ldc, ahead)`` and ``tile_add_product``.
+    ``tile_product(a, row, column, rows, b, K, c, ldc, ahead, step)`` and ``tile_add_product``.
     """
     text = ""
     for name in ("product", "add_product"):
-        text += f"\n\n\ndef tile_{name}(a, row, column, rows, b, K, c, ldc, ahead):\n"
+        text += f"\n\n\ndef tile_{name}(a, row, column, rows, b, K, c, ldc, ahead, step):\n"
         for rows in range(ROWS, 0, -1):
             text += f"    {'if' if rows == ROWS else 'elif'} rows == {rows}:\n"
-            text += f"        {name}_{rows}x1(a, row, column, b, K, c, ldc, ahead)\n"
+            text += f"        {name}_{rows}x1(a, row, column, b, K, c, ldc, ahead, step)\n"
     return text
 
 
 def products(dtype: str) -> str:
     """``product(a, row, column, M, b, K, panels, c, ldc)`` and ``add_product``, as text.
 
-    K is taken in parts, so that a panel's part stays in the nearest cache while all rows go over
-    it, in blocks of about the same size; meanwhile the next panel is fetched. Few rows take several
-    panels at once.
+    Panel by panel, and a panel in parts along K: a part stays in the nearest cache while all rows
+    go over it, in blocks of about the same size, and so does the panel of c until its sums are
+    complete. Meanwhile the next part is fetched. Few rows take several panels at once.
     """
     item = np.dtype(dtype).itemsize
     bytes_ = panel(dtype) * item
-    most, fetched = NEAREST // bytes_, bytes_ // LINE
+    most = NEAREST // bytes_
     text = ""
     for name in ("product", "add_product"):
-        text += f"\n\n\ndef sweep_{name}(a, row, column, M, b, size, K, panels, c, ldc):\n"
+        text += f"\n\n\ndef sweep_{name}(a, row, column, M, here, K, c, ldc):\n"
         text += f"    blocks = (M + {ROWS - 1}) // {ROWS}\n"
-        text += "    for p in range(panels):\n"
-        text += "        here = b + p * size\n"
-        text += "        for i in range(blocks):\n"
-        text += "            m = M * i // blocks\n"
-        text += "            rows = M * (i + 1) // blocks - m\n"
-        text += f"            ahead = here + size + i * K * {LINE} if i < {fetched} else here\n"
-        text += f"            tile_{name}(a + m * row * {item}, row, column, rows, here, K, "
-        text += f"c + m * ldc * {item} + p * {bytes_}, ldc, ahead)\n"
+        text += f"    after, step = here + K * {bytes_}, ({bytes_ - 1} + blocks) // blocks\n"
+        text += "    for i in range(blocks):\n"
+        text += "        m = M * i // blocks\n"
+        text += "        rows = M * (i + 1) // blocks - m\n"
+        text += f"        tile_{name}(a + m * row * {item}, row, column, rows, here, K, "
+        text += f"c + m * ldc * {item}, ldc, after + i * K * step, step)\n"
     for name in ("product", "add_product"):
         text += f"\n\n\ndef {name}(a, row, column, M, b, K, panels, c, ldc):\n"
         text += f"    size = K * {bytes_}\n"
@@ -191,19 +196,19 @@ def products(dtype: str) -> str:
             text += f"    if M == {rows}:\n        p = 0\n"
             text += f"        while panels - p >= {wide}:\n"
             text += f"            {name}_{rows}x{wide}(a, row, column, b + p * size, K, "
-            text += f"c + p * {bytes_}, ldc, b + (p + {wide}) * size)\n"
+            text += f"c + p * {bytes_}, ldc, b + (p + {wide}) * size, {LINE})\n"
             text += f"            p += {wide}\n"
             text += "        while p < panels:\n"
             text += f"            tile_{name}(a, row, column, {rows}, b + p * size, K, "
-            text += f"c + p * {bytes_}, ldc, b + (p + 1) * size)\n"
+            text += f"c + p * {bytes_}, ldc, b + (p + 1) * size, {LINE})\n"
             text += "            p += 1\n"
             text += "        return\n"
-        text += f"    part = min(K, {most})\n"
-        text += f"    sweep_{name}(a, row, column, M, b, size, part, panels, c, ldc)\n"
-        text += f"    for k in range({most}, K, {most}):\n"
-        text += f"        part = min({most}, K - k)\n"
-        text += f"        sweep_add_product(a + k * column * {item}, row, column, M, "
-        text += f"b + k * {bytes_}, size, part, panels, c, ldc)\n"
+        text += "    for p in range(panels):\n"
+        text += "        here, to = b + p * size, " + f"c + p * {bytes_}\n"
+        text += f"        sweep_{name}(a, row, column, M, here, min(K, {most}), to, ldc)\n"
+        text += f"        for k in range({most}, K, {most}):\n"
+        text += f"            sweep_add_product(a + k * column * {item}, row, column, M, "
+        text += f"here + k * {bytes_}, min({most}, K - k), to, ldc)\n"
     return text
 
 

@@ -31,12 +31,9 @@ WORTH_PACKING = 20_000  # numbers in matrices from which on all threads pack
 class Sizes(NamedTuple):
     """All that a layout depends on, beside the plan."""
 
-    direction: str
     B: int
-    steps: int
     ragged: bool  # whether rows end at different steps
     onward: int  # 1, or -1 for a run from the last step to the first
-    keep: bool  # whether the way back will need what is computed
     resets: bool
     threads: int
     widths: tuple[int, ...]  # of each row of the step
@@ -67,9 +64,18 @@ class Layout:
     known when a run begins, in the order in which ``fill`` takes them.
     """
 
-    def __init__(self, plan: Any, words: Sequence[str], sizes: Sizes) -> None:
+    def __init__(
+        self,
+        plan: Any,
+        words: Sequence[str],
+        direction: str,
+        steps: int,
+        keep: bool,  # whether the way back will need what is computed
+        sizes: Sizes,
+    ) -> None:
         self.plan, self.sizes = plan, sizes
-        self.program = getattr(plan, sizes.direction)
+        self.direction, self.steps, self.keep = direction, steps, keep
+        self.program = getattr(plan, direction)
         self.dtype = np.dtype(plan.dtype)
         self.item = self.dtype.itemsize
         self.bytes = {"work": 0, "kept": 0}
@@ -79,16 +85,16 @@ class Layout:
         self.matrices: list[Matrix] = []
         self._tables: dict[str, tuple[int, Sequence[str]]] = {}
         self._names: list[str] = []
-        backward = sizes.direction == "backward"
+        backward = self.direction == "backward"
         self.tasks = self._count_tasks()
         self.edges = np.arange(self.tasks + 1) * -(-sizes.B // chunk(sizes.B)) // self.tasks
         self.edges = np.minimum(self.edges * chunk(sizes.B), sizes.B)
         # steps that are done before the large products take them in
-        self.segment = max(1, min(sizes.steps, -(-gemm.KC // sizes.B))) if backward else sizes.steps
+        self.segment = max(1, min(self.steps, -(-gemm.KC // sizes.B))) if backward else self.steps
         self._sizes()
         self._states()
         self._scratch()
-        self._table(sizes.direction, words)
+        self._table(self.direction, words)
         self._pack()
         if backward:
             self._results()
@@ -116,7 +122,7 @@ class Layout:
 
     def _find_bases(self) -> list[str]:
         """Blocks, the order of the rows, the first step; then arrays, and their strides."""
-        plan, forward = self.plan, self.sizes.direction == "forward"
+        plan, forward = self.plan, self.direction == "forward"
         bases = ["", "work block", "kept block", "tasks", "batch", "begin", "active", "k0"]
         slots = [row for row in plan.rows if row.op in ("x", "capture", "matrix")]
         xs = [row.detail for row in slots if row.op == "x"]
@@ -155,7 +161,7 @@ class Layout:
                 s1,
                 0,
             ]
-            template[at + 7] = int(s1 < self.sizes.steps)
+            template[at + 7] = int(s1 < self.steps)
             source[at + 5] = source[at + 6] = number["k0"]
         for name in self._names:
             base = name if name in number else self.base.get(name, "")
@@ -176,13 +182,13 @@ class Layout:
         The way back goes by segments, and after each come its shares of the large products: what
         they are made of is still near then, and its memory is used again.
         """
-        sizes, phases = self.sizes, []
+        _sizes, phases = self.sizes, []
         if "pack" in self._tables:
             phases.append(("pack", self.values["pack_tasks"], 0, 0))
-        if sizes.direction == "forward":
-            return [*phases, ("forward", self.tasks, 0, sizes.steps)]
-        for s0 in range(0, max(sizes.steps, 1), self.segment)[::-1]:
-            s1 = min(s0 + self.segment, sizes.steps)
+        if self.direction == "forward":
+            return [*phases, ("forward", self.tasks, 0, self.steps)]
+        for s0 in range(0, max(self.steps, 1), self.segment)[::-1]:
+            s1 = min(s0 + self.segment, self.steps)
             phases.append(("backward", self.tasks, s0, s1))
             if "outer" in self._tables:
                 phases.append(("outer", self.tasks, s0, s1))
@@ -204,7 +210,7 @@ class Layout:
         for slot, row in enumerate(self.plan.rows[: self.plan.forward_count]):
             if row.op == "matmul":
                 flops += 2 * sizes.widths[row.inputs[0]] * sizes.widths[slot]
-        work = (flops + 50 * sum(sizes.widths)) * sizes.B * sizes.steps
+        work = (flops + 50 * sum(sizes.widths)) * sizes.B * self.steps
         chunks = -(-sizes.B // chunk(sizes.B))
         return min(sizes.threads, chunks) if work > WORTH_THREADS else 1
 
@@ -216,10 +222,10 @@ class Layout:
         values |= {
             "B": sizes.B,
             "onward": sizes.onward,
-            "slots": 2 if sizes.keep and sizes.resets else 1,
+            "slots": 2 if self.keep and sizes.resets else 1,
             "block": self._block(),
             "chunk": chunk(sizes.B),
-            "kept_rows": sizes.B if sizes.keep else 0,
+            "kept_rows": sizes.B if self.keep else 0,
         }
         for slot in plan.classes:
             values[f"w{slot}"] = sizes.widths[slot] if slot < plan.forward_count else 1
@@ -248,13 +254,13 @@ class Layout:
     def _states(self) -> None:
         """Memory for states and kept values: of all steps, or of the newest ones only."""
         sizes, plan = self.sizes, self.plan
-        block = "kept" if sizes.keep else "work"
+        block = "kept" if self.keep else "work"
         for k, slot in enumerate(plan.state_slots):
-            all_steps = sizes.keep and k in plan.states_kept
-            count = sizes.steps * self.values["slots"] + 1 if all_steps else 2
+            all_steps = self.keep and k in plan.states_kept
+            count = self.steps * self.values["slots"] + 1 if all_steps else 2
             self.take(f"state{k}", count * sizes.B * self.width(slot) * self.item, block)
             self.values[f"state{k}_mask"] = -1 if all_steps else 1
-        self._record(plan.kept, "kept", block, sizes.steps if sizes.keep else 1)
+        self._record(plan.kept, "kept", block, self.steps if self.keep else 1)
 
     def _record(self, slots: Sequence[int], name: str, block: str, steps: int) -> None:
         """Memory for so many values of each row and step, one beside the other."""

@@ -13,7 +13,7 @@ from tinygrad_seq.kernels import gemm
 # The functions, and how many words each takes. The inner blocks of products are a part of their
 # own, so that the compiler has them before it once, whoever calls them.
 PARTS = {
-    "tiles": {"tile_product": 9, "tile_add_product": 9},
+    "tiles": {"tile_product": 10, "tile_add_product": 10},
     "products": {"product": 9, "add_product": 9, "pack": 3, "outer": 3},
 }
 
@@ -93,6 +93,7 @@ def pack_panels(operand, lines, count, N, to, s0, order):
 
 def tiles(p_block, q_block, low, high, N, count, out, distance, add):
     """out[low:high] = PᵀQ over one block of rows, or added to it."""
+    step = GROUP * ITEM
     for n in range(0, N, PANEL):
         panel = q_block + n * KC * ITEM
         for m in range(low, high, ROWS):
@@ -100,10 +101,12 @@ def tiles(p_block, q_block, low, high, N, count, out, distance, add):
             ahead = group + GROUP * (KC + 1) * ITEM
             rows = min(ROWS, high - m)
             to = out + (m * distance + n) * ITEM
+            for r in range(rows):  # where the next block's sums are, too far apart to be foreseen
+                fetch(to, (ROWS + r) * distance)
             if add:
-                tile_add_product(group, 1, GROUP, rows, panel, count, to, distance, ahead)
+                tile_add_product(group, 1, GROUP, rows, panel, count, to, distance, ahead, step)
             else:
-                tile_product(group, 1, GROUP, rows, panel, count, to, distance, ahead)
+                tile_product(group, 1, GROUP, rows, panel, count, to, distance, ahead, step)
 
 
 def outer(table, task, phase):
@@ -183,7 +186,7 @@ from tinygrad_seq.kernels.build import callable_here, external
 from tinygrad_seq.kernels.simd import flush_denormals, put_word, restore_denormals, vectors, word
 
 _v = vectors("{dtype}")
-LANES, load, store, constant = _v.LANES, _v.load, _v.store, _v.constant
+LANES, load, store, constant, fetch = _v.LANES, _v.load, _v.store, _v.constant, _v.fetch
 PANEL, ROWS, ITEM, KC = gemm.panel("{dtype}"), gemm.ROWS, {item}, gemm.KC
 GROUP = LANES if LANES % ROWS == 0 else ROWS  # columns of P that are packed together
 globals().update(gemm.micro_kernels("{dtype}"))

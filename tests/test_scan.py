@@ -328,6 +328,20 @@ def test_single_numbers_cut_and_chains_of_products(rng):
             np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
 
 
+def test_a_value_kept_from_another_call(rng):
+    kept = []
+
+    def cell(x, h):
+        h = tgs.tanh(x + h)
+        kept.append(h)
+        return h, h + kept[0]
+
+    x = rng.standard_normal((3, 2, 4), "f4")
+    tgs.scan(cell, x, np.zeros((2, 4), "f4"))
+    with pytest.raises(tgs.TraceError, match="from another call of the cell"):
+        tgs.scan(cell, x, np.zeros((2, 4), "f4"))
+
+
 # Bad input -------------------------------------------------------------------------------------
 
 X = np.ones((3, 2, 4), "f4")

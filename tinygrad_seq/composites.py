@@ -14,8 +14,17 @@ import numpy as np
 
 from tinygrad_seq.elementwise import abs, exp, log, square, where
 from tinygrad_seq.errors import ShapeError
-from tinygrad_seq.structural import along, check_axes, check_axis, index_part, max, sum
-from tinygrad_seq.tensors import DEFAULT_FLOAT, FLOATS, Axis, Tensor, TensorLike, as_tensor, wrap
+from tinygrad_seq.structural import GETITEM, along, check_axes, check_axis, index_part, max, sum
+from tinygrad_seq.tensors import (
+    DEFAULT_FLOAT,
+    FLOATS,
+    Axis,
+    Tensor,
+    TensorLike,
+    apply,
+    as_tensor,
+    wrap,
+)
 
 # Reductions ----------------------------------------------------------------------------------
 
@@ -179,7 +188,8 @@ def split(x: TensorLike, sections: int | Sequence[int], axis: int = 0) -> list[T
             )
         edges = [0, *(int(edge) for edge in sections), length]
         bounds = list(pairwise(edges))
-    return [x[along(at, slice(low, high))] for low, high in bounds]
+    before = along(at, None)[:-1]
+    return [apply(GETITEM, (x,), ((*before, slice(low, high)),)) for low, high in bounds]
 
 
 for _name, _method in {"argmax": argmax, "mean": mean}.items():

@@ -74,8 +74,10 @@ def check_axis(axis: Any, ndim: int, operation: str) -> int:
 
 def check_shape(shape: Any, operation: str, least: int = 0) -> tuple[int, ...]:
     """``shape``, an integer or a sequence of them, as a tuple."""
-    given = tuple(shape) if isinstance(shape, (Sequence, np.ndarray)) else (shape,)
+    given = tuple(shape) if isinstance(shape, (tuple, Sequence, np.ndarray)) else (shape,)
     for n in given:
+        if type(n) is int and n >= least:  # quickly, for the commonest case
+            continue
         if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < least:
             raise ShapeError(
                 f"{operation}: shape {shape!r} was given, expected integers from {least} on"
@@ -264,9 +266,10 @@ def reshape(x: TensorLike, shape: int | Sequence[int]) -> Tensor:
     """The same elements in another shape; one length may be -1, to be worked out."""
     x = as_tensor(x, "reshape")
     wanted = check_shape(shape, "reshape", least=-1)
-    known = prod(n for n in wanted if n != -1)
-    if wanted.count(-1) == 1 and known:
-        wanted = tuple(x.size // known if n == -1 else n for n in wanted)
+    if -1 in wanted:
+        known = prod(n for n in wanted if n != -1)
+        if wanted.count(-1) == 1 and known:
+            wanted = tuple(x.size // known if n == -1 else n for n in wanted)
     if prod(wanted) != x.size or any(n < 0 for n in wanted):
         raise ShapeError(f"reshape: {x.size} elements of shape {x.shape} do not fill {shape}")
     return apply(RESHAPE, (x,), (wanted, x.shape))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -263,7 +264,6 @@ class _Run:
             shape, _ = self.outputs[k]
             dy = gradients.get(k)
             if dy is None:
-                dy = np.broadcast_to(np.zeros((), dtype), shape)
                 dy = np.broadcast_to(np.zeros(shape[2:], dtype), shape)
             dys.append(_rows_ready(dy, dtype))
         dlast: list[Any] = [
@@ -298,9 +298,14 @@ class _EachInput:
 OUTPUT = Operation("output", (), lambda *_: None, [lambda g, k: Piece(k, g)], view=True)
 
 
+@cache
+def _operation(inputs: int) -> Bundle:
+    return Bundle("scan", inputs, _EachInput("pull"), _EachInput("pull_recorded"))
+
+
 def _recorded(run: _Run, inputs: Sequence[Tensor], values: Sequence[np.ndarray]) -> list[Tensor]:
     """The outputs as tensors of one entry."""
-    op = Bundle("scan", len(inputs), _EachInput("pull"), _EachInput("pull_recorded"))
+    op = _operation(len(inputs))
     parents = tuple(map(entry_of, inputs))
     saved = (*(t._data for t in inputs), None, run)
     entry = Entry(op, parents, saved, (), values[0].dtype)

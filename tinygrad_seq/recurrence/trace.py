@@ -178,7 +178,7 @@ class Trace:
         first = inputs[0]
         data = first._data if type(first) is Tensor else None
         if type(op) is Rule:
-            if type(data) is Traced:  # quickly, for the commonest cases
+            if type(data) is Traced and data.trace is self:  # quickly, for the commonest cases
                 if len(inputs) == 1:
                     if data.dtype is self.dtype:
                         return self._like(op.name, (data.slot,), _ONE, data)
@@ -186,16 +186,26 @@ class Trace:
                     other = inputs[1]._data
                     if (
                         type(other) is Traced
+                        and other.trace is self
                         and data.shape == other.shape
                         and data.dtype is self.dtype is other.dtype
                         and self.single[data.slot] is self.single[other.slot]
                     ):
                         return self._like(op.name, (data.slot, other.slot), _TWO, data)
+                    if (
+                        type(other) is np.ndarray
+                        and other.shape == data.shape[1:] != ()
+                        and data.dtype is self.dtype is other.dtype
+                        and not self.single[data.slot]
+                    ):  # a bias
+                        slots = data.slot, self.capture(inputs[1], False)
+                        return self._like(op.name, slots, _TWO, data)
             elif not is_traced(inputs):
                 return None
             return self._elementwise(op.name, inputs, None)
         if type(data) is not Traced and not is_traced(inputs):
             return None
+        self._check_own(inputs)
         handler = _HANDLERS.get(op.name)
         if handler is None:
             self._unknown(op.name, inputs)
@@ -227,6 +237,19 @@ class Trace:
             self._unknown("~", (x,), ": it must be a condition")
         return self._elementwise("equal", (x, 0.0), np.dtype(bool))
 
+    def _check_own(self, inputs: Sequence[Any]) -> None:
+        for value in inputs:
+            data = value._data if type(value) is Tensor else None
+            if type(data) is Traced and data.trace is not self:
+                self.refuse_foreign()
+
+    def refuse_foreign(self) -> NoReturn:
+        raise TraceError(
+            f"scan: at line %{len(self.rows)} of the step stands a value from another call of the "
+            "cell; what goes from step to step belongs into the state, not into an attribute or a "
+            "global"
+        )
+
     def _unknown(self, name: str, inputs: Sequence[Any], why: str = "") -> NoReturn:
         given = ", ".join(_described(value) for value in inputs)
         raise TraceError(
@@ -241,6 +264,7 @@ class Trace:
 
     def _elementwise(self, name: str, inputs: Sequence[Any], dtype: Any) -> Tensor:
         traced = [v._data for v in inputs if type(v) is Tensor and type(v._data) is Traced]
+        self._check_own(inputs)
         shape = traced[0].shape
         if len(traced) == len(inputs):
             slots = [each.slot for each in traced]
@@ -609,10 +633,7 @@ def trace_slot(trace: Trace, leaf: Tensor, what: str) -> int:
     data = leaf._data
     if type(data) is Traced:
         if data.trace is not trace:
-            raise TraceError(
-                f"scan: {what} comes from another call of the cell; a step may use its own values "
-                "alone"
-            )
+            trace.refuse_foreign()
         if data.dtype != trace.dtype:
             raise TraceError(
                 f"scan: the cell returned {what} of dtype {data.dtype}, expected {trace.dtype}; "
