@@ -75,6 +75,7 @@ class Inputs:
     reset_states: Sequence[Array]
     captured: Sequence[Array]  # matrices (K, N), others () to (B, n)
     numbers: Sequence[float]  # of the cell, in the order of its rows
+    seeds: Sequence[int]  # of what it draws
     widths: tuple[int, ...]  # of each row of the step
     starts: Mapping[int, int]  # of its slices
     checkpoint: int | None = None
@@ -192,6 +193,7 @@ class Runner:
             numbers = np.array(inputs.numbers, self.dtype)
             inputs.numbers = numbers  # type: ignore[assignment]
             given = [address(numbers), 0 if inputs.resets is None else address(inputs.resets)]
+            given += inputs.seeds
             for x in inputs.xs:
                 given += address(x), *x.strides[:2]
             inputs.addresses = given + [address(array) for array in inputs.captured]

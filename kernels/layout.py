@@ -127,6 +127,7 @@ class Layout:
         slots = [row for row in plan.rows if row.op in ("x", "capture", "matrix")]
         xs = [row.detail for row in slots if row.op == "x"]
         bases += ["numbers", "resets"]
+        bases += [f"seed{k}" for k in range(sum(row.op == "uniform" for row in plan.rows))]
         bases += [name for k in range(len(xs)) for name in _strided(f"x{k}")]
         bases += [f"capture{k}" for k in range(len(self.sizes.captured))]
         states, ys = range(len(plan.state_slots)), range(len(plan.y_slots))

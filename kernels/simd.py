@@ -28,7 +28,7 @@ from numba.core import cgutils
 from numba.core.datamodel import models
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 from numba.extending import intrinsic, lower_builtin, register_model
-from tinygrad_seq.kernels import vecmath
+from tinygrad_seq.kernels import philox, vecmath
 from tinygrad_seq.kernels.machine import vector_bits
 
 I64, I32, I1 = ir.IntType(64), ir.IntType(32), ir.IntType(1)
@@ -200,6 +200,34 @@ class _Value:
     __radd__, __rmul__ = __add__, __mul__
 
 
+class _Words:
+    """LLVM vectors of words, of 64 bits each, as Philox is written with."""
+
+    def __init__(self, build: Build, value: Any, count: int) -> None:
+        self.build, self.value, self.count = build, value, count
+
+    def _with(self, name: str, other: Any) -> _Words:
+        if not isinstance(other, _Words):
+            constant = ir.Constant(ir.VectorType(I64, self.count), [other] * self.count)
+            other = _Words(self.build, constant, self.count)
+        return _Words(self.build, getattr(self.build, name)(self.value, other.value), self.count)
+
+    def __add__(self, other: Any) -> _Words:
+        return self._with("add", other)
+
+    def __mul__(self, other: Any) -> _Words:
+        return self._with("mul", other)
+
+    def __xor__(self, other: Any) -> _Words:
+        return self._with("xor", other)
+
+    def __and__(self, other: Any) -> _Words:
+        return self._with("and_", other)
+
+    def __rshift__(self, other: Any) -> _Words:
+        return self._with("lshr", other)
+
+
 # The functions of one dtype ------------------------------------------------------------------
 
 COMPARISONS = {
@@ -369,11 +397,28 @@ def _compiled_functions(dtype: str) -> SimpleNamespace:
     def comparison(sign: str) -> Any:
         return mathematics(lambda on, a, b: on.select(on.compare(sign, a, b), 1.0, 0.0))
 
+    @intrinsic
+    def uniform(typingctx: Any, seed: Any, operation: Any, step: Any, row: Any, j: Any) -> Any:
+        def emit(context: Any, build: Build, sig: Any, args: Any) -> Any:
+            seed, operation, step, row, j = (splat_ir(build, word, count) for word in args)
+            wide = ir.VectorType(I64, count)
+            column = build.add(j, ir.Constant(wide, list(range(count))))
+            key = build.and_(seed, ir.Constant(wide, [philox.LOW] * count))
+            high = build.lshr(seed, ir.Constant(wide, [32] * count))
+            words = (column, row, step, operation, key, high)
+            made = philox.first_word(*(_Words(build, word, count) for word in words))
+            bits = build.trunc((made >> 32 - philox.BITS).value, ir.VectorType(I32, count))
+            numbers = build.sitofp(bits, kind.vector)
+            return build.fmul(numbers, ir.Constant(kind.vector, [2.0**-philox.BITS] * count))
+
+        return kind(*[WORD] * 5), emit
+
     return SimpleNamespace(
         LANES=count,
         load=load,
         store=store,
         fetch=fetch,
+        uniform=uniform,
         repeat=repeat,
         constant=constant,
         part_sum=part("sum", 0.0),
@@ -430,6 +475,13 @@ def _plain_functions(dtype: str) -> SimpleNamespace:
         load=load,
         store=store,
         fetch=lambda address, j: None,
+        uniform=lambda seed, operation, step, row, j: number(
+            (
+                philox.first_word(j, row, step, operation, seed & philox.LOW, seed >> 32)
+                >> 32 - philox.BITS
+            )
+            * 2.0**-philox.BITS
+        ),
         repeat=lambda address: load(address, 0, 1),
         constant=number,
         part_sum=lambda total, x, n: total + x,

@@ -29,7 +29,7 @@ COMPARISONS = {
 IMPORTS = (
     "abs constant cos equal erf exp expm1 fetch greater greater_equal less less_equal load log "
     "log1p maximum minimum not_equal part_max part_min part_sum power repeat row_max row_min "
-    "row_sum sigmoid sign sin sqrt store tanh where"
+    "row_sum sigmoid sign sin sqrt store tanh uniform where"
 ).split()
 
 
@@ -486,6 +486,8 @@ class _Writer:
                 if slot not in reductions:
                     address = self._row(target.kind, target.which) + self.offset(target.offset)
                     self.add(depth, f"to{slot}_{number} = {address}")
+        if any(plan.rows[slot].op == "uniform" for slot in slots):
+            self.add(depth, "t, row = word(begin, first + r) + s * onward, word(batch, first + r)")
         for slot in reductions:
             nothing = {"sum": 0.0, "max": float("-inf"), "min": float("inf")}[plan.rows[slot].op]
             self.add(depth, f"v{slot} = {self.constant(nothing)}")
@@ -544,6 +546,9 @@ class _Writer:
     def _expression(self, slot: int) -> str:
         op = self.plan.rows[slot].op
         values = [self.value(k) for k in self.program.inputs[slot]]
+        if op == "uniform":
+            k = sum(row.op == op for row in self.plan.rows[:slot])
+            return f"uniform({self.word(f'seed{k}')}, {k}, t, row, j)"
         if op in INFIX:
             return INFIX[op].format(*values)
         if op in IMPORTS:

@@ -152,6 +152,15 @@ class Switched(Cell):
         return (h / size[:, None]).sum(axis=-1), (h, age)
 
 
+class Noisy(Cell):
+    """Dropout of the input, zoneout of the state, noise; numbers of three operations."""
+
+    def forward(self, x, h):
+        new = tgs.tanh(nn.Dropout(0.3)(x) @ self.W + h @ self.U)
+        h = tgs.where(tgs.rand(*h.shape) < 0.4, h, new + 0.1 * tgs.randn(h.shape[0], 1))
+        return h * tgs.rand(len(h))[:, None], h
+
+
 class Nested(Cell):
     """A cell that calls another one."""
 
@@ -256,6 +265,7 @@ CELLS: dict[str, Callable[..., Any]] = {
     ),
     "odd": _made(Odd, lambda I, H: {"W": (I, H), "scale": ()}),
     "switched": _made(Switched, lambda I, H: {"W": (I, H), "U": (H, H), "rate": ()}),
+    "noisy": _made(Noisy, lambda I, H: {"W": (I, H), "U": (H, H)}),
     "nested": _nested,
 }
 

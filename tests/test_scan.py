@@ -23,6 +23,7 @@ def results(driver, cell, xs, state, weights, **options):
     )
     for parameter in cell.parameters():
         parameter.grad = None
+    tgs.manual_seed(0)  # of the cells that draw random numbers
     ys, last = driver(cell, *tracked, **options)
     outputs = [*leaves(ys), *leaves(last)]
     loss = sum((y * w).sum() for y, w in zip(outputs, weights(outputs), strict=True))
@@ -89,16 +90,23 @@ def test_the_lstms_plan():
     """Gates are one product for x, before the loop, and one for h in it; nothing else is."""
     cell = tgs.nn.LSTMCell(3, 5)
     text = str(tgs.explain(cell, np.zeros((4, 2, 3), "f4")))
-    assert text.splitlines()[:7] == [
-        "LSTMCell: 23 rows, computed in float32",
+    lines = text.splitlines()
+    assert lines[:3] == ["LSTMCell: 23 rows, computed in float32", "a step:", "  %0 = x 0"]
+    assert lines[25:32] == [
         "forward:",
+        "  packed before: matrix 0, matrix 1",
         "  before the loop, a block of steps at once:",
         "    product: %4 = matmul(%0, matrix 0)",
         "  in the loop:",
         "    product: %57 = add_matmul(%1, matrix 1, %4)",
         "    pass 1:",
     ]
+    assert "  buffers of each thread, for a block of steps: %4, %0\n" in text
+    named = {int(name) for name in re.findall(r"%(\d+)", text)}
+    defined = {int(name) for name in re.findall(r"%(\d+) =", text)}
     plan = tgs.explain(cell, tgs.zeros(4, 2, 3).to("float32"))
+    arriving = {k for k, row in enumerate(plan.rows) if row.op in ("dy", "dstate", "assemble")}
+    assert named <= defined | arriving
     assert [plan.rows[k].op for k in plan.kept] == ["sigmoid", "sigmoid", "tanh", "sigmoid"]
     forward, backward = plan.forward.sections, plan.backward.sections
     products = {
@@ -342,6 +350,58 @@ def test_a_value_kept_from_another_call(rng):
         tgs.scan(cell, x, np.zeros((2, 4), "f4"))
 
 
+# Random numbers ---------------------------------------------------------------------------------
+
+
+def test_random_numbers_are_those_of_their_place():
+    def cell(x, h):
+        return (tgs.rand(*x.shape), tgs.randn(*x.shape, rng=7)), h + x
+
+    def drawn(driver, T, B, n, **options):
+        tgs.manual_seed(3)
+        (u, z), _ = driver(cell, np.zeros((T, B, n)), np.zeros((B, n)), **options)
+        return u.numpy(), z.numpy()
+
+    u, z = drawn(tgs.scan, 50, 40, 30)
+    assert len(np.unique(u)) > 0.99 * u.size  # other steps, rows and columns have other numbers
+    assert abs(u.mean() - 0.5) < 0.01
+    assert abs(u.var() - 1 / 12) < 0.01
+    assert abs(z.mean()) < 0.02
+    assert abs(z.std() - 1) < 0.02
+    assert u.min() >= 0
+    assert u.max() < 1
+    assert abs(np.corrcoef(u[1:].ravel(), u[:-1].ravel())[0, 1]) < 0.02
+    for options in ({}, {"reverse": True}, {"checkpoint": 7}):
+        for driver in (tgs.scan, tgs.unroll):
+            if driver is tgs.scan or "checkpoint" not in options:
+                again = drawn(driver, 50, 40, 30, **options)
+                np.testing.assert_array_equal(again[0], u)
+                np.testing.assert_allclose(again[1], z, atol=1e-12)
+    part = drawn(tgs.scan, 7, 5, 3)[0]
+    np.testing.assert_array_equal(part, u[:7, :5, :3])
+    first, second = (tgs.scan(cell, np.zeros((2, 2, 2)), np.zeros((2, 2)))[0] for _ in range(2))
+    assert not np.array_equal(first[0], second[0])  # a new seed in each call
+    np.testing.assert_array_equal(first[1], second[1])  # but for a generator that is given
+
+
+def test_random_numbers_in_second_derivatives(rng):
+    h0, x = rng.standard_normal((2, 3)), rng.standard_normal((4, 2, 3))
+
+    def cell(x, h):
+        h = tgs.tanh(h + x) * tgs.rand(*h.shape)
+        return h, h
+
+    def first(driver):
+        def loss(h):
+            tgs.manual_seed(1)
+            return (driver(cell, x, h)[0] ** 2).sum()
+
+        return lambda h: (tgs.grad(loss)(h) ** 2).sum()
+
+    found, expected = (tgs.grad(first(driver))(tgs.tensor(h0)) for driver in (tgs.scan, tgs.unroll))
+    np.testing.assert_allclose(found, expected, atol=1e-12)
+
+
 # Bad input -------------------------------------------------------------------------------------
 
 X = np.ones((3, 2, 4), "f4")
@@ -392,8 +452,16 @@ def three_axes(x, h):
     return x, (h.reshape(2, 2, 2) * 2.0).reshape(2, 4)
 
 
-def draws(x, h):
-    return x, tgs.nn.Dropout(0.5)(h)
+def draws_for_all_rows(x, h):
+    return x, h * tgs.rand(4)
+
+
+def draws_a_leaf(x, h):
+    return x, h * tgs.randn(2, 4, requires_grad=True)
+
+
+def draws_elsewhere(x, h):
+    return x, h * tgs.nn.Linear(4, 4)(x)
 
 
 def another_dtype_inside(x, h):
@@ -411,7 +479,9 @@ BAD = [
     (transposes, tgs.TraceError, "mix rows"),
     (unknown, tgs.TraceError, "stack of %0 float32.*cannot be compiled.*tgs.unroll"),
     (three_axes, tgs.TraceError, r"reshape .*\(B, n\) or \(B,\)"),
-    (draws, tgs.TraceError, "random numbers.*tgs.unroll"),
+    (draws_for_all_rows, tgs.TraceError, r"random numbers of shape \(4,\).*B = 2.*tgs.unroll"),
+    (draws_a_leaf, ValueError, "requires_grad=True was given inside a cell"),
+    (draws_elsewhere, tgs.TraceError, "a NumPy generator.*tgs.rand"),
     (another_dtype_inside, tgs.TraceError, r"dtype float64 and shape \(4, 4\).*float32"),
 ]
 

@@ -30,10 +30,18 @@ def generator(rng: np.random.Generator | int | None = None) -> np.random.Generat
     """``rng`` itself, one seeded by an integer, or the package's own for None."""
     if recording.tracer is not None:
         raise TraceError(
-            "scan: the cell draws random numbers, which are not compiled yet and would be drawn "
-            "once for all steps; pass them in xs, or use tgs.unroll, which runs any cell step by "
-            "step on the tape"
+            "scan: the cell asks for a NumPy generator, whose numbers would be drawn once for all "
+            "steps; take tgs.rand, tgs.randn or nn.Dropout, which are compiled"
         )
+    return _chosen(rng)
+
+
+def new_seed(rng: np.random.Generator | int | None) -> int:
+    """A seed for one operation that draws inside a cell; from 0 to 2^63 - 1."""
+    return int(_chosen(rng).integers(2**63))
+
+
+def _chosen(rng: np.random.Generator | int | None) -> np.random.Generator:
     if rng is None:
         return _generator
     if isinstance(rng, np.random.Generator):
@@ -120,7 +128,12 @@ def randn(
     requires_grad: bool = False,
     rng: np.random.Generator | int | None = None,
 ) -> Tensor:
-    """Standard normal numbers, float32 unless told otherwise."""
+    """Standard normal numbers, float32 unless told otherwise.
+
+    Inside a cell: as ``rand`` says, two of whose numbers make one (Box and Muller 1958).
+    """
+    if recording.draws is not None:
+        return _in_a_cell("normal", _shape(shape, "randn"), dtype, requires_grad, rng)
     values = generator(rng).standard_normal(_shape(shape, "randn"))
     return _random(values, dtype, requires_grad)
 
@@ -131,9 +144,36 @@ def rand(
     requires_grad: bool = False,
     rng: np.random.Generator | int | None = None,
 ) -> Tensor:
-    """Uniform numbers from 0 up to but without 1, float32 unless told otherwise."""
-    values = generator(rng).random(_shape(shape, "rand"))
+    """Uniform numbers from 0 up to but without 1, float32 unless told otherwise.
+
+    Inside a cell, whose rows of the batch they are for, (B, n) or (B,): multiples of 2^-24 in the
+    dtype of the states. Each is a function of its place alone, that is of a seed (drawn from
+    ``rng`` in every call of ``scan`` or ``unroll``), the operation, the step, the row and the
+    column (Philox 4x32-10, Salmon et al. 2011); so ``scan`` and ``unroll`` draw the same after the
+    same ``manual_seed``, however many threads there are.
+    """
+    if recording.draws is not None:
+        return _in_a_cell("uniform", _shape(shape, "rand"), dtype, requires_grad, rng)
+    single = check_dtype(dtype or DEFAULT_FLOAT) == np.float32
+    kind: Any = np.float32 if single else np.float64
+    values = generator(rng).random(_shape(shape, "rand"), dtype=kind)
     return _random(values, dtype, requires_grad)
+
+
+def _in_a_cell(
+    kind: str,
+    shape: tuple[int, ...],
+    dtype: DTypeLike | None,
+    requires_grad: bool,
+    rng: np.random.Generator | int | None,
+) -> Tensor:
+    if requires_grad:
+        raise ValueError(
+            "random numbers: requires_grad=True was given inside a cell, where every step draws "
+            "new ones; draw before the scan what is to have a gradient"
+        )
+    made: Tensor = getattr(recording.draws, kind)(shape, rng)
+    return made if dtype is None else made.to(dtype)
 
 
 def _random(values: np.ndarray, dtype: DTypeLike | None, requires_grad: bool) -> Tensor:

@@ -12,12 +12,12 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from tinygrad_seq.composites import mean
-from tinygrad_seq.creation import generator
+from tinygrad_seq.creation import generator, rand
 from tinygrad_seq.elementwise import sqrt, square
 from tinygrad_seq.errors import ShapeError, whole
 from tinygrad_seq.nn.init import Rng, glorot
 from tinygrad_seq.nn.module import Module, parameter
-from tinygrad_seq.tensors import FLOATS, Tensor, TensorLike, as_tensor, wrap
+from tinygrad_seq.tensors import FLOATS, Tensor, TensorLike, as_tensor
 
 
 class Linear(Module):
@@ -100,8 +100,8 @@ class Dropout(Module):
             return x
         if x.dtype not in FLOATS:
             x = x.to("float32")
-        kept = generator(self.rng).random(x.shape, dtype=np.float32) >= self.p
-        return x * wrap(np.asarray(kept / (1 - self.p), x.dtype), None)
+        kept = rand(x.shape, rng=self.rng) >= self.p
+        return x * (kept.to(x.dtype) * (1 / (1 - self.p)))
 
 
 class LayerNorm(Module):

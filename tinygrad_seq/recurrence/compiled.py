@@ -48,7 +48,8 @@ def scan(
     way back: less memory, a third more time.
 
     The cell is traced without values, once in each call. It may use the package's elementwise
-    operations, products with tensors that it closes over, cuts, joins and sums along the last axis;
+    operations, products with tensors that it closes over, cuts, joins and sums along the last axis,
+    and random numbers (``rand``, ``randn``, ``nn.Dropout``);
     values in a step are (B, n) or (B,), in float32 or float64. Whatever else it does, a branch on a
     value for instance, raises a TraceError that names the line, and ``tgs.unroll`` runs it.
     Compiled code is kept on disk; ``tgs.explain`` shows the plan, ``tgs.kernel_source`` the source.
@@ -134,6 +135,7 @@ class _Scan:
             else [_ready(s._data, self.dtype) for s in self.reset_states],
             captured=[_capture_ready(t._data, self.dtype) for t in self.captured],
             numbers=trace.numbers[: runner.plan.numbers],
+            seeds=trace.seeds,
             widths=tuple(trace.widths[: step.length]),
             starts=trace.starts,
             checkpoint=self.checkpoint,

@@ -429,6 +429,7 @@ class _Builder:
             targets = [target for k, target in self.outputs if self.source(k) == slot]
             if (
                 self.op(slot) not in COMPUTED
+                or self.op(slot) == "uniform"  # whose numbers are those of their columns
                 or trace.single[slot]  # one number: there is nothing to cut
                 or not readers
                 or not cuts.get(slot, set()).issuperset(readers)
@@ -712,11 +713,15 @@ class _Builder:
 
 def describe(plan: Plan) -> str:
     """The plan, to be read."""
-    lines = [f"{plan.name}: {plan.forward_count} rows, computed in {plan.dtype}"]
+    lines = [f"{plan.name}: {plan.forward_count} rows, computed in {plan.dtype}", "a step:"]
+    lines += [f"  {row_text(plan, slot)}" for slot in range(plan.forward_count)]
     for program in (plan.forward, plan.backward):
         if program is None:
             continue
         lines.append(f"{program.direction}:")
+        packed = [f"matrix {k}{' transposed' * transposed}" for k, transposed in program.matrices]
+        if packed:
+            lines.append(f"  packed before: {', '.join(packed)}")
         for name, stages in program.sections.items():
             if not stages:
                 continue
@@ -728,9 +733,16 @@ def describe(plan: Plan) -> str:
             lines.append(f"  {what}:")
             for stage in stages:
                 lines += [f"    {line}" for line in _describe_stage(plan, program, stage)]
-    lines.append(
-        "kept at each step: " + (", ".join(row_text(plan, k) for k in plan.kept) or "nothing")
-    )
+        for what, block in (("a block of steps", True), ("one step", False)):
+            slots = [f"%{each.slot}" for each in program.scratch if each.block == block]
+            if slots:
+                lines.append(f"  buffers of each thread, for {what}: {', '.join(slots)}")
+    kept = [row_text(plan, k) for k in plan.kept]
+    kept += [f"state {k}" for k in sorted(plan.states_kept)]
+    lines.append(f"kept at each step: {', '.join(kept) or 'nothing'}")
+    if plan.grads:
+        shared = ", ".join(f"%{slot}" for slot in plan.grads)
+        lines.append(f"buffers for a segment of steps, going backward: {shared}")
     if plan.derivative is not None:
         for a, g, k in plan.derivative.outer:
             lines.append(
@@ -742,15 +754,26 @@ def describe(plan: Plan) -> str:
 
 
 def _describe_stage(plan: Plan, program: Program, stage: Stage) -> list[str]:
+    def described(slot: int) -> str:
+        text: str = row_text(plan, slot, program.inputs.get(slot))
+        return text
+
     if isinstance(stage, Product):
         into = "" if stage.into.kind == "scratch" else f"  -> {stage.into.kind} {stage.into.which}"
-        return [f"product: {row_text(plan, stage.slot)}{into}"]
-    lines = []
+        return [f"product: {described(stage.slot)}{into}"]
+    lines: list[str] = []
+    shown: set[int] = set()
     for k, each in enumerate(stage.passes):
         slots = [*each.singles, *(slot for loop in each.loops.values() for slot in loop)]
         lines.append(f"pass {k + 1}:")
         for slot in slots:
+            for cut in program.inputs[slot]:  # slices are read where they stand
+                if plan.rows[cut].op == "slice" and cut not in (*program.places, *shown):
+                    shown.add(cut)
+                    detail = plan.rows[cut].detail
+                    where = f", where %{detail[1]} begins" if detail and detail[0] == "from" else ""
+                    lines.append(f"  {described(cut)}{where}")
             stores = [f"{t.kind} {t.which}" for t in program.targets.get(slot, [])]
             arrow = f"  -> {', '.join(stores)}" if stores else ""
-            lines.append(f"  {row_text(plan, slot)}{arrow}")
+            lines.append(f"  {described(slot)}{arrow}")
     return lines

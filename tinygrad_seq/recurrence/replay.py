@@ -16,7 +16,7 @@ from tinygrad_seq.recurrence.stepwise import run_steps
 from tinygrad_seq.recurrence.trace import COMPARISONS, Step
 from tinygrad_seq.rules import RULES
 from tinygrad_seq.structural import broadcast_to, concat, matmul, max, min, sum
-from tinygrad_seq.tape import set_recording
+from tinygrad_seq.tape import recording, set_recording
 from tinygrad_seq.tensors import FLOATS, Tensor, as_tensor
 from tinygrad_seq.transforms import vjp
 from tinygrad_seq.trees import leaves, rebuild
@@ -43,7 +43,7 @@ class Replay:
         def cell(x: Any, state: Any) -> tuple[Any, Any]:
             return run_rows(self.step, captured, x, state)
 
-        ys, last = run_steps(cell, again, self.reverse)
+        ys, last = run_steps(cell, again, self.reverse, self.step.trace.seeds)
         return [*leaves(ys), *leaves(last)]
 
 
@@ -121,6 +121,8 @@ def _compute(op: str, operands: list[Any], trace: Any, slot: int) -> Tensor:
         return operands[0] ** operands[1]  # type: ignore[no-any-return]
     if op in RULES:
         return getattr(elementwise, op)(*operands)  # type: ignore[no-any-return]
+    if op == "uniform":
+        return recording.draws.uniform((trace.B, trace.widths[slot]), None)  # type: ignore[no-any-return]
     x = operands[0]
     if op == "matmul":
         return matmul(x, operands[1])

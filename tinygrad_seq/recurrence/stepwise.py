@@ -20,10 +20,11 @@ from tinygrad_seq.recurrence.arguments import (
     check_returned,
     check_state,
 )
+from tinygrad_seq.recurrence.draws import Draws, drawing
 from tinygrad_seq.structural import stack
 from tinygrad_seq.tape import recording
-from tinygrad_seq.tensors import Tensor, wrap
-from tinygrad_seq.trees import check_same, map_columns, map_leaves
+from tinygrad_seq.tensors import DEFAULT_FLOAT, FLOATS, Tensor, wrap
+from tinygrad_seq.trees import check_same, leaves, map_columns, map_leaves
 
 
 def unroll(
@@ -59,23 +60,28 @@ def unroll(
     return run_steps(cell, given, reverse)
 
 
-def run_steps(cell: Cell, given: Given, reverse: bool) -> tuple[Any, Any]:
-    """``unroll`` with arguments that are checked."""
-    with _collector_waits():
+def run_steps(
+    cell: Cell, given: Given, reverse: bool, seeds: list[int] | None = None
+) -> tuple[Any, Any]:
+    """``unroll`` with arguments that are checked; ``seeds`` of what the cell draws, if known."""
+    floating = (leaf.dtype for leaf in leaves(given.state) if leaf.dtype in FLOATS)
+    draws = Draws(next(floating, DEFAULT_FLOAT), seeds)
+    with _collector_waits(), drawing(draws):
         try:
-            return _run(cell, given, reverse)
+            return _run(cell, given, reverse, draws)
         finally:
             for tape in recording.tapes:
                 tape.step = None
 
 
-def _run(cell: Cell, given: Given, reverse: bool) -> tuple[Any, Any]:
+def _run(cell: Cell, given: Given, reverse: bool, draws: Draws) -> tuple[Any, Any]:
     state = given.state
     stand_in = None if given.lengths is None else StandIn(_last_steps(given), given.state)
     ys: list[Any] = []
     for t in reversed(range(given.T)) if reverse else range(given.T):
         for tape in recording.tapes:
             tape.step = t
+        draws.begin(t)
         y, state, stand_in = _step(cell, given, stand_in, t, state)
         if ys:
             check_same(ys[0], y, f"unroll: y at step {t}")

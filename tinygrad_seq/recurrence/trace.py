@@ -17,8 +17,10 @@ from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
+from tinygrad_seq.creation import new_seed
 from tinygrad_seq.errors import ShapeError, TraceError
 from tinygrad_seq.recurrence.arguments import Cell, Given, check_returned, check_state
+from tinygrad_seq.recurrence.draws import Rng, Source, drawing
 from tinygrad_seq.rules import RULES, Operation, Rule
 from tinygrad_seq.tape import recording, set_recording
 from tinygrad_seq.tensors import FLOATS, Tensor, is_traced, wrap
@@ -86,7 +88,7 @@ def _no_value(traced: Traced, what: str) -> NoReturn:
     )
 
 
-class Trace:
+class Trace(Source):
     """A step tape in the making: rows, and beside them what the rows leave open."""
 
     def __init__(self, batch_size: int, dtype: np.dtype[Any]) -> None:
@@ -101,6 +103,7 @@ class Trace:
         self.cuts: dict[int, list[int]] = {}  # the slices of a row
         self.gaps: dict[int, list[tuple[int, int]]] = {}  # rows as wide as what they leave out
         self.frozen: set[int] = set()  # rows through which no gradient goes
+        self.seeds: list[int] = []  # of each operation that draws random numbers
         self.like: dict[int, int] = {}  # rows that have the width of another by what they mean
 
     # Rows
@@ -154,6 +157,17 @@ class Trace:
     def number(self, value: float) -> int:
         self.numbers.append(float(value))
         return self.add("number", (), len(self.numbers) - 1, single=True)
+
+    def uniform(self, shape: tuple[int, ...], rng: Rng) -> Tensor:
+        if len(shape) not in (1, 2) or shape[0] != self.B:
+            raise TraceError(
+                f"scan: random numbers of shape {shape} are drawn at line %{len(self.rows)} of the "
+                f"step, expected (B, n) or (B,) with B = {self.B}: each row of the batch has its "
+                f"own; {WAY_OUT}"
+            )
+        self.seeds.append(new_seed(rng))
+        slot = self.add("uniform", (), (), shape[1] if len(shape) == 2 else 1)
+        return _stand_in(self, slot, shape, self.dtype)
 
     def cast(self, x: Traced, dtype: np.dtype[Any]) -> Traced:
         """Kernels compute in one floating dtype; conditions are ones and zeros in it."""
@@ -613,7 +627,7 @@ def trace_cell(cell: Cell, given: Given, dtype: np.dtype[Any], driver: str = "sc
     state = rebuild(given.state, iter([stand_in("state", leaf, leaf.shape) for leaf in before]))
     recording.tracer, outer = trace, recording.tracer
     try:
-        with set_recording(True):
+        with set_recording(True), drawing(trace):
             y, after = check_returned(cell(x, state), given.B, cell, driver)
             check_state(after, given.state, given.xs, f"{driver}: the cell returned a state that")
             y_slots = tuple(trace_slot(trace, leaf, "y") for leaf in leaves(y))
@@ -625,7 +639,7 @@ def trace_cell(cell: Cell, given: Given, dtype: np.dtype[Any], driver: str = "sc
 
 
 # What a pass over a row computes, as against what is there already or comes from a product.
-COMPUTED = {"copy", "broadcast", *RULES, *COMPARISONS}
+COMPUTED = {"copy", "broadcast", "uniform", *RULES, *COMPARISONS}
 
 
 def trace_slot(trace: Trace, leaf: Tensor, what: str) -> int:

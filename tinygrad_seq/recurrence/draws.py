@@ -1,0 +1,66 @@
+"""Random numbers inside a cell: the same in ``unroll``, in ``scan`` and when a step is repeated.
+
+A draw is keyed by the seed of its operation, drawn anew in each call of a driver, by the number of
+the operation in the cell, and by step, row and column. Imports the engine and philox.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from math import pi, prod
+from typing import Any
+
+import numpy as np
+
+from tinygrad_seq.creation import new_seed
+from tinygrad_seq.elementwise import cos, log, sqrt
+from tinygrad_seq.kernels import philox
+from tinygrad_seq.tape import recording
+from tinygrad_seq.tensors import Tensor, wrap
+
+Rng = np.random.Generator | int | None
+
+
+class Source(ABC):
+    """Where the random numbers of a cell come from."""
+
+    @abstractmethod
+    def uniform(self, shape: tuple[int, ...], rng: Rng) -> Tensor:
+        """Numbers from 0 up to 1 for the next operation; axis 0 are the rows of the batch."""
+
+    def normal(self, shape: tuple[int, ...], rng: Rng) -> Tensor:
+        """Standard normal numbers: √(−2 ln(1 − u)) cos(2π v)."""
+        u, v = self.uniform(shape, rng), self.uniform(shape, rng)
+        return sqrt(log(1.0 - u) * -2.0) * cos(v * (2 * pi))
+
+
+class Draws(Source):
+    """What a cell draws while its steps run one after another."""
+
+    def __init__(self, dtype: np.dtype[Any], seeds: list[int] | None = None) -> None:
+        self.dtype = dtype
+        self.seeds = [] if seeds is None else seeds  # of each operation that draws
+        self.step = self.operation = 0
+
+    def begin(self, step: int) -> None:
+        self.step, self.operation = step, 0
+
+    def uniform(self, shape: tuple[int, ...], rng: Rng) -> Tensor:
+        k, self.operation = self.operation, self.operation + 1
+        if k == len(self.seeds):
+            self.seeds.append(new_seed(rng))
+        rows = shape[0] if shape else 1
+        values = philox.uniform(self.seeds[k], k, self.step, rows, prod(shape[1:]))
+        return wrap(values.reshape(shape).astype(self.dtype), None)
+
+
+@contextmanager
+def drawing(source: Source) -> Iterator[None]:
+    """Let ``rand`` and what is made of it take their numbers from there."""
+    recording.draws, outer = source, recording.draws
+    try:
+        yield
+    finally:
+        recording.draws = outer
