@@ -41,13 +41,13 @@ def panel(dtype: str) -> int:
     return columns
 
 
-def micro_kernel(dtype: str, rows: int, panels: int, accumulate: bool) -> Any:
-    """``(a, row, column, b, K, c, ldc, ahead, step)``: rows of a times panels, written to c.
+def micro_kernel(dtype: str, rows: int, panels: int) -> Any:
+    """``(a, row, column, b, K, c, ldc, add, ahead, step)``: rows of a times panels, to c.
 
     Addresses in bytes; ``row`` and ``column`` are a's strides and ``ldc`` that of c's rows, in
-    elements. With ``accumulate`` the product is added to c. For each k ``step`` bytes more
-    from ``ahead`` on are fetched, which will be needed next: a matrix that does not fit the cache
-    comes in while the multipliers work, evenly, for one that is asked for too much waits.
+    elements. Where ``add`` is not 0 the product is added to c. For each k ``step`` bytes more from
+    ``ahead`` on are fetched, which will be needed next: a matrix that does not fit the cache comes
+    in while the multipliers work, evenly, for one that is asked for too much waits.
     """
     count = lanes(dtype)
     wide = panels * VECTORS
@@ -68,11 +68,12 @@ def micro_kernel(dtype: str, rows: int, panels: int, accumulate: bool) -> Any:
         K: Any,
         c: Any,
         ldc: Any,
+        add: Any,
         ahead: Any,
         step: Any,
     ) -> Any:
         def emit(context: Any, build: Any, sig: Any, args: Any) -> Any:
-            a, row, column, b, K, c, ldc, ahead, step = args
+            a, row, column, b, K, c, ldc, add, ahead, step = args
             pointer = element.as_pointer()
             A, B, C = (build.inttoptr(p, pointer) for p in (a, b, c))
             fma = cgutils.get_or_insert_function(
@@ -93,11 +94,21 @@ def micro_kernel(dtype: str, rows: int, panels: int, accumulate: bool) -> Any:
                 return build.bitcast(start, vector.as_pointer())
 
             tiles = [(m, v) for m in range(rows) for v in range(wide)]
-            start = {t: ir.Constant(vector, [0.0] * count) for t in tiles}
-            if accumulate:
-                start = {t: build.load(at(*t), align=bytes_) for t in tiles}
-            entry = build.block
-            loop, done = build.append_basic_block("k"), build.append_basic_block("done")
+            fresh = build.block
+            present, entry, loop, done = (
+                build.append_basic_block(name) for name in ("present", "entry", "k", "done")
+            )
+            build.cbranch(build.icmp_signed("!=", add, constant(0)), present, entry)
+
+            build.position_at_end(present)
+            already = {t: build.load(at(*t), align=bytes_) for t in tiles}
+            build.branch(entry)
+
+            build.position_at_end(entry)
+            start = {t: build.phi(vector) for t in tiles}
+            for t in tiles:
+                start[t].add_incoming(ir.Constant(vector, [0.0] * count), fresh)
+                start[t].add_incoming(already[t], present)
             build.cbranch(build.icmp_signed(">", K, constant(0)), loop, done)
 
             build.position_at_end(loop)
@@ -134,19 +145,21 @@ def micro_kernel(dtype: str, rows: int, panels: int, accumulate: bool) -> Any:
                 build.store(out[t], at(*t), align=bytes_)
             return context.get_dummy_value()
 
-        return types.void(*[WORD] * 9), emit
+        return types.void(*[WORD] * 10), emit
 
     return kernel
 
 
-def _plain_micro_kernel(dtype: str, rows: int, panels: int, accumulate: bool) -> Any:
+def _plain_micro_kernel(dtype: str, rows: int, panels: int) -> Any:
     """The same in plain Python, one number at a time."""
     f, wide = vectors(dtype), panels * VECTORS
 
-    def kernel(a: int, row: int, column: int, b: int, K: int, c: int, ldc: int, *_: int) -> None:
+    def kernel(
+        a: int, row: int, column: int, b: int, K: int, c: int, ldc: int, add: int, *_: int
+    ) -> None:
         for m in range(rows):
             for v in range(wide):
-                total = f.load(c, m * ldc + v, 1) if accumulate else f.constant(0)
+                total = f.load(c, m * ldc + v, 1) if add else f.constant(0)
                 for k in range(K):
                     of_b = f.load(b, (v // VECTORS * K + k) * VECTORS + v % VECTORS, 1)
                     total = total + f.load(a, m * row + k * column, 1) * of_b
@@ -155,22 +168,20 @@ def _plain_micro_kernel(dtype: str, rows: int, panels: int, accumulate: bool) ->
     return kernel
 
 
-def tiles(dtype: str) -> str:
-    """One block of rows times one panel, written or added, as text.
+def tile() -> str:
+    """``tile(a, row, column, rows, b, K, c, ldc, add, ahead, step)`` as text.
 
-    ``tile_product(a, row, column, rows, b, K, c, ldc, ahead, step)`` and ``tile_add_product``.
+    One block of rows times one panel.
     """
-    text = ""
-    for name in ("product", "add_product"):
-        text += f"\n\n\ndef tile_{name}(a, row, column, rows, b, K, c, ldc, ahead, step):\n"
-        for rows in range(ROWS, 0, -1):
-            text += f"    {'if' if rows == ROWS else 'elif'} rows == {rows}:\n"
-            text += f"        {name}_{rows}x1(a, row, column, b, K, c, ldc, ahead, step)\n"
+    text = "\n\n\ndef tile(a, row, column, rows, b, K, c, ldc, add, ahead, step):\n"
+    for rows in range(ROWS, 0, -1):
+        text += f"    {'if' if rows == ROWS else 'elif'} rows == {rows}:\n"
+        text += f"        block_{rows}x1(a, row, column, b, K, c, ldc, add, ahead, step)\n"
     return text
 
 
-def products(dtype: str) -> str:
-    """``product(a, row, column, M, b, K, panels, c, ldc)`` and ``add_product``, as text.
+def product(dtype: str) -> str:
+    """``product(a, row, column, M, b, K, panels, c, ldc, add)`` as text.
 
     Panel by panel, and a panel in parts along K: a part stays in the nearest cache while all rows
     go over it, in blocks of about the same size, and so does the panel of c until its sums are
@@ -178,49 +189,47 @@ def products(dtype: str) -> str:
     """
     item = np.dtype(dtype).itemsize
     bytes_ = panel(dtype) * item
-    most = NEAREST // bytes_
-    text = ""
-    for name in ("product", "add_product"):
-        text += f"\n\n\ndef sweep_{name}(a, row, column, M, here, K, c, ldc):\n"
-        text += f"    blocks = (M + {ROWS - 1}) // {ROWS}\n"
-        text += f"    after, step = here + K * {bytes_}, ({bytes_ - 1} + blocks) // blocks\n"
-        text += "    for i in range(blocks):\n"
-        text += "        m = M * i // blocks\n"
-        text += "        rows = M * (i + 1) // blocks - m\n"
-        text += f"        tile_{name}(a + m * row * {item}, row, column, rows, here, K, "
-        text += f"c + m * ldc * {item}, ldc, after + i * K * step, step)\n"
-    for name in ("product", "add_product"):
-        text += f"\n\n\ndef {name}(a, row, column, M, b, K, panels, c, ldc):\n"
-        text += f"    size = K * {bytes_}\n"
-        for rows, wide in PANELS_AT_ONCE.items():
-            text += f"    if M == {rows}:\n        p = 0\n"
-            text += f"        while panels - p >= {wide}:\n"
-            text += f"            {name}_{rows}x{wide}(a, row, column, b + p * size, K, "
-            text += f"c + p * {bytes_}, ldc, b + (p + {wide}) * size, {LINE})\n"
-            text += f"            p += {wide}\n"
-            text += "        while p < panels:\n"
-            text += f"            tile_{name}(a, row, column, {rows}, b + p * size, K, "
-            text += f"c + p * {bytes_}, ldc, b + (p + 1) * size, {LINE})\n"
-            text += "            p += 1\n"
-            text += "        return\n"
-        text += "    for p in range(panels):\n"
-        text += "        here, to = b + p * size, " + f"c + p * {bytes_}\n"
-        text += f"        sweep_{name}(a, row, column, M, here, min(K, {most}), to, ldc)\n"
-        text += f"        for k in range({most}, K, {most}):\n"
-        text += f"            sweep_add_product(a + k * column * {item}, row, column, M, "
-        text += f"here + k * {bytes_}, min({most}, K - k), to, ldc)\n"
-    return text
+    few = ""
+    for rows, wide in PANELS_AT_ONCE.items():
+        few += f"""    if M == {rows}:
+        p = 0
+        while panels - p >= {wide}:
+            here, to, after = b + p * size, c + p * {bytes_}, b + (p + {wide}) * size
+            block_{rows}x{wide}(a, row, column, here, K, to, ldc, add, after, {LINE})
+            p += {wide}
+        while p < panels:
+            here, to, after = b + p * size, c + p * {bytes_}, b + (p + 1) * size
+            tile(a, row, column, {rows}, here, K, to, ldc, add, after, {LINE})
+            p += 1
+        return
+"""
+    return f"""
 
 
-SWEEPS = ("sweep_product", "sweep_add_product")  # what ``products`` needs for itself
+def sweep(a, row, column, M, here, K, c, ldc, add):
+    blocks = (M + {ROWS - 1}) // {ROWS}
+    after, step = here + K * {bytes_}, ({bytes_ - 1} + blocks) // blocks
+    for i in range(blocks):
+        m = M * i // blocks
+        rows = M * (i + 1) // blocks - m
+        from_, to, ahead = a + m * row * {item}, c + m * ldc * {item}, after + i * K * step
+        tile(from_, row, column, rows, here, K, to, ldc, add, ahead, step)
+
+
+def product(a, row, column, M, b, K, panels, c, ldc, add):
+    size = K * {bytes_}
+{few}    most = {NEAREST // bytes_}
+    for p in range(panels):
+        here, to = b + p * size, c + p * {bytes_}
+        sweep(a, row, column, M, here, min(K, most), to, ldc, add)
+        for k in range(most, K, most):
+            part, rest = here + k * {bytes_}, min(most, K - k)
+            sweep(a + k * column * {item}, row, column, M, part, rest, to, ldc, 1)
+"""
 
 
 def micro_kernels(dtype: str) -> dict[str, Any]:
-    """The micro-kernels that ``tiles`` and ``products`` call, by name."""
+    """The micro-kernels that ``tile`` and ``product`` call, by name."""
     make = _plain_micro_kernel if config.DISABLE_JIT else micro_kernel
-    made = {}
-    for name in ("product", "add_product"):
-        for rows in range(1, ROWS + 1):
-            for wide in {1, PANELS_AT_ONCE.get(rows, 1)}:
-                made[f"{name}_{rows}x{wide}"] = make(dtype, rows, wide, name == "add_product")
-    return made
+    sizes = [(rows, 1) for rows in range(1, ROWS + 1)] + list(PANELS_AT_ONCE.items())
+    return {f"block_{rows}x{wide}": make(dtype, rows, wide) for rows, wide in sizes}

@@ -183,7 +183,7 @@ class Layout:
         The way back goes by segments, and after each come its shares of the large products: what
         they are made of is still near then, and its memory is used again.
         """
-        _sizes, phases = self.sizes, []
+        phases: list[Any] = []
         if "pack" in self._tables:
             phases.append(("pack", self.values["pack_tasks"], 0, 0))
         if self.direction == "forward":

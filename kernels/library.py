@@ -8,16 +8,32 @@ Imports gemm, simd.
 
 from __future__ import annotations
 
+import numpy as np
 from tinygrad_seq.kernels import gemm
 
-# The functions, and how many words each takes. The inner blocks of products are a part of their
-# own, so that the compiler has them before it once, whoever calls them.
+# The functions, and how many words each takes. Those of a part may call those of the parts before
+# it, by address: the compiler has each of them before it once, whoever calls them.
 PARTS = {
-    "tiles": {"tile_product": 10, "tile_add_product": 10},
-    "products": {"product": 9, "add_product": 9, "pack": 3, "outer": 3},
+    "blocks": {"tile": 11, "copy_row": 3, "zero_row": 2},
+    "packing": {"pack": 3, "pack_groups": 8, "pack_panels": 7},
+    "products": {"product": 10, "gram": 9},
+    "outer": {"outer": 3},
 }
 
-_TEXT = '''
+_ROWS = """
+
+
+def copy_row(source, to, n):
+    for j in range(0, n, LANES):
+        store(to, j, load(source, j, n - j), n - j)
+
+
+def zero_row(to, n):
+    for j in range(0, n, LANES):
+        store(to, j, constant(0.0), n - j)
+"""
+
+_PACKING = '''
 
 
 def pack(table, task, phase):
@@ -48,7 +64,8 @@ def pack(table, task, phase):
                             store(out, k * PANEL + v, load(line, k * row, 1), 1)
                     else:
                         for k in range(K):
-                            store(out, k * PANEL + v, zero, 1)
+                            store(out, k * PANEL + v, constant(0.0), 1)
+
 
 
 def line(operand, s, r, s0, order):
@@ -89,9 +106,12 @@ def pack_panels(operand, lines, count, N, to, s0, order):
             out = to + (n * KC + k * PANEL) * ITEM
             for v in range(0, PANEL, LANES):
                 store(out, v, load(row, n + v, N - n - v), LANES)
+'''
+
+_GRAM = '''
 
 
-def tiles(p_block, q_block, low, high, N, count, out, distance, add):
+def gram(p_block, q_block, low, high, N, count, out, distance, add):
     """out[low:high] = PᵀQ over one block of rows, or added to it."""
     step = GROUP * ITEM
     for n in range(0, N, PANEL):
@@ -103,10 +123,10 @@ def tiles(p_block, q_block, low, high, N, count, out, distance, add):
             to = out + (m * distance + n) * ITEM
             for r in range(rows):  # where the next block's sums are, too far apart to be foreseen
                 fetch(to, (ROWS + r) * distance)
-            if add:
-                tile_add_product(group, 1, GROUP, rows, panel, count, to, distance, ahead, step)
-            else:
-                tile_product(group, 1, GROUP, rows, panel, count, to, distance, ahead, step)
+            tile(group, 1, GROUP, rows, panel, count, to, distance, add, ahead, step)
+'''
+
+_OUTER = '''
 
 
 def outer(table, task, phase):
@@ -157,19 +177,18 @@ def outer(table, task, phase):
                 for i in range(a_count):
                     a = a_first + 64 * i
                     A, out, distance = word(a, 5), word(a, 6), word(a, 7)
+                    p_block, q_block, N = g_block, a_block, A
                     if g_first:
                         if low < high:
                             pack_panels(a, lines, count, A, a_block, s0, order)
-                            tiles(g_block, a_block, low, high, A, count, out, distance, add)
                     else:
+                        p_block, q_block, N = a_block, g_block, G
                         share = (A + ROWS - 1) // ROWS
-                        first = min(share * task // tasks * ROWS, A)
-                        last = min(share * (task + 1) // tasks * ROWS, A)
-                        if first < last:
-                            pack_groups(
-                                a, lines, count, first, last, a_block, s0, order
-                            )
-                            tiles(a_block, g_block, first, last, G, count, out, distance, add)
+                        low = min(share * task // tasks * ROWS, A)
+                        high = min(share * (task + 1) // tasks * ROWS, A)
+                        if low < high:
+                            pack_groups(a, lines, count, low, high, a_block, s0, order)
+                    gram(p_block, q_block, low, high, N, count, out, distance, add)
             add = 1
             going = s < s1
     restore_denormals(saved)
@@ -178,8 +197,7 @@ def outer(table, task, phase):
 
 def text(dtype: str, part: str) -> str:
     """The module with the functions of a part for one dtype."""
-    item = 4 if dtype == "float32" else 8
-    made = f'''"""The {part} that all kernels of {dtype} share; see library.py and gemm.py."""
+    made = f'''"""The part {part} of what kernels of {dtype} share; see library.py and gemm.py."""
 
 from tinygrad_seq.kernels import gemm
 from tinygrad_seq.kernels.build import callable_here, external
@@ -187,22 +205,23 @@ from tinygrad_seq.kernels.simd import flush_denormals, put_word, restore_denorma
 
 _v = vectors("{dtype}")
 LANES, load, store, constant, fetch = _v.LANES, _v.load, _v.store, _v.constant, _v.fetch
-PANEL, ROWS, ITEM, KC = gemm.panel("{dtype}"), gemm.ROWS, {item}, gemm.KC
+PANEL, ROWS, ITEM, KC = gemm.panel("{dtype}"), gemm.ROWS, {np.dtype(dtype).itemsize}, gemm.KC
 GROUP = LANES if LANES % ROWS == 0 else ROWS  # columns of P that are packed together
 globals().update(gemm.micro_kernels("{dtype}"))
 '''
-    source = gemm.tiles(dtype)
-    if part == "products":
-        for name in PARTS["tiles"]:
+    for each, functions in PARTS.items():
+        if each == part:
+            break
+        for name in functions:
             made += f'{name} = external("{name}", "{dtype}")\n'
-        source = gemm.products(dtype) + _TEXT
-    own = (*gemm.SWEEPS, "line", "pack_groups", "pack_panels", "tiles")
-    for function in source.split("\n\n\ndef ")[1:]:
+    source = {"blocks": gemm.tile() + _ROWS, "products": gemm.product(dtype) + _GRAM}
+    source |= {"packing": _PACKING, "outer": _OUTER}
+    for function in source[part].split("\n\n\ndef ")[1:]:
         name = function[: function.index("(")]
-        for other in own:
-            if other != name:
-                function = function.replace(f" {other}(", f" {other}_here(")
+        for helper in ("sweep", "line"):
+            if helper != name:
+                function = function.replace(f" {helper}(", f" {helper}_here(")
         made += f"\n\ndef {function.rstrip()}\n"
-        if name in own:
+        if name not in PARTS[part]:
             made += f"\n\n({name}_here,) = callable_here({name})\n"
-    return made.replace(", zero, 1)", ", constant(0.0), 1)")
+    return made

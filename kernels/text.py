@@ -267,7 +267,6 @@ class _Writer:
             return
         self.add(1, "if not more:  # nothing has come back yet")
         self.add(2, "for r in range(R):")
-        zero = self.constant(0.0)
         for k in carried:
             slot = plan.state_slots[k]
             width, base = self.width(slot), self.word(f"dstate{k}")
@@ -277,17 +276,16 @@ class _Writer:
                 self.add(4, f"p = {self._batch_row(f'dlast{k}', slot)}")
                 self._copy_row(4, "p", "to", width)
                 self.add(3, "else:")
-                self._zero_row(4, "to", width, zero)
+                self._zero_row(4, "to", width)
             self.add(3, f"if {self.word('resets')}:")
             self.add(4, f"to = {self._batch_row(f'dreset{k}', slot)}")
-            self._zero_row(4, "to", width, zero)
+            self._zero_row(4, "to", width)
         for k in sums:
             self.add(3, f"to = {self._row('sum', k)}")
-            self._zero_row(3, "to", self.width(captures[k]), zero)
+            self._zero_row(3, "to", self.width(captures[k]))
 
-    def _zero_row(self, depth: int, to: str, width: str, zero: str) -> None:
-        self.add(depth, f"for j in range(0, {width}, LANES):")
-        self.add(depth + 1, f"store({to}, j, {zero}, {width} - j)")
+    def _zero_row(self, depth: int, to: str, width: str) -> None:
+        self.add(depth, f"zero_row({to}, {width})")
 
     # The edges of a step
 
@@ -303,8 +301,7 @@ class _Writer:
         self._copy_row(4, "p", "to", self.width(slot))
 
     def _copy_row(self, depth: int, source: str, to: str, width: str) -> None:
-        self.add(depth, f"for j in range(0, {width}, LANES):")
-        self.add(depth + 1, f"store({to}, j, load({source}, j, {width} - j), {width} - j)")
+        self.add(depth, f"copy_row({source}, {to}, {width})")
 
     def _resets(self) -> None:
         resets, slots = self.word("resets"), self.word("slots")
@@ -347,12 +344,11 @@ class _Writer:
             for k in unwritten:
                 self.add(4, f"p = {self._row('before', k)}")
                 width = self.width(self.plan.state_slots[k])
-                self._zero_row(4, "p", width, self.constant(0.0))
+                self._zero_row(4, "p", width)
         self.add(3, f"if {resets}:  # what goes back to where rows began anew")
         self.add(4, "for r in range(m):")
         self.add(5, "t = word(begin, first + r) + s * onward")
         self.add(5, f"if flag({resets}, t * B + word(batch, first + r)):")
-        zero = self.constant(0.0)
         for k in carried:
             width = self.width(self.plan.state_slots[k])
             self.add(6, f"p = {self._row('before', k)}")
@@ -360,7 +356,7 @@ class _Writer:
             self.add(6, f"for j in range(0, {width}, LANES):")
             self.add(7, f"n = {width} - j")
             self.add(7, "store(to, j, load(to, j, n) + load(p, j, n), n)")
-            self.add(7, f"store(p, j, {zero}, n)")
+            self._zero_row(6, "p", width)
 
     # Stages
 
@@ -400,13 +396,14 @@ class _Writer:
         self.add(depth, f"p = {address}")
         kind, which, _ = stage.into
         self.add(depth, f"to = {self._row(kind, which)}")
-        out = f"{self.word(f'dstate{which}_row')} // {self.item}"
         if kind == "scratch":
             out = self._distance(self._buffer(which))
-        name, panels = "add_product" if stage.adds else "product", self.word(f"{matrix}_panels")
+        else:
+            out = f"{self.word(f'dstate{which}_row')} // {self.item}"
+        panels, add = self.word(f"{matrix}_panels"), int(stage.adds)
         a = f"p, {distance}, 1, {rows}"
         b = f"{self.word(matrix)}, {self.width(stage.a)}, {panels}"
-        self.add(depth, f"{name}({a}, {b}, to, {out})")
+        self.add(depth, f"product({a}, {b}, to, {out}, {add})")
 
     def _block_product(self, stage: Any) -> None:
         """All steps of a block at once if their rows follow one another."""
@@ -614,7 +611,7 @@ def module_text(
     head += "    flag, flush_denormals, restore_denormals, vectors, word,\n)\n\n"
     head += f'_v = vectors("{plan.dtype}")\nLANES = _v.LANES\n'
     body = "\n\n".join(functions)
-    for name in ("product", "add_product"):
+    for name in ("copy_row", "product", "zero_row"):
         if f" {name}(" in body:
             head += f'{name} = external("{name}", "{plan.dtype}")\n'
     for name in IMPORTS:

@@ -15,6 +15,8 @@ from tinygrad_seq.errors import ShapeError, TraceError
 from tinygrad_seq.tape import recording
 from tinygrad_seq.tensors import DEFAULT_FLOAT, FLOATS, Tensor, as_array, check_dtype, wrap
 
+Rng = np.random.Generator | int | None  # what random numbers may be drawn from
+
 _generator = np.random.default_rng()
 
 
@@ -26,7 +28,7 @@ def manual_seed(seed: int) -> None:
     _generator = np.random.default_rng(seed)
 
 
-def generator(rng: np.random.Generator | int | None = None) -> np.random.Generator:
+def generator(rng: Rng = None) -> np.random.Generator:
     """``rng`` itself, one seeded by an integer, or the package's own for None."""
     if recording.tracer is not None:
         raise TraceError(
@@ -36,12 +38,12 @@ def generator(rng: np.random.Generator | int | None = None) -> np.random.Generat
     return _chosen(rng)
 
 
-def new_seed(rng: np.random.Generator | int | None) -> int:
+def new_seed(rng: Rng) -> int:
     """A seed for one operation that draws inside a cell; from 0 to 2^63 - 1."""
     return int(_chosen(rng).integers(2**63))
 
 
-def _chosen(rng: np.random.Generator | int | None) -> np.random.Generator:
+def _chosen(rng: Rng) -> np.random.Generator:
     if rng is None:
         return _generator
     if isinstance(rng, np.random.Generator):
@@ -126,7 +128,7 @@ def randn(
     *shape: int | Sequence[int],
     dtype: DTypeLike | None = None,
     requires_grad: bool = False,
-    rng: np.random.Generator | int | None = None,
+    rng: Rng = None,
 ) -> Tensor:
     """Standard normal numbers, float32 unless told otherwise.
 
@@ -142,7 +144,7 @@ def rand(
     *shape: int | Sequence[int],
     dtype: DTypeLike | None = None,
     requires_grad: bool = False,
-    rng: np.random.Generator | int | None = None,
+    rng: Rng = None,
 ) -> Tensor:
     """Uniform numbers from 0 up to but without 1, float32 unless told otherwise.
 
@@ -165,7 +167,7 @@ def _in_a_cell(
     shape: tuple[int, ...],
     dtype: DTypeLike | None,
     requires_grad: bool,
-    rng: np.random.Generator | int | None,
+    rng: Rng,
 ) -> Tensor:
     if requires_grad:
         raise ValueError(

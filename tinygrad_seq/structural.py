@@ -74,7 +74,7 @@ def check_axis(axis: Any, ndim: int, operation: str) -> int:
 
 def check_shape(shape: Any, operation: str, least: int = 0) -> tuple[int, ...]:
     """``shape``, an integer or a sequence of them, as a tuple."""
-    given = tuple(shape) if isinstance(shape, (tuple, Sequence, np.ndarray)) else (shape,)
+    given = tuple(shape) if isinstance(shape, (Sequence, np.ndarray)) else (shape,)
     for n in given:
         if type(n) is int and n >= least:  # quickly, for the commonest case
             continue

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from tinygrad_seq.creation import generator
+from tinygrad_seq.creation import Rng, generator
 from tinygrad_seq.errors import ShapeError, whole
 
 
@@ -31,7 +31,7 @@ class Batches:
         shuffle: bool = True,
         drop_last: bool = False,
         axis: int | tuple[int, ...] = 0,
-        rng: np.random.Generator | int | None = None,
+        rng: Rng = None,
     ) -> None:
         self.arrays = [np.asarray(array) for array in arrays]
         self.batch_size = whole(batch_size, "Batches: batch_size")
@@ -62,7 +62,7 @@ def train_test_split(
     held_out: int | float,
     shuffle: bool = False,
     axis: int | tuple[int, ...] = 0,
-    rng: np.random.Generator | int | None = None,
+    rng: Rng = None,
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """Each array as a pair (training part, part held out), cut alike along ``axis``.
 

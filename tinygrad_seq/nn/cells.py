@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from tinygrad_seq.composites import split
-from tinygrad_seq.creation import generator
+from tinygrad_seq.creation import Rng, generator
 from tinygrad_seq.elementwise import gelu, relu, sigmoid, silu, softplus, tanh
 from tinygrad_seq.errors import ShapeError, whole
-from tinygrad_seq.nn.init import Rng, stacked
+from tinygrad_seq.nn.init import stacked
 from tinygrad_seq.nn.module import Module, parameter
 from tinygrad_seq.tensors import Tensor, wrap
 from tinygrad_seq.trees import structure

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from tinygrad_seq.creation import generator
+from tinygrad_seq.creation import Rng, generator
 from tinygrad_seq.errors import ShapeError
-
-Rng = np.random.Generator | int | None
 
 
 def glorot(rows: int, columns: int, rng: Rng = None) -> np.ndarray:

@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from tinygrad_seq.composites import mean
-from tinygrad_seq.creation import generator, rand
+from tinygrad_seq.creation import Rng, generator, rand
 from tinygrad_seq.elementwise import sqrt, square
 from tinygrad_seq.errors import ShapeError, whole
-from tinygrad_seq.nn.init import Rng, glorot
+from tinygrad_seq.nn.init import glorot
 from tinygrad_seq.nn.module import Module, parameter
 from tinygrad_seq.tensors import FLOATS, Tensor, TensorLike, as_tensor
 

@@ -11,10 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
-from tinygrad_seq.creation import generator
+from tinygrad_seq.creation import Rng, generator
 from tinygrad_seq.errors import ShapeError, whole
 from tinygrad_seq.nn.cells import GRUCell, LSTMCell, RNNCell
-from tinygrad_seq.nn.init import Rng
 from tinygrad_seq.nn.layers import Dropout
 from tinygrad_seq.nn.module import Module
 from tinygrad_seq.recurrence import scan, unroll

@@ -49,9 +49,9 @@ def scan(
 
     The cell is traced without values, once in each call. It may use the package's elementwise
     operations, products with tensors that it closes over, cuts, joins and sums along the last axis,
-    and random numbers (``rand``, ``randn``, ``nn.Dropout``);
-    values in a step are (B, n) or (B,), in float32 or float64. Whatever else it does, a branch on a
-    value for instance, raises a TraceError that names the line, and ``tgs.unroll`` runs it.
+    and random numbers (``rand``, ``randn``, ``nn.Dropout``). Values in a step are (B, n) or (B,),
+    in float32 or float64. Whatever else it does, a branch on a value for instance, raises a
+    TraceError that names the line, and ``tgs.unroll`` runs it.
     Compiled code is kept on disk; ``tgs.explain`` shows the plan, ``tgs.kernel_source`` the source.
 
     Raises ShapeError or ValueError for arguments that do not fit.

@@ -14,13 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from tinygrad_seq.creation import new_seed
+from tinygrad_seq.creation import Rng, new_seed
 from tinygrad_seq.elementwise import cos, log, sqrt
 from tinygrad_seq.kernels import philox
 from tinygrad_seq.tape import recording
 from tinygrad_seq.tensors import Tensor, wrap
-
-Rng = np.random.Generator | int | None
 
 
 class Source(ABC):

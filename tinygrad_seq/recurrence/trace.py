@@ -17,10 +17,10 @@ from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
-from tinygrad_seq.creation import new_seed
+from tinygrad_seq.creation import Rng, new_seed
 from tinygrad_seq.errors import ShapeError, TraceError
 from tinygrad_seq.recurrence.arguments import Cell, Given, check_returned, check_state
-from tinygrad_seq.recurrence.draws import Rng, Source, drawing
+from tinygrad_seq.recurrence.draws import Source, drawing
 from tinygrad_seq.rules import RULES, Operation, Rule
 from tinygrad_seq.tape import recording, set_recording
 from tinygrad_seq.tensors import FLOATS, Tensor, is_traced, wrap
