@@ -249,7 +249,11 @@ class Runner:
             None if slot is None else make(x.shape, self.dtype)
             for slot, x in zip(plan.derivative.dx, inputs.xs, strict=True)
         ]
-        total = _Total(dys, dxs, list(dlast), [None] * len(dlast), {})
+        ends = [
+            None if after is None else given
+            for after, given in zip(plan.derivative.after, dlast, strict=True)
+        ]
+        total = _Total(dys, dxs, ends, [None] * len(ends), {})
         if inputs.checkpoint is None:
             self._backward(inputs, kept.block, total, 0, rows.steps)
         elif not kept.checkpoints:  # no row has a step

@@ -41,6 +41,19 @@ def panel(dtype: str) -> int:
     return columns
 
 
+@cache
+def group(dtype: str) -> int:
+    """The columns of a that are packed together where a product is summed over rows."""
+    count = lanes(dtype)
+    return count if count % ROWS == 0 else ROWS
+
+
+def packed_bytes(dtype: str, columns: int) -> int:
+    """The memory of KC packed rows, in panels or in groups, and what is stored beyond them."""
+    whole = max(-(-columns // unit) * unit for unit in (panel(dtype), group(dtype)))
+    return -(-(KC + 1) * whole * np.dtype(dtype).itemsize // LINE) * LINE
+
+
 def micro_kernel(dtype: str, rows: int, panels: int) -> Any:
     """``(a, row, column, b, K, c, ldc, add, ahead, step)``: rows of a times panels, to c.
 

@@ -121,11 +121,11 @@ class Layout:
         return block.view(offset, shape, self.dtype)
 
     def _find_bases(self) -> list[str]:
-        """Blocks, the order of the rows, the first step; then arrays, and their strides."""
+        """Blocks, the order of the rows, the first step, numbers, resets, seeds; then arrays of the
+        caller and their strides. ``cpu.py`` gives them in this order."""
         plan, forward = self.plan, self.direction == "forward"
         bases = ["", "work block", "kept block", "tasks", "batch", "begin", "active", "k0"]
-        slots = [row for row in plan.rows if row.op in ("x", "capture", "matrix")]
-        xs = [row.detail for row in slots if row.op == "x"]
+        xs = [row.detail for row in plan.rows if row.op == "x"]
         bases += ["numbers", "resets"]
         bases += [f"seed{k}" for k in range(sum(row.op == "uniform" for row in plan.rows))]
         bases += [name for k in range(len(xs)) for name in _strided(f"x{k}")]
@@ -226,7 +226,7 @@ class Layout:
             "slots": 2 if self.keep and sizes.resets else 1,
             "block": self._block(),
             "chunk": chunk(sizes.B),
-            "kept_rows": sizes.B if self.keep else 0,
+            "kept_rows": sizes.B if self.keep else 0,  # 0: each step writes over the one before
         }
         for slot in plan.classes:
             values[f"w{slot}"] = sizes.widths[slot] if slot < plan.forward_count else 1
@@ -338,32 +338,34 @@ class Layout:
 
     def _outer(self) -> None:
         """The table of the large products: those that share g stand together."""
-        values, panel = self.values, gemm.panel(self.plan.dtype)
+        values, dtype = self.values, self.plan.dtype
         groups: dict[tuple[int, bool], list[Matrix]] = {}
         for a, g, k in self.plan.derivative.outer:
             matrix = self._matrix(a, g, k)
             groups.setdefault((g, matrix.g_first), []).append(matrix)
         names = ["k0", "active", "batch", "begin", "onward"]
-        names += ["outer_tasks", "outer_scratch", "outer_bytes", "outer_count"]
-        most = 0
+        names += ["outer_tasks", "outer_scratch", "outer_bytes", "outer_g_bytes", "outer_count"]
+        widest_g = widest_a = 0
         for (g, g_first), matrices in groups.items():
             G, name = self.width(g), f"outer{g}_{int(g_first)}"
             names += self._operand(name, g)
             values[f"{name}_width"], values[f"{name}_first"] = G, int(g_first)
             values[f"{name}_count"] = len(matrices)
             names += [f"{name}_width", f"{name}_first", f"{name}_count"]
-            widest = max(matrix.shape[int(g_first)] for matrix in matrices)
-            most = max(most, -(-G // panel) + -(-widest // panel) + 4)
+            widest_g = max(widest_g, G)
+            widest_a = max(widest_a, *(self.width(matrix.a) for matrix in matrices))
             for matrix in matrices:
                 name = f"outer_m{len(self.matrices)}"
                 self.matrices.append(matrix)
                 names += self._operand(name, matrix.a)
-                values[f"{name}_width"] = matrix.shape[int(g_first)]
+                values[f"{name}_width"] = self.width(matrix.a)
                 values[f"{name}_distance"] = matrix.distance
                 names += [f"{name}_width", f"{name}_out", f"{name}_distance"]
         if self.matrices:
             values["outer_tasks"], values["outer_count"] = self.tasks, len(groups)
-            values["outer_bytes"] = (gemm.KC + 1) * (most * panel * self.item + 16) + 64
+            values["outer_g_bytes"] = gemm.packed_bytes(dtype, widest_g)
+            packed = values["outer_g_bytes"] + gemm.packed_bytes(dtype, widest_a)
+            values["outer_bytes"] = 16 * gemm.KC + packed + gemm.LINE
             self.take("outer_scratch", values["outer_bytes"] * self.tasks)
             self._table("outer", names)
 

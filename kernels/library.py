@@ -130,7 +130,7 @@ _OUTER = '''
 
 
 def outer(table, task, phase):
-    """Gradients of matrices: g times each of several a, over all rows of all steps.
+    """Gradients of matrices: g times each of several a, over all rows of a segment of steps.
 
     For each group of products that share g: either out = gᵀ a for every a, divided among the tasks
     by columns of g, or out = aᵀ g, divided by columns of a. KC rows at a time are packed, and the
@@ -142,8 +142,9 @@ def outer(table, task, phase):
     active, tasks, bytes_ = word(table, 1), word(table, 5), word(table, 7)
     lines = word(table, 6) + task * bytes_
     g_block = lines + 16 * KC
-    at = table + 8 * 9
-    for group in range(word(table, 8)):
+    a_block = g_block + word(table, 8)
+    at = table + 8 * 10
+    for group in range(word(table, 9)):
         G, g_first, a_count = word(at, 5), word(at, 6), word(at, 7)
         g, a_first = at, at + 64
         at = a_first + 64 * a_count
@@ -152,8 +153,6 @@ def outer(table, task, phase):
             share = (G + ROWS - 1) // ROWS
             low = min(share * task // tasks * ROWS, G)
             high = min(share * (task + 1) // tasks * ROWS, G)
-        columns = (high - low + PANEL + GROUP) // PANEL * PANEL + PANEL
-        a_block = g_block + (KC + 1) * columns * ITEM
         s, r, add, going = s0, 0, more, 1
         while going:
             count = 0
@@ -206,7 +205,7 @@ from tinygrad_seq.kernels.simd import flush_denormals, put_word, restore_denorma
 _v = vectors("{dtype}")
 LANES, load, store, constant, fetch = _v.LANES, _v.load, _v.store, _v.constant, _v.fetch
 PANEL, ROWS, ITEM, KC = gemm.panel("{dtype}"), gemm.ROWS, {np.dtype(dtype).itemsize}, gemm.KC
-GROUP = LANES if LANES % ROWS == 0 else ROWS  # columns of P that are packed together
+GROUP = gemm.group("{dtype}")
 globals().update(gemm.micro_kernels("{dtype}"))
 '''
     for each, functions in PARTS.items():

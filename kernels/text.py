@@ -5,8 +5,12 @@ number of its task, which says which rows of the batch are its own, and the addr
 its phase, which say from which step to which it goes. It takes its rows through these steps by
 itself. What the words of the table are is decided here, by name, and the layout fills them in.
 
-Names: s step, r row of the task, q row of a block of steps, j unit, n units left. %k is line k of
-the step tape, p7 the address of its row, v7 its value. Imports nothing but the standard library.
+Names: s step, r row of the task, j unit, n units left, m rows of the task that have not ended.
+k0, s0 and b0 are the first steps of the run, of the phase and of the block. %k is line k of the
+step tape, p7 the address of its row, v7 its value, z7 where its rows are in the task's scratch, w7
+its width. Words: x0_t and x0_b are bytes from step to step and from row to row, z7_row elements,
+others that end in _row or _bytes are bytes; state0_mask wraps the number of a step into the ring of
+that state. Imports nothing but the standard library.
 """
 
 from __future__ import annotations
@@ -17,7 +21,7 @@ from typing import Any
 
 INFIX = {"add": "{} + {}", "subtract": "{} - {}", "multiply": "{} * {}", "divide": "{} / {}"}
 INFIX |= {"negative": "-{}", "copy": "{}", "broadcast": "{}"}
-REDUCTIONS = {"sum": "sum", "max": "max", "min": "min"}
+REDUCTIONS = ("sum", "max", "min")
 COMPARISONS = {
     ast.Lt: "less",
     ast.LtE: "less_equal",
@@ -185,7 +189,7 @@ class _Writer:
             return f"{record} + ((s - {origin}) * {rows} + first + r) * {bytes_} + {offset}"
         if kind == "capture":
             array, rows = self.word(f"capture{which}"), self.word(f"capture{which}_b")
-            return f"{array} + (first + r) * {rows}"
+            return f"{array} + word(batch, first + r) * {rows}"
         assert kind == "sum", kind
         chunk, chunks = self.word("chunk"), self.word(f"sum{which}_chunk")
         array, rows = self.word(f"sum{which}"), self.word(f"sum{which}_b")
@@ -248,6 +252,8 @@ class _Writer:
 
     def _first_states(self) -> None:
         """States before the first step; rows that have no step end with them."""
+        if not self.plan.state_slots:
+            return
         self.add(1, "for r in range(R):")
         for k, slot in enumerate(self.plan.state_slots):
             self.add(2, f"p = {self._batch_row(f'initial{k}', slot)}")
@@ -304,6 +310,8 @@ class _Writer:
         self.add(depth, f"copy_row({source}, {to}, {width})")
 
     def _resets(self) -> None:
+        if not self.plan.state_slots:
+            return
         resets, slots = self.word("resets"), self.word("slots")
         self.add(3, f"if {resets}:  # rows that begin anew, before this step")
         self.add(4, "for r in range(m):")
@@ -319,6 +327,8 @@ class _Writer:
             self._copy_row(6, "old", "p", self.width(slot))
 
     def _end_of_step(self) -> None:
+        if not self.plan.state_slots:
+            return
         if self.forward:
             self.add(3, "going = 0")
             self.add(3, "if s + 1 < s1:")
@@ -373,8 +383,8 @@ class _Writer:
     def _comment(self, depth: int, slot: int) -> None:
         self.add(depth, f"# {row_text(self.plan, slot, self.program.inputs.get(slot))}")
 
-    def _operand(self, stage: Any, row: str) -> tuple[str, str]:
-        """Address and distance of the rows that a product reads; r is 0 or ``row``."""
+    def _operand(self, stage: Any) -> tuple[str, str]:
+        """Address, for r = 0, and distance of the rows that a product reads."""
         base = stage.a
         while base not in self.program.places:
             base = self.program.inputs[base][0]
@@ -385,12 +395,14 @@ class _Writer:
             distance = self._distance(buffer)
         elif place.kind in ("kept", "grads"):
             distance = f"{self.word(place.kind + '_bytes')} // {self.item}"
+        elif place.kind == "dstate":
+            distance = f"{self.word(f'dstate{place.which}_row')} // {self.item}"
         else:
             distance = self.width(self.plan.state_slots[place.which])
         return address, distance
 
     def _product(self, stage: Any, depth: int, rows: str) -> None:
-        address, distance = self._operand(stage, "0")
+        address, distance = self._operand(stage)
         matrix = f"m{stage.matrix}" + ("t" if stage.transposed else "")
         self.add(depth, "r = 0")
         self.add(depth, f"p = {address}")
@@ -500,7 +512,7 @@ class _Writer:
                     if k in far:
                         self.add(depth + 1, f"fetch(p{k} - {far[k]}, j)")
             if slot in reductions:
-                name = REDUCTIONS[plan.rows[slot].op]
+                name = plan.rows[slot].op
                 source = self.program.inputs[slot][0]
                 self.add(depth + 1, f"v{slot} = part_{name}(v{slot}, {self.value(source)}, n)")
                 continue
@@ -511,7 +523,7 @@ class _Writer:
                     value = f"load(to{slot}_{number}, j, n) + {value}"
                 self.add(depth + 1, f"store(to{slot}_{number}, j, {value}, n)")
         for slot in reductions:
-            self.add(depth, f"v{slot} = row_{REDUCTIONS[plan.rows[slot].op]}(v{slot})")
+            self.add(depth, f"v{slot} = row_{plan.rows[slot].op}(v{slot})")
             known.add(slot)
             self._store_single(slot, depth)
 
@@ -582,7 +594,7 @@ class _Substitute(ast.NodeTransformer):
 def row_text(plan: Any, slot: int, inputs: Any = None) -> str:
     """A row as the tape would show it."""
     row = plan.rows[slot]
-    if row.op in ("x", "state", "capture", "matrix", "dy", "dstate"):
+    if row.op in ("x", "state", "capture", "matrix", "dy", "dstate", "number"):
         return f"%{slot} = {row.op} {row.detail}"
     shown = []
     for k in row.inputs if inputs is None else inputs:
@@ -604,8 +616,7 @@ def module_text(
     for direction, program in sections.items():
         text, words[direction] = kernel_text(plan, program, rules)
         functions.append(text)
-    described = "\n".join(line for line in str(plan).splitlines())
-    head = f'"""{described}\n"""\n\n'
+    head = f'"""{plan}\n"""\n\n'
     head += "from tinygrad_seq.kernels.build import external\n"
     head += "from tinygrad_seq.kernels.simd import (\n"
     head += "    flag, flush_denormals, restore_denormals, vectors, word,\n)\n\n"

@@ -119,6 +119,21 @@ class TwoWidths(Cell):
         return {"y": tgs.softplus(a_new @ self.O), "b": b_new}, (a_new, b_new)
 
 
+class StateSpace(Cell):
+    """Linear: products of the state before and after the step, a delay line, the input as state."""
+
+    def initial_state(self, batch_size):
+        widths = (self.hidden, self.E.shape[1], self.A.shape[0])
+        h, late, seen = (tgs.zeros(batch_size, n, dtype=self.dtype) for n in widths)
+        return {"h": h, "late": late, "seen": (seen,)}
+
+    def forward(self, x, state):
+        h, late, (seen,) = state["h"], state["late"], state["seen"]
+        after = h @ self.A + late @ self.D + x @ self.B
+        y = h @ self.C + after @ self.C + late * (after @ self.C)
+        return (y, seen), {"h": after, "late": x @ self.E, "seen": (h,)}
+
+
 class Odd(Cell):
     """Slices that overlap and leave gaps, powers, where, maxima, softmax, logs, a scalar."""
 
@@ -262,6 +277,10 @@ CELLS: dict[str, Callable[..., Any]] = {
             "V": (H + 2, H),
             "O": (H, 3),
         },
+    ),
+    "state space": _made(
+        StateSpace,
+        lambda I, H: {"A": (H, H), "B": (I, H), "C": (H, 3), "D": (3, H), "E": (I, 3)},
     ),
     "odd": _made(Odd, lambda I, H: {"W": (I, H), "scale": ()}),
     "switched": _made(Switched, lambda I, H: {"W": (I, H), "U": (H, H), "rate": ()}),

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -83,6 +87,40 @@ def test_against_unroll(name, data):
     compare(name, dtype, rng, T, B, I, H, **options)
 
 
+def test_cells_put_together_at_random(tmp_path):
+    """Structures that nobody thought of, with several blocks and segments in a few steps."""
+    program = Path(__file__).with_name("random_cells.py")
+    environment = {**os.environ, "NUMBA_DISABLE_JIT": "1", "TINYGRAD_SEQ_CACHE": str(tmp_path)}
+    command = [sys.executable, str(program), "0", "150"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("options", [{}, {"checkpoint": 3}, {"lengths": [9, 0, 4]}])
+def test_states_that_are_read_after_the_loop(options):
+    """Where nothing is kept, a state lasts for a step; where rows are sorted, a factor is too."""
+    rng = np.random.default_rng(0)
+    cell = CELLS["state space"](rng, "float64", 2, 5)
+    scale = rng.standard_normal((3, 2))
+    run = (lambda x, state: cell(x * scale, state), rng.standard_normal((9, 3, 2)))
+    start = cell.initial_state(3)
+    expected = tgs.unroll(*run, start, lengths=options.get("lengths"))
+    with tgs.no_grad():
+        found = tgs.scan(*run, start, **options)
+    for a, b in zip(leaves(found), leaves(expected), strict=True):
+        np.testing.assert_allclose(a.numpy(), b.numpy(), atol=1e-12)
+
+
+def test_a_cell_without_state():
+    W = tgs.tensor(np.ones((2, 3), "f4"), requires_grad=True)
+    xs = np.ones((4, 5, 2), "f4")
+    ys, state = tgs.scan(lambda x, s: (tgs.tanh(x @ W), s), xs, ())
+    assert state == ()
+    np.testing.assert_allclose(ys.numpy(), np.full((4, 5, 3), np.tanh(2)), rtol=1e-6)
+    ys.sum().backward()
+    np.testing.assert_allclose(W.grad.numpy(), np.full((2, 3), 20 * (1 - np.tanh(2) ** 2)), 1e-4)
+
+
 # What a reader sees ----------------------------------------------------------------------------
 
 
@@ -101,7 +139,7 @@ def test_the_lstms_plan():
         "    product: %57 = add_matmul(%1, matrix 1, %4)",
         "    pass 1:",
     ]
-    assert "  buffers of each thread, for a block of steps: %4, %0\n" in text
+    assert "  buffers of each task, for a block of steps: %4, %0\n" in text
     named = {int(name) for name in re.findall(r"%(\d+)", text)}
     defined = {int(name) for name in re.findall(r"%(\d+) =", text)}
     plan = tgs.explain(cell, tgs.zeros(4, 2, 3).to("float32"))

@@ -18,6 +18,13 @@ def _needs_install() -> SystemExit:
     )
 
 
+def _installed(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
 def info() -> dict[str, str]:
     """What a report of a problem should say about the machine."""
     try:
@@ -25,16 +32,10 @@ def info() -> dict[str, str]:
     except ModuleNotFoundError:
         raise _needs_install() from None
 
-    def installed(package: str) -> str:
-        try:
-            return version(package)
-        except PackageNotFoundError:
-            return "not installed"
-
     packages = ["tinygrad-seq", "numpy", "numba", "llvmlite"]
     bits, feature = machine.vector_width()
     return {
-        **{package: installed(package) for package in packages},
+        **{package: _installed(package) for package in packages},
         "python": platform.python_version(),
         "platform": platform.platform(),
         "threads": f"{machine.cores()}, the cores that this process may use",
@@ -94,6 +95,7 @@ def _cache(what: str) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tinygrad_seq")
+    parser.add_argument("--version", action="version", version=_installed("tinygrad-seq"))
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("info", help="versions, threads, vector width, CUDA or why not")
     warmup = commands.add_parser("warmup", help="compile the built-in cells")

@@ -34,8 +34,11 @@ def gradcheck(
     of the gradient, and so on. Returns True, or raises AssertionError saying where. f must not be
     random.
     """
-    if order < 1:
-        raise ValueError(f"gradcheck: order {order} was given, expected 1 or more")
+    if isinstance(order, bool) or not isinstance(order, int) or order < 1:
+        raise ValueError(
+            f"gradcheck: order {order!r} was given, expected an integer from 1 on; several inputs "
+            "go in one tuple, gradcheck(f, (a, b))"
+        )
     given = inputs if isinstance(inputs, tuple) else (inputs,)
     xs = map_leaves(_to_float64, given)
     rng = np.random.default_rng(seed)

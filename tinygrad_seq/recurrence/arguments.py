@@ -34,18 +34,20 @@ def check_arguments(
 ) -> Given:
     """The arguments as tensors and arrays; raises ShapeError or ValueError naming what is wrong."""
     if not callable(cell) or isinstance(cell, type):
+        what = f"the class {cell.__name__}" if isinstance(cell, type) else f"a {_name(cell)}"
         raise ValueError(
-            f"{driver}: {cell!r} was given as the cell, expected a function or an object that is "
-            "called as y, state = cell(x, state)"
+            f"{driver}: {what} was given as the cell, expected a function or an object that is "
+            f"called as y, state = cell(x, state): {driver}(cell, xs, state)"
         )
     xs, T, B = _inputs(xs, driver)
     initial = getattr(cell, "initial_state", None)
     start = initial(B) if initial is not None else None
     if state is None:
         if initial is None:
+            layer = ", or one of its cells if it is a layer" if hasattr(cell, "cells") else ""
             raise ValueError(
                 f"{driver}: the cell {_name(cell)} has no initial_state(batch_size) and no state "
-                "was given; pass state="
+                f"was given; pass state={layer}"
             )
         state = start
     state = _state(state, B, "state", driver)
@@ -160,9 +162,10 @@ def check_returned(returned: Any, B: int, cell: Cell, driver: str) -> tuple[Any,
         )
     y, state = returned
     if isinstance(y, list) or not leaves(y):
+        what = f"a {type(y).__name__}" if leaves(y) else f"{y!r}, without a tensor,"
         raise TraceError(
-            f"{driver}: the cell returned a {type(y).__name__} as y, expected a tensor, or a tuple "
-            "or dict of them"
+            f"{driver}: the cell returned {what} as y, expected a tensor, or a tuple or dict of "
+            "them"
         )
 
     if type(y) is Tensor and y.shape[:1] == (B,):

@@ -67,13 +67,17 @@ def scan(
 
 
 def _dtype(given: Given) -> np.dtype[Any]:
-    """The one dtype of a step: that of its states."""
-    for leaf in (*leaves(given.state), *leaves(given.xs)):
-        if leaf.dtype in FLOATS:
-            dtype: np.dtype[Any] = leaf.dtype
-            break
-    else:
+    """The one dtype of a step, which its states and inputs share."""
+    held = [leaf.dtype for leaf in (*leaves(given.state), *leaves(given.xs))]
+    dtypes = [dtype for dtype in dict.fromkeys(held) if dtype in FLOATS]
+    if not dtypes:
         raise TraceError("scan: neither xs nor the state is floating, expected float32 or float64")
+    if len(dtypes) > 1:
+        raise ValueError(
+            f"scan: state and xs are {' and '.join(map(str, dtypes))}, expected one floating "
+            "dtype, which is the parameters' too; convert one with xs.astype(...), cell.to(...)"
+        )
+    dtype: np.dtype[Any] = dtypes[0]
     if dtype == np.float16:
         raise TraceError(
             "scan: float16 is not compiled; convert to float32, or use tgs.unroll, which runs any "

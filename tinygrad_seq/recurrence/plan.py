@@ -7,10 +7,11 @@ between passes: a pass goes over the units of a row once and computes everything
 one go. A value stays in registers unless somebody reads it from elsewhere.
 
 Of the forward pass only what the way back cannot compute from the rest is kept, step by step.
-Gradients of matrices are no part of the loop: both sides of each product are in memory after it,
-and one large product over all steps is made of them.
+Gradients of matrices are no part of the loop: both sides of each product stand in memory for a
+segment of steps, of which one large product is made, added to those of the segments before.
 
-A plan has no sizes and no tensors. ``print(plan)`` shows it. Imports trace and derive.
+A plan has no sizes and no tensors. ``print(plan)`` shows it. Imports trace, derive, and text for
+how a row is printed.
 """
 
 from __future__ import annotations
@@ -34,15 +35,17 @@ Offset = tuple[tuple[str, int], ...]
 class Place(NamedTuple):
     """Where a value can be read: a kind of memory, which one of that kind, how far into a row."""
 
-    kind: str  # x, dy, state, after, dstate, before, capture, kept, grads, scratch
+    # x, dy, state, capture, kept, grads, scratch; after, the state after the step; dstate, the
+    # gradient of that; before, the gradient of the state before the step
+    kind: str
     which: int
     offset: Offset = ()
 
 
 class Target(NamedTuple):
-    """Where a computed value is written: as a place, or y, dx, before, sum."""
+    """Where a computed value is written."""
 
-    kind: str
+    kind: str  # after, before, kept, grads, scratch; y, dx, sum
     which: int
     offset: Offset = ()
 
@@ -78,7 +81,7 @@ Stage = Product | Rowwise
 
 
 class Scratch(NamedTuple):
-    """A buffer that each thread has for itself."""
+    """A buffer that each task, a share of the rows, has for itself."""
 
     slot: int
     block: bool  # for all steps of a block, or for one step
@@ -117,7 +120,7 @@ class Plan:
     backward: Program | None
     kept: list[int]  # forward values kept for the way back, at each step
     states_kept: set[int]  # states whose value before each step is kept too
-    grads: list[int]  # what the large products after the backward loop are made of
+    grads: list[int]  # what the large products after each segment of the loop are made of
     derivative: Derivative | None
     wanted_states: tuple[bool, ...]  # initial states that want a gradient
 
@@ -223,7 +226,7 @@ def _to_keep(step: Step, derivative: Derivative, count: int) -> list[int]:
             needed.add(slot)
             if slot >= count:
                 wanted.extend(rows[slot].inputs)
-    there: set[int] = set(step.state_slots)
+    there: set[int] = set(step.state_slots)  # ``_states_to_keep`` sees to these
     kept = []
     for slot, row in enumerate(rows[:count]):
         elementwise = row.op in COMPUTED or row.op in ("slice", "detach")
@@ -238,7 +241,7 @@ def _to_keep(step: Step, derivative: Derivative, count: int) -> list[int]:
 
 
 def _to_store(trace: Trace, derivative: Derivative) -> list[int]:
-    """What the backward program writes for all steps: both sides of the large products."""
+    """What the backward program writes for a segment: both sides of the large products."""
     stored = set()
     for a, g, _ in derivative.outer:
         stored.add(g)
@@ -290,9 +293,10 @@ class _Builder:
     """From the rows that are wanted to sections, stages and passes.
 
     First sums of products become one, and what is only read in slices is computed slice by slice.
-    Copies are put in, so that whatever is written is computed, whatever a product reads is in
-    memory, and whatever is joined is written part by part. Then everything gets its section, its
-    stage and its pass, and what is read in another pass than its own gets memory.
+    Everything gets its section. Copies are put in, so that states are read and written in the loop
+    alone, whatever is written is computed, whatever a product reads is in memory, and whatever is
+    joined is written part by part. Then everything gets its stage and its pass, and what is read in
+    another pass than its own gets memory.
     """
 
     def __init__(self, trace: Trace, direction: str, carried: str) -> None:
@@ -318,6 +322,7 @@ class _Builder:
         self._add_products()
         self._cut_before()
         self._put_in_sections()
+        self._hold_states()
         self._write_outputs()
         self._feed_products()
         self._fill_joints()
@@ -330,7 +335,7 @@ class _Builder:
             inputs=self.inputs,
             places={**self.leaves, **self.places},
             targets=self.targets,
-            scratch=list(self.scratch.values()),
+            scratch=self._finished_buffers(),
             gathered=self.gathered,
             matrices=list(dict.fromkeys((s.matrix, s.transposed) for s in products)),
         )
@@ -491,6 +496,20 @@ class _Builder:
 
     # Copies
 
+    def _hold_states(self) -> None:
+        """A state lasts until the next step alone: those that read it later read a copy."""
+        copies: dict[int, int] = {}
+        for slot in self.order():
+            if self.section[slot] != "late" or self.op(slot) == "slice":
+                continue
+            read = list(self.inputs[slot])
+            for at, k in enumerate(read):
+                if self.op(self.base(k)) == self.carried:
+                    if k not in copies:
+                        copies[k] = self._copy(k, "loop", self.rank.get(k, k) + 0.5)
+                    read[at] = copies[k]
+            self.inputs[slot] = tuple(read)
+
     def _write_outputs(self) -> None:
         for slot, target in self.outputs:
             self._write(self.source(slot), target)
@@ -510,8 +529,11 @@ class _Builder:
             for link in self._chain(product):
                 self.places[link] = Place("before", target.which)
             return
-        if slot not in self.inputs or self.op(slot) not in (*COMPUTED, *REDUCTIONS):
-            section = self.section.get(self.base(slot), "loop")
+        computed = slot in self.inputs and self.op(slot) in (*COMPUTED, *REDUCTIONS)
+        section = self.section.get(self.base(slot), "loop")
+        if target.kind in ("after", "before"):  # which hold the newest steps alone
+            computed, section = computed and section == "loop", "loop"
+        if not computed:
             slot = self._copy(slot, section, max(self.rank.values(), default=0) + 1)
         self.targets.setdefault(slot, []).append(target)
 
@@ -550,10 +572,9 @@ class _Builder:
             section = self.section[slot]
             operand, matrix, *first = self.inputs[slot]
             base = self.base(operand)
-            users = {self.section[k] for k in self.inputs if slot in self.bases(k)}
             if slot not in self.places:
                 into = self.places[first[0]].which if first else slot
-                self._buffer(into, section != "loop" or users - {"loop"} != set(), panels=True)
+                self._buffer(into, panels=True)
                 self.places[slot] = Place("scratch", into)
             leaf = self.leaves.get(base)
             if leaf is not None and leaf.kind in ("x", "dy"):
@@ -561,11 +582,13 @@ class _Builder:
             elif leaf is not None and (section != "loop" or leaf.kind == "capture"):
                 made = self._copy(operand, section, self.rank[slot] - 0.5)
                 self.inputs[slot] = (made, matrix, *first)
-                self._buffer(made, section != "loop")
+                self._buffer(made)
             elif leaf is None and self._writes(base, "grads") is not None:
                 self.places[base] = Place("grads", self._writes(base, "grads") or 0)
-            elif leaf is None and self.places.get(base, Place("scratch", base)).kind == "scratch":
-                self._buffer(base, section != "loop" or self.section[base] != "loop")
+            elif leaf is None:
+                place = self.places.setdefault(base, Place("scratch", base))
+                if place.kind == "scratch":
+                    self._buffer(place.which)
         for slot, leaf in self.leaves.items():
             if leaf.kind == "x" and any(slot in self.bases(k) for k in self.inputs):
                 self._gather(slot)
@@ -577,14 +600,25 @@ class _Builder:
     def _gather(self, slot: int) -> None:
         if slot not in self.gathered:
             self.gathered.append(slot)
-            self._buffer(slot, True)
+            self._buffer(slot)
 
-    def _buffer(self, slot: int, block: bool, panels: bool = False) -> None:
+    def _buffer(self, slot: int, panels: bool = False) -> None:
+        """Scratch for a row; for how many steps is seen when everybody who uses it is known."""
         old = self.scratch.get(slot)
-        if old is not None:
-            block, panels = block or old.block, panels or old.panels
-        self.scratch[slot] = Scratch(slot, block, panels)
+        panels = panels or (old is not None and old.panels)
+        self.scratch[slot] = Scratch(slot, False, panels)
         self.places[slot] = Place("scratch", slot)
+
+    def _finished_buffers(self) -> list[Scratch]:
+        """What is written or read outside the loop is there for all steps of a block."""
+        block = set(self.gathered)
+        for slot, section in self.section.items():
+            if section == "loop" or slot not in self.inputs or self.op(slot) == "slice":
+                continue
+            places: list[Place | Target | None] = [*self.targets.get(slot, [])]
+            places += [self.places.get(k) for k in (slot, *self.inputs[slot], *self.bases(slot))]
+            block |= {p.which for p in places if p is not None and p.kind == "scratch"}
+        return [each._replace(block=each.slot in block) for each in self.scratch.values()]
 
     def _fill_joints(self) -> None:
         """A joint has memory of its own; its parts are written there where they are computed."""
@@ -593,8 +627,7 @@ class _Builder:
                 continue
             section = self.section[slot]
             if slot not in self.places:
-                others = {self.section[k] for k in self.inputs if slot in self.bases(k)}
-                self._buffer(slot, section != "loop" or others - {"loop"} != set())
+                self._buffer(slot)
             place = self.places[slot]
             parts = []
             for part, offset in self._parts(slot):
@@ -613,7 +646,8 @@ class _Builder:
         order = [slot for slot in self.order() if self.section[slot] == section]
         level: dict[int, int] = {}
         for slot in order:
-            before = max((level.get(k, 0) for k in self.inputs[slot]), default=0)
+            read = (*self.inputs[slot], *self.bases(slot))  # a slice may be of another section
+            before = max((level.get(k, 0) for k in read), default=0)
             level[slot] = before + (self.op(slot) in PRODUCTS)
         for slot in reversed(order):  # as late as its readers allow: fewer values wait in memory
             readers = [k for k in order if self.op(k) != "slice" and slot in self.bases(k)]
@@ -705,7 +739,7 @@ class _Builder:
             ):
                 self.places[slot] = Place(kind, which)
                 return
-        self._buffer(slot, readers != {"loop"} or self.section[slot] != "loop")
+        self._buffer(slot)
 
 
 # As text -------------------------------------------------------------------------------------
@@ -736,7 +770,7 @@ def describe(plan: Plan) -> str:
         for what, block in (("a block of steps", True), ("one step", False)):
             slots = [f"%{each.slot}" for each in program.scratch if each.block == block]
             if slots:
-                lines.append(f"  buffers of each thread, for {what}: {', '.join(slots)}")
+                lines.append(f"  buffers of each task, for {what}: {', '.join(slots)}")
     kept = [row_text(plan, k) for k in plan.kept]
     kept += [f"state {k}" for k in sorted(plan.states_kept)]
     lines.append(f"kept at each step: {', '.join(kept) or 'nothing'}")
@@ -745,11 +779,9 @@ def describe(plan: Plan) -> str:
         lines.append(f"buffers for a segment of steps, going backward: {shared}")
     if plan.derivative is not None:
         for a, g, k in plan.derivative.outer:
-            lines.append(
-                f"after the backward loop: gradient of captured {k} = %{a}ᵀ %{g}, all steps at once"
-            )
+            lines.append(f"after each segment: gradient of matrix {k} += %{a}ᵀ %{g}")
         for g, k in plan.derivative.sums:
-            lines.append(f"summed on the way: gradient of captured {k} = Σ %{g}")
+            lines.append(f"summed on the way: gradient of capture {k} = Σ %{g}")
     return "\n".join(lines)
 
 

@@ -37,11 +37,29 @@ _new_tensor = Tensor.__new__
 
 
 class Row(NamedTuple):
-    """One line of a step tape. Rows alone are what a compiled kernel is looked up by."""
+    """One line of a step tape: what happens in a step, whatever the sizes and numbers.
 
-    op: str  # x, state, capture, number; a rule's name; matmul, slice, concat, sum, max, min
+    ============================================  ==================================================
+    op                                            detail
+    ============================================  ==================================================
+    x, state, capture, matrix, number, dy, dstate  which one, counted from 0
+    a rule's name, a comparison, copy, broadcast  for each input whether it is repeated along a row
+    uniform                                       ()
+    matmul, matmul_transposed, and with add_      None; inputs are rows, matrix and, for add_, what
+                                                  the product is added to
+    slice                                         None: ``Trace.starts`` says where it begins;
+                                                  ("from", slot): where that slice does;
+                                                  ("after", slots): after so many widths
+    concat                                        None
+    assemble                                      for each input the offset where it stands
+    gap                                           0 or 1: as wide as what is before or after a slice
+    sum, max, min, detach                         None
+    ============================================  ==================================================
+    """
+
+    op: str
     inputs: tuple[int, ...] = ()  # the rows it takes
-    detail: Any = None  # what else it is: which x, which inputs are repeated along the last axis
+    detail: Any = None
 
 
 class Traced:
@@ -69,6 +87,11 @@ class Traced:
     def _value_wanted(self, *_: Any, **__: Any) -> NoReturn:
         _no_value(self, "its value was asked for")
 
+    def __getattr__(self, name: str) -> NoReturn:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        _no_value(self, f"its {name} was asked for")
+
     view = item = tolist = __array__ = __bool__ = __float__ = __int__ = __index__ = _value_wanted
 
 
@@ -83,8 +106,9 @@ def _stand_in(trace: Trace, slot: int, shape: tuple[int, ...], dtype: Any) -> Te
 def _no_value(traced: Traced, what: str) -> NoReturn:
     raise TraceError(
         f"scan: at line %{traced.slot} of the step ({traced.trace.rows[traced.slot].op}) {what} "
-        "(data, numpy(), item(), bool(), print), but a cell is traced without values: choose "
-        f"with tgs.where instead of if, and look at values outside the cell; {WAY_OUT}"
+        "(data, numpy(), item(), bool(), print, an index), but a cell is traced without values: "
+        "choose with tgs.where instead of if, look rows of a table up (an embedding) before the "
+        f"scan, and look at values outside the cell; {WAY_OUT}"
     )
 
 
@@ -273,7 +297,10 @@ class Trace(Source):
 
     def _mixes(self, name: str, inputs: Sequence[Any]) -> NoReturn:
         self._unknown(
-            name, inputs, ": it would mix rows; axis 0 is the batch, and each row goes its own way"
+            name,
+            inputs,
+            ": it would mix rows; axis 0 is the batch, and each row goes its own way, so reduce "
+            "along the last axis, axis=-1, and choose row by row, with tgs.where",
         )
 
     def _elementwise(self, name: str, inputs: Sequence[Any], dtype: Any) -> Tensor:
@@ -369,9 +396,9 @@ class Trace(Source):
             )
         return (shape[0], m if n == 1 else n)
 
-    def _result(self, op: str, x: Traced, shape: tuple[int, ...], detail: Any = None) -> Tensor:
+    def _result(self, op: str, x: Traced, shape: tuple[int, ...]) -> Tensor:
         single = op in ("sum", "max", "min")
-        slot = self.add(op, (x.slot,), detail, shape[1] if len(shape) == 2 else 1, single)
+        slot = self.add(op, (x.slot,), None, shape[1] if len(shape) == 2 else 1, single)
         if not recording.enabled:
             self.frozen.add(slot)
         return _stand_in(self, slot, shape, x.dtype)
@@ -440,7 +467,10 @@ class Trace(Source):
             return inputs[0]
         if len(shape) != 2 or x.ndim != 2 or shape[0] != self.B:
             self._mixes("broadcast_to", inputs)
-        return self._result("broadcast", x, shape)
+        slot = self.add("broadcast", (x.slot,), (True,), shape[1])
+        if not recording.enabled:
+            self.frozen.add(slot)
+        return _stand_in(self, slot, shape, x.dtype)
 
     def _astype(self, inputs: Sequence[Tensor], params: Any) -> Tensor:
         return wrap(self.cast(inputs[0]._data, params[0]), None)

@@ -1,0 +1,276 @@
+"""Cells put together at random, run by ``scan`` and by ``unroll``: ``random_cells.py SEED COUNT``.
+
+With ``NUMBA_DISABLE_JIT=1`` nothing is compiled, so that hundreds of structures take seconds. What
+a cell does is printed if the two disagree, or if a kernel writes beyond its memory.
+"""
+
+from __future__ import annotations
+
+import gc
+import sys
+import traceback
+from typing import Any
+
+import numpy as np
+from tinygrad_seq.kernels import gemm, layout, memory
+
+import tinygrad_seq as tgs
+from tinygrad_seq.trees import leaves
+
+GUARD = 4096  # bytes on both sides of a block of memory that nobody may write to
+MARK = 0xA5
+UNARY = ("tanh", "sigmoid", "sin", "square", "softplus", "negative", "relu", "abs", "exp")
+BINARY = ("add", "subtract", "multiply", "maximum", "minimum", "divide", "where", "power")
+KINDS = ("unary", "binary", "matmul", "slice", "column", "pick", "concat", "split", "sum", "mean")
+KINDS += ("max", "scale", "bias", "rows", "number", "broadcast", "detach", "norm", "x", "state")
+KINDS += ("noise",)
+LINEAR = ("matmul", "matmul", "matmul", "sum of two", "x", "state", "slice", "concat", "scale")
+
+
+class Guarded(memory.Block):
+    """A block of memory that notices what is written beside it."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        bytes_ = np.full(size + 2 * GUARD + memory.ALIGNMENT, MARK, np.uint8)
+        first = memory.address(bytes_)
+        self.address = first + GUARD + -(first + GUARD) % memory.ALIGNMENT
+        self._memory = bytes_, first
+
+    def __del__(self) -> None:
+        bytes_, first = self._memory
+        start = self.address - first
+        if (bytes_[:start] != MARK).any() or (bytes_[start + self.size :] != MARK).any():
+            OVERRUN.append(self.size)
+
+
+OVERRUN: list[int] = []  # sizes of blocks beside which something was written
+
+
+class RandomCell:
+    """A list of operations, each on values that were there before; chosen anew by each seed."""
+
+    def __init__(self, rng: np.random.Generator, B: int) -> None:
+        self.rng, self.B = rng, B
+        self.sizes = [int(n) for n in rng.integers(1, 7, 3)] + [1]
+        self.inputs = [self._shape() for _ in range(rng.integers(1, 3))]
+        self.states = [self._shape() for _ in range(rng.integers(1, 4))]
+        self.captured: dict[Any, tgs.Tensor] = {}
+        self.linear = bool(rng.random() < 0.3)
+        kinds = LINEAR if self.linear else KINDS
+        self.operations = [
+            (str(rng.choice(kinds)), int(rng.integers(2**31))) for _ in range(rng.integers(1, 12))
+        ]
+        self.ends = [int(n) for n in rng.integers(2**31, size=8)]
+        self.log: list[str] = []
+
+    def _shape(self) -> tuple[int, ...]:
+        return (int(self.rng.choice(self.sizes)),) if self.rng.random() < 0.85 else ()
+
+    def values(self, shape: tuple[int, ...]) -> np.ndarray:
+        return self.rng.standard_normal(shape)
+
+    def capture(self, key: Any, *shape: int) -> tgs.Tensor:
+        """The tensor of this name, made when it is first wanted."""
+        if key not in self.captured:
+            scale = np.sqrt(max(1, shape[0])) if len(shape) == 2 else 1.0
+            wanted = bool(self.rng.random() < 0.8)
+            self.captured[key] = tgs.tensor(self.values(shape) / scale, requires_grad=wanted)
+        return self.captured[key]
+
+    def matrix(self, name: Any, rows: int, columns: int) -> tgs.Tensor:
+        """The same matrix for several products, as it lies or the other way round."""
+        if rows < columns:
+            return self.capture((name, columns, rows), columns, rows).T
+        return self.capture((name, rows, columns), rows, columns)
+
+    def __call__(self, x: Any, state: Any) -> tuple[Any, Any]:
+        self.log = []
+        pool: list[tgs.Tensor] = [*leaves(x), *leaves(state)]
+        for k, (kind, seed) in enumerate(self.operations):
+            rng = np.random.default_rng(seed)
+            made = self.operate(kind, k, rng, pool, leaves(x), leaves(state))
+            for value in made if isinstance(made, list) else [made]:
+                pool.append(value)
+        rng = np.random.default_rng(self.ends)
+        recent = pool[-4:]
+        outputs = [recent[rng.integers(len(recent))] for _ in range(rng.integers(1, 3))]
+        if rng.random() < 0.2:
+            outputs.append(pool[rng.integers(len(pool))])
+        after = []
+        for k, shape in enumerate(self.states):
+            kind = rng.random()
+            source = pool[rng.integers(len(pool))] if rng.random() < 0.5 else recent[-1]
+            if kind < 0.1:
+                source = leaves(state)[rng.integers(len(self.states))]
+            fitted = self.fit(source, shape, k)
+            after.append(fitted if kind < 0.4 or self.linear else tgs.tanh(fitted))
+            self.log.append(f"state {k} of {source.shape}, kind {kind:.2f}")
+        self.log.append(f"outputs {[o.shape for o in outputs]}")
+        return tuple(outputs), tuple(after)
+
+    def fit(self, value: tgs.Tensor, shape: tuple[int, ...], k: int) -> tgs.Tensor:
+        if value.shape[1:] == shape:
+            return value
+        if value.ndim == 1:
+            value = value[:, None]
+        n = shape[0] if shape else 1
+        if value.shape[1] != n:
+            value = value @ self.matrix("fit", value.shape[1], n)
+        return value if shape else value[:, 0]
+
+    def operate(
+        self,
+        kind: str,
+        k: int,
+        rng: np.random.Generator,
+        pool: list[tgs.Tensor],
+        xs: list[tgs.Tensor],
+        states: list[tgs.Tensor],
+    ) -> Any:
+        def any_value() -> tgs.Tensor:
+            where = rng.integers(max(0, len(pool) - 5), len(pool)) if rng.random() < 0.7 else None
+            return pool[rng.integers(len(pool)) if where is None else where]
+
+        a = any_value()
+        self.log.append(f"%{len(pool)}: {kind} of {a.shape}")
+        wide = a.ndim == 2
+        n = a.shape[1] if wide else 1
+        if kind == "unary":
+            name = str(rng.choice(UNARY))
+            self.log[-1] += f" {name}"
+            return getattr(tgs, name)(tgs.tanh(a) if name in ("exp", "square") else a)
+        if kind == "binary":
+            b = any_value()
+            if b.ndim != a.ndim or (wide and b.shape != a.shape and 1 not in (n, b.shape[1])):
+                b = self.fit(b, a.shape[1:], k)
+            name = str(rng.choice(BINARY))
+            self.log[-1] += f" {name} {b.shape}"
+            if name == "divide":
+                return a / (1.5 + tgs.sigmoid(b))
+            if name == "power":
+                return (0.5 + tgs.sigmoid(a)) ** tgs.tanh(b)
+            if name == "where":
+                return tgs.where(a > b, a, b * 0.5)
+            return getattr(tgs, name)(a, b)
+        if kind == "sum of two":
+            b = any_value()
+            return (a + self.fit(b, a.shape[1:], k)) * 0.5
+        if kind == "noise":
+            return a + tgs.rand(*a.shape, dtype="float64")
+        if kind == "matmul" and wide:
+            columns = int(rng.choice(self.sizes))
+            return a @ self.matrix(int(rng.integers(2)), n, columns)
+        if kind == "slice" and wide:
+            low, high = sorted(int(c) for c in rng.integers(0, n + 1, 2))
+            return a[:, low : max(high, low + 1)] if low < n else a[:, :]
+        if kind == "column" and wide:
+            return a[:, int(rng.integers(n))]
+        if kind == "pick" and wide:
+            return a[:, ::-1] if rng.random() < 0.5 else a[:, rng.integers(0, n, 3).tolist()]
+        if kind == "concat" and wide:
+            b = any_value()
+            return tgs.concat([a, b if b.ndim == 2 else b[:, None]], axis=-1)
+        if kind == "split" and wide and n > 1:
+            return list(tgs.split(a, [int(rng.integers(1, n))], axis=-1))
+        if kind in ("sum", "mean", "max") and wide:
+            return getattr(tgs, kind)(a, axis=-1, keepdims=bool(rng.random() < 0.6))
+        if kind == "scale":
+            return a * self.capture(("scale", 0)) + self.capture(("scale", 1))
+        if kind == "bias" and wide:
+            return a + self.capture(("bias", n), n) * (a if rng.random() < 0.5 else 1.0)
+        if kind == "rows":
+            return a * self.capture(("rows", a.shape), *a.shape)
+        if kind == "number":
+            return 0.7 - a * 2
+        if kind == "broadcast" and wide:
+            column = a[:, :1] if rng.random() < 0.5 else tgs.sum(a, axis=-1, keepdims=True)
+            return tgs.broadcast_to(column, (self.B, int(rng.choice(self.sizes))))
+        if kind == "detach":
+            return tgs.detach(a) * any_value_like(a, pool, rng)
+        if kind == "norm" and wide:
+            z = a - tgs.mean(a, axis=-1, keepdims=True)
+            return z / tgs.sqrt(tgs.mean(z * z, axis=-1, keepdims=True) + 0.1)
+        if kind == "x":
+            return xs[rng.integers(len(xs))]
+        if kind == "state":
+            return states[rng.integers(len(states))]
+        return tgs.sin(a)
+
+
+def any_value_like(a: tgs.Tensor, pool: list[tgs.Tensor], rng: np.random.Generator) -> tgs.Tensor:
+    same = [value for value in pool if value.shape == a.shape]
+    return same[rng.integers(len(same))]
+
+
+def compare(seed: int) -> str | None:
+    """What differs between the two drivers for the cell of this seed; None if nothing does."""
+    rng = np.random.default_rng(seed)
+    T, B = int(rng.integers(1, 9)), int(rng.integers(1, 5))
+    cell = RandomCell(rng, B)
+    options: dict[str, Any] = {"reverse": bool(rng.random() < 0.3)}
+    if rng.random() < 0.3:
+        options["lengths"] = rng.integers(0, T + 1, B)
+    if rng.random() < 0.3:
+        options["resets"] = rng.random((T, B)) < 0.3
+    checkpoint = int(rng.integers(1, T + 2)) if rng.random() < 0.3 else None
+
+    def leaf(*shape: int) -> tgs.Tensor:
+        return tgs.tensor(rng.standard_normal(shape), requires_grad=bool(rng.random() < 0.8))
+
+    xs = tuple(leaf(T, B, *shape) for shape in cell.inputs)
+    state = tuple(leaf(B, *shape) for shape in cell.states)
+    weights: list[np.ndarray] = []
+
+    def run(drive: Any, more: Any) -> list[np.ndarray | None]:
+        tgs.manual_seed(seed)
+        with tgs.no_grad():
+            plain = leaves(drive(cell, xs, state, **options, **more))
+        results = leaves(drive(cell, xs, state, **options, **more))
+        if not weights:
+            weights.extend(rng.standard_normal(r.shape) for r in results)
+        tensors = [*xs, *state, *cell.captured.values()]
+        for tensor in tensors:
+            tensor.grad = None
+        loss = sum(
+            (tgs.sum(r * w) for r, w in zip(results, weights, strict=True)),
+            tgs.tensor(0.0, "float64"),
+        )
+        if loss.requires_grad:
+            loss.backward()
+        gradients = [None if t.grad is None else t.grad.numpy() for t in tensors]
+        return [*(r.numpy() for r in results), *(r.numpy() for r in plain), *gradients]
+
+    expected = run(tgs.unroll, {})
+    found = run(tgs.scan, {"checkpoint": checkpoint})
+    for k, (e, f) in enumerate(zip(expected, found, strict=True)):
+        zero = e is None or f is None  # a driver may leave out what is zero
+        e, f = (np.zeros(1) if v is None else v for v in (e, f))
+        if not np.allclose(e, f, rtol=1e-7, atol=1e-8):
+            what = f"value {k} of {len(found)} ({len(weights)} results), {T=} {B=} {options} "
+            return f"{what}{checkpoint=} {'one is None ' * zero}\n" + "\n".join(cell.log)
+    return None
+
+
+def main(first: int, count: int) -> int:
+    layout.BLOCK_ROWS, gemm.KC = 4, 8  # so that there are several blocks and segments
+    memory.SMALL, memory.Block = 0, Guarded
+    failed = 0
+    for seed in range(first, first + count):
+        try:
+            problem = compare(seed)
+        except Exception:
+            problem = traceback.format_exc()
+        gc.collect()
+        if OVERRUN:
+            problem = f"written beside blocks of {OVERRUN} bytes; {problem}"
+            OVERRUN.clear()
+        if problem is not None:
+            failed += 1
+            print(f"seed {seed}: {problem}\n", flush=True)
+    print(f"{count} cells, {failed} disagree")
+    return failed
+
+
+if __name__ == "__main__":
+    sys.exit(bool(main(int(sys.argv[1]), int(sys.argv[2]))))
