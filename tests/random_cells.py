@@ -213,6 +213,7 @@ def compare(seed: int) -> str | None:
         options["lengths"] = rng.integers(0, T + 1, B)
     if rng.random() < 0.3:
         options["resets"] = rng.random((T, B)) < 0.3
+    twice = bool(rng.random() < 0.2)
     checkpoint = int(rng.integers(1, T + 2)) if rng.random() < 0.3 else None
 
     def leaf(*shape: int) -> tgs.Tensor:
@@ -237,8 +238,19 @@ def compare(seed: int) -> str | None:
             tgs.tensor(0.0, "float64"),
         )
         if loss.requires_grad:
-            loss.backward()
+            loss.backward(create_graph=twice)
         gradients = [None if t.grad is None else t.grad.numpy() for t in tensors]
+        if twice:  # the gradient of the gradients, weighted
+            drawn = np.random.default_rng(seed)
+            first = [(t.grad, drawn.standard_normal(t.shape)) for t in tensors]
+            total = sum(
+                (tgs.sum(g * w) for g, w in first if g is not None), tgs.tensor(0.0, "float64")
+            )
+            for tensor in tensors:
+                tensor.grad = None
+            if total.requires_grad:
+                total.backward()
+            gradients += [None if t.grad is None else t.grad.numpy() for t in tensors]
         return [*(r.numpy() for r in results), *(r.numpy() for r in plain), *gradients]
 
     expected = run(tgs.unroll, {})

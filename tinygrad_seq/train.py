@@ -159,7 +159,8 @@ def _train_epoch(
         if not math.isfinite(number):
             raise ValueError(
                 f"{where}: the loss is {number}; this batch has not touched the weights. Look for "
-                "NaN in the data, lower the learning rate, or pass clip_norm="
+                "NaN in the data, lower the learning rate, or pass clip_norm=; tgs.find_nan says in "
+                "which step and line a NaN began"
             )
         value.backward()
         if clip_norm is not None:
@@ -167,7 +168,8 @@ def _train_epoch(
             if not math.isfinite(norms[-1]):
                 raise ValueError(
                     f"{where}: the norm of the gradient is {norms[-1]}; this batch has not "
-                    "touched the weights. Lower the learning rate or shorten the sequences"
+                    "touched the weights. Lower the learning rate or shorten the sequences; "
+                    "tgs.find_nan says in which step and line a NaN began"
                 )
         optimizer.step()
         mean.add(number, size)
