@@ -23,7 +23,7 @@ UNARY = ("tanh", "sigmoid", "sin", "square", "softplus", "negative", "relu", "ab
 BINARY = ("add", "subtract", "multiply", "maximum", "minimum", "divide", "where", "power")
 KINDS = ("unary", "binary", "matmul", "slice", "column", "pick", "concat", "split", "sum", "mean")
 KINDS += ("max", "scale", "bias", "rows", "number", "broadcast", "detach", "norm", "x", "state")
-KINDS += ("noise",)
+KINDS += ("noise", "frozen", "constant")
 LINEAR = ("matmul", "matmul", "matmul", "sum of two", "x", "state", "slice", "concat", "scale")
 
 
@@ -180,7 +180,15 @@ class RandomCell:
         if kind == "bias" and wide:
             return a + self.capture(("bias", n), n) * (a if rng.random() < 0.5 else 1.0)
         if kind == "rows":
-            return a * self.capture(("rows", a.shape), *a.shape)
+            if rng.random() < 0.5:
+                return a * self.capture(("rows", a.shape), *a.shape)
+            return a * self.capture(("columns", a.shape), *a.shape[::-1]).T
+        if kind == "frozen":
+            with tgs.no_grad():
+                b = tgs.concat([a, a * 2], axis=-1)[:, :n] if wide else a[:, None][:, 0]
+                return [b, b[:, :] if wide else b[:]]
+        if kind == "constant":
+            return self.capture(("rows", a.shape), *a.shape)
         if kind == "number":
             return 0.7 - a * 2
         if kind == "broadcast" and wide:

@@ -111,6 +111,46 @@ def test_states_that_are_read_after_the_loop(options):
         np.testing.assert_allclose(a.numpy(), b.numpy(), atol=1e-12)
 
 
+def test_what_is_chosen_and_counted():
+    """Pieces are joined without arithmetic; a number of conditions is no condition."""
+    xs = np.array([[[0.5, -np.inf, 2.0, np.nan]]])
+    order = [3, 1, 2, 0]
+
+    def cell(x, h):
+        known = (x > 0).sum(axis=1)
+        late = (x[:, 0] > 0) | np.array([False])
+        return (x[:, ::-1], x[:, order], known.to(bool).to("float64"), late.to("float64")), h
+
+    for drive in (tgs.scan, tgs.unroll):
+        (back, chosen, known, late), _ = drive(cell, xs, np.zeros((1, 2)))
+        np.testing.assert_array_equal(back.numpy(), xs[..., ::-1])
+        np.testing.assert_array_equal(chosen.numpy(), xs[..., order])
+        assert known.numpy() == 1.0
+        assert late.numpy() == 1.0
+
+
+def test_integers_that_a_float_does_not_hold():
+    xs = np.full((2, 1, 3), 2**24 + 1)
+    with pytest.raises(ValueError, match=r"16777217.*float32.*unroll"):
+        tgs.scan(lambda x, h: (h * (x == 2**24), h), xs, np.zeros((1, 3), "f4"))
+
+
+def test_gradcheck_takes_the_compiled_way(monkeypatch):
+    from tinygrad_seq.recurrence import compiled
+
+    W = tgs.tensor(np.eye(2), requires_grad=True)
+    xs = np.random.default_rng(0).standard_normal((3, 2, 2))
+
+    def f(x):
+        return tgs.scan(lambda x, h: (tgs.tanh(x @ W + h), h), x, np.zeros((2, 2)))[0]
+
+    assert tgs.gradcheck(f, xs)
+    right = compiled._Run._all
+    monkeypatch.setattr(compiled._Run, "_all", lambda *a: [g * 1.1 for g in right(*a)])
+    with pytest.raises(AssertionError, match="central differences"):
+        tgs.gradcheck(f, xs)
+
+
 def test_a_cell_without_state():
     W = tgs.tensor(np.ones((2, 3), "f4"), requires_grad=True)
     xs = np.ones((4, 5, 2), "f4")

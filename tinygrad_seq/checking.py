@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from tinygrad_seq.tape import no_grad
 from tinygrad_seq.tensors import FLOATS, Tensor, as_tensor, wrap
 from tinygrad_seq.transforms import vjp
 from tinygrad_seq.trees import leaves, map_leaves, paths, rebuild
@@ -45,7 +46,16 @@ def gradcheck(
     for n in range(1, order + 1):
         y, pullback = vjp(f, *xs)
         weights = map_leaves(lambda t: wrap(rng.standard_normal(t.shape), None), y)
-        _check_along_directions(f, xs, weights, pullback(weights), n, rng, (eps, rtol, atol))
+        with no_grad():
+            gradients = pullback(weights)
+        _check_along_directions(f, xs, weights, gradients, n, rng, (eps, rtol, atol))
+        recorded = pullback(weights)  # may be computed in another way
+        for (path, a), b in zip(paths(gradients), leaves(recorded), strict=True):
+            if not np.allclose(a._data, b._data, rtol, atol):
+                raise AssertionError(
+                    f"gradcheck: derivative of order {n} for input{path} is another one where it "
+                    f"is recorded: it differs by up to {np.abs(a._data - b._data).max():.3g}"
+                )
         f = _weighted_gradient(f, weights)
     return True
 

@@ -159,8 +159,8 @@ def _train_epoch(
         if not math.isfinite(number):
             raise ValueError(
                 f"{where}: the loss is {number}; this batch has not touched the weights. Look for "
-                "NaN in the data, lower the learning rate, or pass clip_norm=; tgs.find_nan says in "
-                "which step and line a NaN began"
+                "NaN in the data, lower the learning rate, or pass clip_norm=; tgs.find_nan says "
+                "in which step and line a NaN began"
             )
         value.backward()
         if clip_norm is not None:

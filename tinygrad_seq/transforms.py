@@ -230,7 +230,7 @@ def vjp(f: Function, *xs: Any) -> tuple[Any, Function]:
             _cotangent(g, t, f"pullback: gradient{path}")
             for (path, g), t in zip(paths(cotangent), run.outputs, strict=True)
         ]
-        if run.recorded or (recording.enabled and any(g.requires_grad for g in given)):
+        if recording.enabled and (run.recorded or any(g.requires_grad for g in given)):
             return run.like_inputs(run.pull_recorded(given))  # type: ignore[no-any-return]
         return run.like_inputs(run.pull(given, retain_graph=True))  # type: ignore[no-any-return]
 

@@ -50,8 +50,11 @@ def scan(
     The cell is traced without values, once in each call. It may use the package's elementwise
     operations, products with tensors that it closes over, cuts, joins and sums along the last axis,
     and random numbers (``rand``, ``randn``, ``nn.Dropout``). Values in a step are (B, n) or (B,),
-    in float32 or float64. Whatever else it does, a branch on a value for instance, raises a
-    TraceError that names the line, and ``tgs.unroll`` runs it.
+    in float32 or float64. A choice of units in more than 16 pieces, ``x[:, order]``, and ``cumsum``
+    are products with ones and zeros, so that a value that is not finite spoils its row. Whatever
+    else it does, a branch on a value for instance, raises a TraceError that names the line, and
+    ``tgs.unroll`` runs it.
+
     Compiled code is kept on disk; ``tgs.explain`` shows the plan, ``tgs.kernel_source`` the source.
 
     Raises ShapeError or ValueError for arguments that do not fit.
@@ -137,7 +140,10 @@ class _Scan:
             reset_states=states
             if self.reset_states is self.states
             else [_ready(s._data, self.dtype) for s in self.reset_states],
-            captured=[_capture_ready(t._data, self.dtype) for t in self.captured],
+            captured=[
+                _capture_ready(t._data, self.dtype, matrix)
+                for t, matrix in zip(self.captured, trace.matrices, strict=True)
+            ],
             numbers=trace.numbers[: runner.plan.numbers],
             seeds=trace.seeds,
             widths=tuple(trace.widths[: step.length]),
@@ -212,18 +218,23 @@ def _ready(array: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
 
 def _rows_ready(x: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
     """(T, B, n) in the kernel's dtype, the numbers of a row side by side."""
+    most = 2 ** (np.finfo(dtype).nmant + 1)
+    if x.dtype.kind in "iu" and x.size and max(-int(x.min()), int(x.max())) > most:
+        raise ValueError(
+            f"scan: integers from {x.min()} to {x.max()} were given, expected such as {dtype} "
+            "holds exactly, in which the step computes; tgs.unroll keeps them integers"
+        )
     x = x.astype(dtype, copy=False)
     if x.ndim == 2:
         x = x[:, :, None]
     return x if x.shape[2] < 2 or x.strides[2] == x.itemsize else np.ascontiguousarray(x)
 
 
-def _capture_ready(array: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
+def _capture_ready(array: np.ndarray, dtype: np.dtype[Any], matrix: bool) -> np.ndarray:
+    """A matrix at any whole strides, others row after row."""
     if array.dtype != dtype:
         array = array.astype(dtype)
-    if array.ndim == 2:
-        if any(stride % array.itemsize for stride in array.strides):
-            return np.ascontiguousarray(array)
+    if matrix and not any(stride % array.itemsize for stride in array.strides):
         return array
     return np.ascontiguousarray(array)
 

@@ -23,10 +23,11 @@ from tinygrad_seq.recurrence.arguments import Cell, Given, check_returned, check
 from tinygrad_seq.recurrence.draws import Source, drawing
 from tinygrad_seq.rules import RULES, Operation, Rule
 from tinygrad_seq.tape import recording, set_recording
-from tinygrad_seq.tensors import FLOATS, Tensor, is_traced, wrap
+from tinygrad_seq.tensors import FLOATS, Tensor, as_tensor, is_traced, wrap
 from tinygrad_seq.trees import leaves, rebuild
 
 COMPARISONS = ("less", "less_equal", "greater", "greater_equal", "equal", "not_equal")
+PIECES = 16  # slices that a choice of units may be joined from
 WAY_OUT = "tgs.unroll runs any cell, step by step on the tape"
 
 
@@ -122,6 +123,7 @@ class Trace(Source):
         self.single: list[bool] = []  # whether that is 1 whatever the sizes
         self.starts: dict[int, int] = {}  # where a slice begins
         self.captured: list[Tensor] = []
+        self.matrices: list[bool] = []  # of each whether it stands in a product
         self.numbers: list[float] = []
         self._captures: dict[tuple[int, bool], int] = {}
         self.cuts: dict[int, list[int]] = {}  # the slices of a row
@@ -175,6 +177,7 @@ class Trace(Source):
                 single=not shape,
             )
             self.captured.append(tensor)
+            self.matrices.append(matrix)
             self._captures[key] = slot
         return slot
 
@@ -197,7 +200,8 @@ class Trace(Source):
         """Kernels compute in one floating dtype; conditions are ones and zeros in it."""
         if dtype == x.dtype:
             return x
-        if x.dtype.kind in "biu" and dtype.kind in "iuf":  # floats become those of the step
+        whole = x.dtype.kind in "biu" and (dtype.kind == "f" or np.can_cast(x.dtype, dtype))
+        if whole and dtype.kind in "iuf":  # floats become those of the step
             dtype = self.dtype if dtype.kind == "f" else dtype
             return Traced(self, x.slot, x.shape, dtype)
         if dtype.kind == "b":
@@ -264,6 +268,10 @@ class Trace(Source):
 
     def compare(self, name: str, a: Any, b: Any) -> Tensor:
         """A condition: ones and zeros in the kernel."""
+        a, b = (
+            v if isinstance(v, (Tensor, int, float)) else as_tensor(v, name, self.dtype)
+            for v in (a, b)
+        )
         if name in ("bitwise_and", "bitwise_or"):
             if any(getattr(value, "dtype", None) != np.bool_ for value in (a, b)):
                 self._unknown(name, (a, b), ": both must be conditions")
@@ -343,14 +351,25 @@ class Trace(Source):
 
     def _operand(self, value: Any, ndim: int) -> int:
         """The row of an operand of any kind."""
-        if type(value) is not Tensor:
-            return self.number(value)
+        if isinstance(value, (int, float, np.number)):
+            return self._weak(value)
         if type(value._data) is Traced:
             slot: int = value._data.slot
             return slot
+        tracked = value._entry is not None and value._entry.requires_grad
+        if not value.ndim and not tracked and value.dtype != self.dtype:
+            return self._weak(value._data)  # made of a Python number
         if ndim == 1 and value.ndim == 1:  # (B,) counts as (B, 1)
             value = value.reshape(value.shape[0], 1)
         return self.capture(value, False)
+
+    def _weak(self, value: Any) -> int:
+        try:
+            return self.number(float(value))
+        except OverflowError:
+            raise ValueError(
+                f"scan: the number at line %{len(self.rows)} of the step is larger than a float"
+            ) from None
 
     def _dtype_of(self, name: str, inputs: Sequence[Any]) -> Any:
         for value in inputs[1:] if name == "where" else inputs:
@@ -412,7 +431,9 @@ class Trace(Source):
         if a.ndim != 2 or b.ndim != 2:
             self._mixes("matmul", inputs)
         row = self.rows[a.slot]
-        if row.op == "concat":  # x and h each times their own part of the matrix
+        if (
+            row.op == "concat" and a.slot not in self.frozen
+        ):  # x and h each times their own part of the matrix
             return self._matmul_of_parts(row, inputs[1])
         slot = self.add("matmul", (a.slot, self.capture(inputs[1], True)), None, b.shape[1])
         if not recording.enabled:
@@ -440,31 +461,40 @@ class Trace(Source):
         slot = self.add("add", (zero, data.slot), (True, False), data.shape[1])
         return _stand_in(self, slot, data.shape, self.dtype)
 
+    def _same(self, x: Traced, shape: tuple[int, ...]) -> Tensor:
+        """The same numbers in a shape that a row may have as well."""
+        if recording.enabled:
+            return _stand_in(self, x.slot, shape, x.dtype)
+        frozen: Traced = self.detach(wrap(x, None))._data
+        return _stand_in(self, frozen.slot, shape, x.dtype)
+
     def _reduce(self, name: str, inputs: Sequence[Tensor], params: Any) -> Tensor:
         x, axes, keepdims = inputs[0]._data, params[0], params[1]
         if axes != (1,):
             if not axes:
-                return inputs[0]
+                return self._same(x, x.shape)
             self._mixes(name, inputs)
         if name != "sum" and not x.shape[1]:
             raise ShapeError(f"{name}: shape {x.shape} has no values along its last axis")
+        if name == "sum" and x.dtype.kind in "bu":
+            x = Traced(self, x.slot, x.shape, np.dtype(np.int64))
         return self._result(name, x, (self.B, 1) if keepdims else (self.B,))
 
     def _reshape(self, inputs: Sequence[Tensor], params: Any) -> Tensor:
         x, shape = inputs[0]._data, params[0]
         if shape == x.shape or {shape, x.shape} == {(self.B,), (self.B, 1)}:
-            return _stand_in(self, x.slot, shape, x.dtype)
+            return self._same(x, shape)
         return self._unknown("reshape", inputs, f" to {shape}: values of a step are (B, n) or (B,)")
 
     def _permute(self, inputs: Sequence[Tensor], params: Any) -> Tensor:
         if params[0] == tuple(range(inputs[0].ndim)):
-            return inputs[0]
+            return self._same(inputs[0]._data, inputs[0].shape)
         return self._mixes("permute_dims", inputs)
 
     def _broadcast_to(self, inputs: Sequence[Tensor], params: Any) -> Tensor:
         x, shape = inputs[0]._data, params[0]
         if shape == x.shape:
-            return inputs[0]
+            return self._same(x, shape)
         if len(shape) != 2 or x.ndim != 2 or shape[0] != self.B:
             self._mixes("broadcast_to", inputs)
         slot = self.add("broadcast", (x.slot,), (True,), shape[1])
@@ -490,31 +520,43 @@ class Trace(Source):
             if index[1].step is None and type(begin) is type(end) is int and 0 <= begin <= end <= n:
                 return self._slice(data, begin, end, (self.B, end - begin))
         parts = _spelled_out(index, data.ndim)
-        everything = slice(None)
-        if not parts or parts[0] != everything:
+        if not parts or not _is_all(parts[0]):
             self._mixes("indexing", inputs)
         if any(part is None for part in parts):
-            if parts == [everything, None] and data.ndim == 1:
-                return _stand_in(self, data.slot, (self.B, 1), data.dtype)
+            if len(parts) == 2 and parts[1] is None and data.ndim == 1:
+                return self._same(data, (self.B, 1))
             self._unknown("indexing", inputs, ": values of a step are (B, n) or (B,)")
-        if data.ndim == 1:
-            return x
-        part, n = parts[1], data.shape[1]
+        part, n = parts[-1], data.shape[-1]
+        if data.ndim == 1 or _is_all(part):
+            return self._same(data, data.shape)
         if isinstance(part, slice):
-            if part == everything:
-                return x
             start, stop, step = part.indices(n)
             if step == 1:
                 stop = max(start, stop)
                 return self._slice(data, start, stop, (self.B, stop - start))
             chosen = np.arange(n)[part]
-        elif isinstance(part, int):
-            at = range(n)[part]  # or an IndexError
-            return self._slice(data, at, at + 1, (self.B,))
         else:
-            chosen = np.arange(n)[part]
+            try:
+                chosen = np.arange(n)[part]
+            except IndexError:
+                raise IndexError(
+                    f"indexing: {part} was given for an axis of {n} elements, at line "
+                    f"%{len(self.rows)} of the step"
+                ) from None
+            if isinstance(part, int):
+                return self._slice(data, int(chosen), int(chosen) + 1, (self.B,))
             if chosen.ndim != 1:
                 self._unknown("indexing", inputs, ": values of a step are (B, n) or (B,)")
+        starts = np.flatnonzero(np.diff(chosen, prepend=-2) != 1)  # of pieces that are slices
+        if 0 < len(starts) <= PIECES:
+            from tinygrad_seq.structural import concat
+
+            ends = [*starts[1:], len(chosen)]
+            pieces = [
+                (int(chosen[k]), int(chosen[end - 1]) + 1)
+                for k, end in zip(starts, ends, strict=True)
+            ]
+            return concat([self._slice(data, a, b, (self.B, b - a)) for a, b in pieces], axis=1)
         # Any other choice of units is a product with a matrix of ones and zeros.
         return x @ wrap((np.arange(n)[:, None] == chosen).astype(self.dtype), None)
 
@@ -608,6 +650,10 @@ _HANDLERS: dict[str, Callable[..., Tensor]] = {
 }
 
 
+def _is_all(part: Any) -> bool:
+    return isinstance(part, slice) and part == slice(None)
+
+
 def _spelled_out(index: tuple[Any, ...], ndim: int) -> list[Any]:
     """An index with ... and what is left out written as full slices."""
     if len(index) == ndim and index[0] == slice(None) and type(index[-1]) is slice:
@@ -691,9 +737,11 @@ def trace_slot(trace: Trace, leaf: Tensor, what: str) -> int:
             f"scan: the cell returned {what} of {leaf.dtype}{leaf.shape}, expected "
             f"{trace.dtype} (B, n) or (B,); {WAY_OUT}"
         )
+    if leaf.ndim == 1:  # (B,) counts as (B, 1)
+        leaf = leaf.reshape(len(leaf), 1)
     slot = trace.capture(leaf, False)
     zero = trace.number(0.0)
-    return trace.add("add", (zero, slot), (True, False), leaf.shape[1] if leaf.ndim == 2 else 1)
+    return trace.add("add", (zero, slot), (True, False), leaf.shape[1])
 
 
 def copied(trace: Trace, slot: int) -> int:
