@@ -27,7 +27,7 @@ from tinygrad_seq.tensors import FLOATS, Tensor, as_tensor, is_traced, wrap
 from tinygrad_seq.trees import leaves, rebuild
 
 COMPARISONS = ("less", "less_equal", "greater", "greater_equal", "equal", "not_equal")
-PIECES = 16  # slices that a choice of units may be joined from
+PIECES = 4  # slices that a choice of units may be joined from
 WAY_OUT = "tgs.unroll runs any cell, step by step on the tape"
 
 
