@@ -218,8 +218,7 @@ def _ready(array: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
 
 def _rows_ready(x: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
     """(T, B, n) in the kernel's dtype, the numbers of a row side by side."""
-    most = 2 ** (np.finfo(dtype).nmant + 1)
-    if x.dtype.kind in "iu" and x.size and max(-int(x.min()), int(x.max())) > most:
+    if x.dtype.kind in "iu" and x.size and _largest(x) > 2 ** (np.finfo(dtype).nmant + 1):
         raise ValueError(
             f"scan: integers from {x.min()} to {x.max()} were given, expected such as {dtype} "
             "holds exactly, in which the step computes; tgs.unroll keeps them integers"
@@ -228,6 +227,10 @@ def _rows_ready(x: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
     if x.ndim == 2:
         x = x[:, :, None]
     return x if x.shape[2] < 2 or x.strides[2] == x.itemsize else np.ascontiguousarray(x)
+
+
+def _largest(x: np.ndarray) -> int:
+    return max(-int(x.min()), int(x.max()))
 
 
 def _capture_ready(array: np.ndarray, dtype: np.dtype[Any], matrix: bool) -> np.ndarray:
