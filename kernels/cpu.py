@@ -212,11 +212,11 @@ class Runner:
         if k is None or not keep:
             last, block = self._forward(inputs, ys, 0, rows.steps, inputs.states, keep)
             return ys, last, Kept(inputs, block, []) if keep else None
-        states, kept = inputs.states, Kept(inputs, None, [])
-        for s0 in range(0, rows.steps, k):
-            kept.checkpoints.append(states)
-            states, _ = self._forward(inputs, ys, s0, min(s0 + k, rows.steps), states, False)
-        return ys, states, kept
+        count = max(rows.steps - 1, 0) // k  # segments after the first
+        saved = [np.empty((count, *state.shape), self.dtype) for state in inputs.states]
+        last, _ = self._forward(inputs, ys, 0, rows.steps, inputs.states, False, k, saved)
+        begins = [inputs.states, *([each[n] for each in saved] for n in range(count))]
+        return ys, last, Kept(inputs, None, begins if rows.steps else [])
 
     def _forward(
         self,
@@ -226,13 +226,19 @@ class Runner:
         s1: int,
         initial: Sequence[Array],
         keep: bool,
+        every: int = 0,
+        saved: Sequence[Array] = (),
     ) -> tuple[Sequence[Array], memory.Block | None]:
-        """Steps s0 to s1 from the states ``initial``; the states after them, and what is kept."""
+        """Steps s0 to s1 from the states ``initial``; the states after them, and what is kept.
+
+        States before every so many steps go to ``saved``, (segments, B, n) each.
+        """
         layout = self._layout("forward", inputs, s1 - s0, keep)
         work = memory.Block(layout.bytes["work"])
         kept = memory.Block(layout.bytes["kept"]) if keep else None
         last = [np.empty(state.shape, self.dtype) for state in initial]
         more = [address(state) for state in (*inputs.reset_states, *initial, *last)]
+        more += [every, *(map(address, saved) if every else [0] * len(initial))]
         for y in ys:
             more += address(y), *y.strides[:2]
         self._run(layout, inputs, s0, work, kept, more)

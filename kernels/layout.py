@@ -134,6 +134,7 @@ class Layout:
         if forward:
             bases += [f"reset{k}" for k in states] + [f"initial{k}" for k in states]
             bases += [f"last{k}" for k in states]
+            bases += ["every", *(f"segments{k}" for k in states)]
             bases += [name for k in ys for name in _strided(f"y{k}")]
         else:
             bases += [f"dlast{k}" for k in states]
