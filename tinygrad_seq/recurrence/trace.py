@@ -445,21 +445,18 @@ class Trace(Source):
         first = 0
         for part in row.inputs:
             width = self.widths[part]
-            x = _stand_in(self, part, (self.B, width), self.dtype)
-            if self.rows[part].op == "capture":
-                x = self._as_row(x)
+            computed = self.as_row(part) if self.rows[part].op == "capture" else part
+            x = _stand_in(self, computed, (self.B, width), self.dtype)
             product = x @ matrix[first : first + width]
             total = product if total is None else total + product
             first += width
         assert total is not None
         return total
 
-    def _as_row(self, x: Tensor) -> Tensor:
+    def as_row(self, capture: int) -> int:
         """What was captured, as a value of the step: 0 + x."""
-        zero = self.number(0.0)
-        data = x._data
-        slot = self.add("add", (zero, data.slot), (True, False), data.shape[1])
-        return _stand_in(self, slot, data.shape, self.dtype)
+        inputs = self.number(0.0), capture
+        return self.add("add", inputs, (True, False), self.widths[capture])
 
     def _same(self, x: Traced, shape: tuple[int, ...]) -> Tensor:
         """The same numbers in a shape that a row may have as well."""
@@ -739,9 +736,7 @@ def trace_slot(trace: Trace, leaf: Tensor, what: str) -> int:
         )
     if leaf.ndim == 1:  # (B,) counts as (B, 1)
         leaf = leaf.reshape(len(leaf), 1)
-    slot = trace.capture(leaf, False)
-    zero = trace.number(0.0)
-    return trace.add("add", (zero, slot), (True, False), leaf.shape[1])
+    return trace.as_row(trace.capture(leaf, False))
 
 
 def copied(trace: Trace, slot: int) -> int:
