@@ -15,11 +15,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from tinygrad_seq.kernels import build, memory, text, threads
-from tinygrad_seq.kernels.layout import Layout, Sizes, chunk
+from tinygrad_seq.kernels.layout import Layout, Sizes, chunk, in_turns
 from tinygrad_seq.kernels.memory import address
 
 Array = np.ndarray
 MOST_LAYOUTS = 256  # sizes whose layouts are kept
+MOST_SEGMENTS = 256  # that threads are sent through at once
 
 
 class Rows(NamedTuple):
@@ -80,6 +81,7 @@ class Inputs:
     starts: Mapping[int, int]  # of its slices
     checkpoint: int | None = None
     addresses: list[int] = field(default_factory=list)  # what the words of both directions need
+    edges: dict[int, Array] = field(default_factory=dict)  # of so many tasks, if rows are ragged
     sizes: Sizes | None = None  # all that layouts depend on, found when the first is needed
     layouts: dict[Any, Layout] = field(default_factory=dict)  # by direction, steps, keep
 
@@ -89,7 +91,7 @@ class Kept(NamedTuple):
 
     inputs: Inputs
     block: memory.Block | None  # states and kept values of each step
-    checkpoints: list[Sequence[Array]]  # or else the states at the start of each segment
+    saved: Sequence[Array]  # or else states before each segment but the first, (segments, B, n)
 
 
 class Gradients(NamedTuple):
@@ -98,16 +100,6 @@ class Gradients(NamedTuple):
     xs: list[Array | None]  # (T, B, n)
     states: list[Array | None]  # (B, n)
     reset_states: list[Array | None]  # (B, n)
-    captured: dict[int, Array]
-
-
-class _Total(NamedTuple):
-    """What a way back has so far, whatever its segments."""
-
-    dys: Sequence[Array]
-    xs: list[Array | None]
-    states: list[Array | None]  # the gradient of the states before the steps that are done
-    resets: list[Array | None]
     captured: dict[int, Array]
 
 
@@ -176,19 +168,18 @@ class Runner:
 
     # Running
 
-    def _run(
+    def _bases(
         self,
         layout: Layout,
         inputs: Inputs,
-        s0: int,
         work: memory.Block,
         kept: memory.Block | None,
         more: list[int],
-    ) -> None:
-        """Fill in the words, in the order of ``layout.bases``, and send the threads."""
+    ) -> list[int]:
+        """What words are counted from, in the order of ``layout.bases``."""
         rows, edges = inputs.rows, layout.edges
         if rows.ragged:
-            edges = _ragged_edges(rows, layout.tasks)
+            edges = inputs.edges.setdefault(layout.tasks, _ragged_edges(rows, layout.tasks))
         if not inputs.addresses:
             numbers = np.array(inputs.numbers, self.dtype)
             inputs.numbers = numbers  # type: ignore[assignment]
@@ -198,8 +189,8 @@ class Runner:
                 given += address(x), *x.strides[:2]
             inputs.addresses = given + [address(array) for array in inputs.captured]
         kept_address = 0 if kept is None else kept.address
-        first = [0, work.address, kept_address, address(edges), *rows.addresses, s0]
-        threads.run(layout.fill(first + inputs.addresses + more), layout.phases, layout.tasks)
+        first = [0, work.address, kept_address, address(edges), *rows.addresses, 0]
+        return first + inputs.addresses + more
 
     def forward(
         self, inputs: Inputs, keep: bool
@@ -207,117 +198,138 @@ class Runner:
         """The outputs (T, B, n), the last states (B, n), and what is kept if ``keep``."""
         rows, k = inputs.rows, inputs.checkpoint
         make = memory.zeros if rows.ragged else memory.empty
-        widths = [inputs.widths[slot] for slot in self.plan.y_slots]
-        ys = [make((rows.T, rows.B, n), self.dtype) for n in widths]
-        if k is None or not keep:
-            last, block = self._forward(inputs, ys, 0, rows.steps, inputs.states, keep)
-            return ys, last, Kept(inputs, block, []) if keep else None
-        count = max(rows.steps - 1, 0) // k  # segments after the first
-        saved = [np.empty((count, *state.shape), self.dtype) for state in inputs.states]
-        last, _ = self._forward(inputs, ys, 0, rows.steps, inputs.states, False, k, saved)
-        begins = [inputs.states, *([each[n] for each in saved] for n in range(count))]
-        return ys, last, Kept(inputs, None, begins if rows.steps else [])
-
-    def _forward(
-        self,
-        inputs: Inputs,
-        ys: Sequence[Array],
-        s0: int,
-        s1: int,
-        initial: Sequence[Array],
-        keep: bool,
-        every: int = 0,
-        saved: Sequence[Array] = (),
-    ) -> tuple[Sequence[Array], memory.Block | None]:
-        """Steps s0 to s1 from the states ``initial``; the states after them, and what is kept.
-
-        States before every so many steps go to ``saved``, (segments, B, n) each.
-        """
-        layout = self._layout("forward", inputs, s1 - s0, keep)
+        ys = [make((rows.T, rows.B, n), self.dtype) for n in self._y_widths(inputs)]
+        last = [np.empty(state.shape, self.dtype) for state in inputs.states]
+        saved: Sequence[Array] = ()
+        if keep and k is not None:
+            segments = -(-rows.steps // k)
+            saved = [
+                np.empty((max(segments - 1, 0), *state.shape), self.dtype)
+                for state in inputs.states
+            ]
+        keep_all = keep and k is None
+        layout = self._layout("forward", inputs, rows.steps, keep_all)
         work = memory.Block(layout.bytes["work"])
-        kept = memory.Block(layout.bytes["kept"]) if keep else None
-        last = [np.empty(state.shape, self.dtype) for state in initial]
-        more = [address(state) for state in (*inputs.reset_states, *initial, *last)]
-        more += [every, *(map(address, saved) if every else [0] * len(initial))]
+        block = memory.Block(layout.bytes["kept"]) if keep_all else None
+        more = [address(state) for state in (*inputs.reset_states, *inputs.states, *last)]
+        more += [k, *map(address, saved)] if saved else [0] * (1 + len(last))  # type: ignore[list-item]
         for y in ys:
             more += address(y), *y.strides[:2]
-        self._run(layout, inputs, s0, work, kept, more)
-        return last, kept
+        bases = self._bases(layout, inputs, work, block, more)
+        threads.run(layout.fill(bases), layout.phases, layout.tasks)
+        return ys, last, Kept(inputs, block, saved) if keep else None
 
     def backward(
         self, kept: Kept, dys: Sequence[Array], dlast: Sequence[Array | None]
     ) -> Gradients:
         """Gradients of everything that wants one; ``dys`` (T, B, n), ``dlast`` (B, n)."""
         plan, inputs = self.plan, kept.inputs
-        rows, k = inputs.rows, inputs.checkpoint or 0
+        rows, k = inputs.rows, inputs.checkpoint
         make = memory.zeros if rows.ragged else memory.empty
         dxs: list[Array | None] = [
             None if slot is None else make(x.shape, self.dtype)
             for slot, x in zip(plan.derivative.dx, inputs.xs, strict=True)
         ]
-        ends = [
-            None if after is None else given
-            for after, given in zip(plan.derivative.after, dlast, strict=True)
-        ]
-        total = _Total(dys, dxs, ends, [None] * len(ends), {})
-        if inputs.checkpoint is None:
-            self._backward(inputs, kept.block, total, 0, rows.steps)
-        elif not kept.checkpoints:  # no row has a step
-            self._backward(inputs, self._again(kept, total, 0, 0, inputs.states), total, 0, 0)
-        for number, states in reversed(list(enumerate(kept.checkpoints))):
-            s0, s1 = number * k, min(number * k + k, rows.steps)
-            self._backward(inputs, self._again(kept, total, s0, s1, states), total, s0, s1)
-        captured = {
-            k: array.reshape(inputs.captured[k].shape) for k, array in total.captured.items()
-        }
-        return Gradients(dxs, total.states, total.resets, captured)
-
-    def _again(
-        self, kept: Kept, total: _Total, s0: int, s1: int, states: Sequence[Array]
-    ) -> memory.Block | None:
-        """The forward run of a segment once more, this time keeping everything."""
-        nowhere = [np.broadcast_to(np.empty(dy.shape[2], self.dtype), dy.shape) for dy in total.dys]
-        return self._forward(kept.inputs, nowhere, s0, s1, states, keep=True)[1]
-
-    def _backward(
-        self, inputs: Inputs, kept: memory.Block | None, total: _Total, s0: int, s1: int
-    ) -> None:
-        """Steps s1 to s0, backward, and the large products over them; all added to ``total``."""
-        plan, rows = self.plan, inputs.rows
-        layout = self._layout("backward", inputs, s1 - s0, True)
+        steps = rows.steps if k is None else min(k, rows.steps)
+        layout = self._layout("backward", inputs, steps, True)
         work = memory.Block(layout.bytes["work"])
-        more = [0 if state is None else address(state) for state in total.states]
-        for dy in total.dys:
+        more = [
+            0 if state is None or after is None else address(state)
+            for after, state in zip(plan.derivative.after, dlast, strict=True)
+        ]
+        for dy in dys:
             more += address(dy), *dy.strides[:2]
-        for dx in total.xs:
+        for dx in dxs:
             more += (0, 0, 0) if dx is None else (address(dx), *dx.strides[:2])
         outs = [memory.empty((m.shape[0], m.distance), self.dtype) for m in layout.matrices]
-        self._run(layout, inputs, s0, work, kept, more + [address(out) for out in outs])
+        more += map(address, outs)
+        if kept.block is not None or not steps:
+            bases = self._bases(layout, inputs, work, kept.block, more)
+            threads.run(layout.fill(bases), layout.phases, layout.tasks)
+        else:
+            self._run_segments(kept, layout, work, more)
+        return self._gradients(layout, inputs, work, dxs, outs)
+
+    def _run_segments(
+        self, kept: Kept, backward: Layout, work: memory.Block, more: list[int]
+    ) -> None:
+        """The way back by segments: each once more forward, keeping everything, then backward."""
+        inputs, steps = kept.inputs, backward.steps
+        rows = inputs.rows
+        forward = self._layout("forward", inputs, steps, True)
+        block, again_work = (
+            memory.Block(forward.bytes["kept"]),
+            memory.Block(forward.bytes["work"]),
+        )
+        nowhere = [np.empty((rows.B, n), self.dtype) for n in self._y_widths(inputs)]
+        last = [np.empty_like(state) for state in inputs.states]
+        again = [address(state) for state in (*inputs.reset_states, *inputs.states, *last)]
+        again += [0] * (1 + len(last))
+        for y in nowhere:
+            again += address(y), 0, y.strides[0]
+        bases = (
+            self._bases(forward, inputs, again_work, block, again),
+            self._bases(backward, inputs, work, block, more),
+        )
+        initial = forward.bases.index("initial0") if inputs.states else 0
+        segments = -(-rows.steps // steps)
+        for low in reversed(range(0, segments, MOST_SEGMENTS)):
+            numbers = np.arange(low, min(low + MOST_SEGMENTS, segments))[::-1]
+            filled = []
+            for layout, each in zip((forward, backward), bases, strict=True):
+                table = np.tile(np.array(each, np.int64), (len(numbers), 1))
+                table[:, layout.bases.index("k0")] = numbers * steps
+                filled.append(table)
+            for k, (state, saved) in enumerate(zip(inputs.states, kept.saved, strict=True)):
+                later = address(saved) + (numbers - 1) * state.nbytes
+                filled[0][:, initial + k] = np.where(numbers == 0, address(state), later)
+            first = low + len(numbers) == segments
+            words, phases = in_turns((forward, backward), filled, rows.steps, first)
+            threads.run(words, phases, max(forward.tasks, backward.tasks))
+
+    def _gradients(
+        self,
+        layout: Layout,
+        inputs: Inputs,
+        work: memory.Block,
+        dxs: list[Array | None],
+        outs: Sequence[Array],
+    ) -> Gradients:
+        """What a way back has left in its memory."""
+        plan, rows = self.plan, inputs.rows
         order = np.argsort(rows.batch) if rows.ragged else None
+        states: list[Array | None] = [None] * len(inputs.states)
+        resets = list(states)
+        captured: dict[int, Array] = {}
         for k, after in enumerate(plan.derivative.after):
             # A ring has two places, and step s writes into place s & 1.
-            if after is not None and (s0 > 0 or plan.wanted_states[k]):
+            if after is not None and plan.wanted_states[k]:
                 width = layout.width(plan.state_slots[k])
-                end = layout.view(f"dstate{k}", work)[s0 & 1, :, :width]
-                total.states[k] = np.array(end if order is None else end[order])
+                end = layout.view(f"dstate{k}", work)[0, :, :width]
+                states[k] = np.array(end if order is None else end[order])
             if after is not None and inputs.resets is not None:
-                reset, before = layout.view(f"dreset{k}", work), total.resets[k]
-                total.resets[k] = np.array(reset) if before is None else before + reset
+                resets[k] = np.array(layout.view(f"dreset{k}", work))
         for k in {k for _, k in plan.derivative.sums}:
             parts = layout.view(f"sum{k}", work)
             if layout.values[f"sum{k}_b"]:
-                _add(total, k, np.array(parts if order is None else parts[order]))
+                captured[k] = np.array(parts if order is None else parts[order])
             else:
-                _add(total, k, np.add.reduce(parts))
+                captured[k] = np.add.reduce(parts)
         for matrix, out in zip(layout.matrices, outs, strict=True):
             width = matrix.shape[1]
             found = out if matrix.distance == width else np.ascontiguousarray(out[:, :width])
-            _add(total, matrix.k, found.T if matrix.g_first else found)
+            _add(captured, matrix.k, found.T if matrix.g_first else found)
+        for k, array in captured.items():
+            captured[k] = array.reshape(inputs.captured[k].shape)
+        return Gradients(dxs, states, resets, captured)
+
+    def _y_widths(self, inputs: Inputs) -> list[int]:
+        return [inputs.widths[slot] for slot in self.plan.y_slots]
 
 
-def _add(total: _Total, k: int, gradient: Array) -> None:
-    before = total.captured.get(k)
-    total.captured[k] = gradient if before is None else before + gradient
+def _add(captured: dict[int, Array], k: int, gradient: Array) -> None:
+    before = captured.get(k)
+    captured[k] = gradient if before is None else before + gradient
 
 
 def _ragged_edges(rows: Rows, tasks: int) -> Array:

@@ -196,9 +196,9 @@ class Layout:
                 phases.append(("outer", self.tasks, s0, s1))
         return phases
 
-    def fill(self, bases: Sequence[int]) -> Array:
-        """The words of one run."""
-        words: Array = self.template + np.array(bases, np.int64)[self.source]
+    def fill(self, bases: Sequence[int] | Array) -> Array:
+        """The words of one run, or of several, (..., words) from bases (..., bases)."""
+        words: Array = self.template + np.asarray(bases, np.int64)[..., self.source]
         return words
 
     # Sizes
@@ -403,6 +403,37 @@ class Layout:
                 values[at[2]] = values["grads_bytes"]
                 values[at[1]] = values[at[2]] * B
         return [at[0], f"{name}_user", at[1], at[2], f"{name}_kept"]
+
+
+def in_turns(
+    layouts: Sequence[Layout], bases: Sequence[Array], steps: int, pack: bool
+) -> tuple[Array, int]:
+    """One run made of many: segment by segment the phases of each layout. Words, and phases.
+
+    ``bases`` (segments, bases) for each layout. A segment ends at ``steps`` if that is earlier, and
+    phases that begin later fall out. Matrices are packed in the first segment if ``pack``.
+    """
+    words = [layout.fill(each) for layout, each in zip(layouts, bases, strict=True)]
+    heads, tables, functions = [], [], []
+    for layout, each in zip(layouts, words, strict=True):
+        end = layout.phases * PHASE_WORDS
+        heads.append(each[:, :end].reshape(len(each), layout.phases, PHASE_WORDS))
+        tables.append(each[:, end:])
+        functions += layout.functions
+    phases = np.concatenate(heads, axis=1)
+    packs = np.array([name == "pack" for name in functions])
+    wanted = (phases[:, :, 5] < steps) & ~packs
+    wanted[0] |= packs & pack
+    count, at, first = int(wanted.sum()), 0, 0
+    for layout, table in zip(layouts, tables, strict=True):
+        begins = 8 * (count - layout.phases) * PHASE_WORDS + 8 * at
+        begins += 8 * table.shape[1] * np.arange(len(table))
+        phases[:, first : first + layout.phases, 1] += begins[:, None]
+        first += layout.phases
+        at += table.size
+    phases[:, :, 6] = np.minimum(phases[:, :, 6], steps)
+    phases[:, :, 7] = phases[:, :, 6] < steps
+    return np.concatenate([phases[wanted].ravel(), *(table.ravel() for table in tables)]), count
 
 
 def _strided(name: str) -> list[str]:
