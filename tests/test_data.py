@@ -1,4 +1,4 @@
-"""Windows, padding, batches, held-out parts and CSV columns."""
+"""Windows, padding, masks, batches, buckets, held-out parts and CSV columns."""
 
 from __future__ import annotations
 
@@ -33,6 +33,38 @@ def test_windows_of_one_column():
     assert targets.tolist() == [3, 4]
 
 
+@given(
+    steps=st.integers(1, 9),
+    count=st.integers(1, 4),
+    n=st.integers(1, 4),
+    horizon=st.integers(1, 3),
+)
+def test_windows_of_many_series(steps, count, n, horizon):
+    """N − n blocks of each trajectory, N − n − k + 1 for k steps ahead; the naive way twice."""
+    series = np.arange(steps * count * 2.0).reshape(steps, count, 2)
+    blocks = [
+        (series[k : k + n, b].ravel(), series[k + n + horizon - 1, b])
+        for b in range(count)
+        for k in range(steps - n - horizon + 1)
+    ]
+    if not blocks:
+        with pytest.raises(ValueError, match="too short for windows"):
+            data.dense_windows(series, n, horizon)
+        return
+    inputs, targets = data.dense_windows(series, n, horizon)
+    assert len(inputs) == count * (steps - n - horizon + 1)
+    np.testing.assert_array_equal(inputs, [x for x, _ in blocks])
+    np.testing.assert_array_equal(targets, [y for _, y in blocks])
+
+
+@given(lengths=st.lists(st.integers(0, 5), max_size=4), more=st.integers(0, 2))
+def test_mask(lengths, more):
+    T = max(lengths, default=0) + more
+    mask = data.mask_of(lengths, T)
+    assert (mask.shape, mask.dtype) == ((T, len(lengths)), bool)
+    assert mask.T.tolist() == [[t < length for t in range(T)] for length in lengths]
+
+
 def test_padding():
     padded, lengths = data.pad_sequences([[1.0, 2.0], [], [3.0]], value=-1)
     assert padded.T.tolist() == [[1, 2], [-1, -1], [3, -1]]
@@ -40,6 +72,13 @@ def test_padding():
     padded, _ = data.pad_sequences([np.ones((2, 3)), np.ones((1, 3))], batch_first=True)
     assert padded.shape == (2, 2, 3)
     assert padded.dtype == np.float64
+    padded, _ = data.pad_sequences([[1, 2], [3]])
+    assert padded.T.tolist() == [[1, 2], [3, 0]]
+    assert padded.dtype == np.int64
+    padded, _ = data.pad_sequences([np.ones(2, np.int8), np.ones(1, np.int8)], value=-128)
+    assert padded.T.tolist() == [[1, 1], [1, -128]]
+    padded, _ = data.pad_sequences([[True, True], [True]])
+    assert padded.T.tolist() == [[True, True], [True, False]]
 
 
 class TestBatches:
@@ -80,6 +119,107 @@ class TestBatches:
 
     def test_empty(self):
         assert list(data.Batches(np.zeros((0, 2)), batch_size=2)) == []
+
+
+def ragged(lengths, rng):
+    return [rng.standard_normal((n, 2)).astype("f4") for n in lengths]
+
+
+def share_of_padding(buckets) -> float:
+    seen = [(lengths.sum(), x.shape[0] * x.shape[1]) for x, _, lengths in buckets]
+    return 1 - sum(n for n, _ in seen) / sum(n for _, n in seen)
+
+
+class TestBuckets:
+    @given(
+        lengths=st.lists(st.integers(1, 9), min_size=1, max_size=25),
+        batch_size=st.integers(1, 6),
+        pool=st.integers(1, 4),
+        per_step=st.booleans(),
+        seed=st.integers(0, 99),
+    )
+    def test_every_sequence_once_and_whole(self, lengths, batch_size, pool, per_step, seed):
+        rng = np.random.default_rng(seed)
+        sequences = ragged(lengths, rng)
+        targets = [x[:, 0] for x in sequences] if per_step else np.arange(len(lengths))
+        buckets = data.Buckets(
+            sequences,
+            targets,
+            batch_size=batch_size,
+            per_step=per_step,
+            value=7,
+            target_value=-9,
+            pool=pool,
+            rng=seed,
+        )
+        batches = list(buckets)
+        assert len(batches) == len(buckets) == -(-len(lengths) // batch_size)
+        assert sorted(x.shape[1] for x, _, _ in batches)[1:] == [batch_size] * (len(batches) - 1)
+        left = {x.tobytes(): k for k, x in enumerate(sequences)}
+        for inputs, wanted, of_each in batches:
+            assert inputs.dtype == np.float32
+            assert len(inputs) == of_each.max()
+            assert (inputs[~data.mask_of(of_each, len(inputs))] == 7).all()
+            for b, length in enumerate(of_each):
+                k = left.pop(inputs[:length, b].tobytes())
+                if per_step:
+                    np.testing.assert_array_equal(wanted[:length, b], targets[k])
+                    assert (wanted[length:, b] == -9).all()
+                else:
+                    assert wanted[b] == k
+        assert not left
+
+    def test_about_the_same_length(self, rng):
+        lengths = rng.integers(1, 100, 400)
+        args = ragged(lengths, rng), np.zeros(400)
+        bucketed = share_of_padding(data.Buckets(*args, batch_size=8, rng=0))
+        plain = share_of_padding(data.Buckets(*args, batch_size=8, pool=1, rng=0))
+        assert bucketed < 0.08  # of the range, 1/20 a batch and half of it padding: 1/20 of all
+        assert plain > 0.35  # of 8, the longest is at 8/9 of the range and the mean at a half
+
+    def test_all_of_one_pool_is_sorted(self):
+        lengths = np.arange(1, 13)[::-1]
+        buckets = data.Buckets([np.zeros(n) for n in lengths], lengths, batch_size=3, rng=0)
+        found = sorted(sorted(part.tolist()) for _, _, part in buckets)
+        assert found == [[1, 2, 3], [4, 5, 6], [7, 8, 9], [10, 11, 12]]
+
+    def test_a_new_order_each_pass_and_the_same_from_a_seed(self, rng):
+        sequences = ragged(rng.integers(1, 9, 30), rng)
+
+        def passes(rng=None):
+            buckets = data.Buckets(sequences, np.arange(30), batch_size=4, rng=rng)
+            return [np.concatenate([y for _, y, _ in buckets]).tolist() for _ in range(2)]
+
+        one, two = passes(0)
+        assert one != two
+        assert [one, two] == passes(0) == passes(np.random.default_rng(0))
+        tgs.manual_seed(0)
+        assert [one, two] == passes()
+
+    def test_padding_of_integers_is_0(self):
+        ((x, y, lengths),) = data.Buckets([[1, 2], [3]], [[4, 5], [6]], batch_size=2, per_step=True)
+        order = np.argsort(-lengths)
+        assert x.T[order].tolist() == [[1, 2], [3, 0]]
+        assert y.T[order].tolist() == [[4, 5], [6, 0]]
+
+    def test_fit_takes_them(self, rng):
+        class Model(tgs.nn.Module):
+            def __init__(self):
+                self.layer = tgs.nn.RNN(2, 3, backend="tape", rng=0)
+                self.head = tgs.nn.Linear(3, 1, rng=1)
+
+            def forward(self, x, lengths=None):
+                _, state = self.layer(x, lengths=lengths)
+                return self.head(state[0])
+
+        sequences = ragged([3, 1, 2, 3], rng)
+        sums = np.array([[x.sum()] for x in sequences])
+        model = Model()
+        buckets = data.Buckets(sequences, sums, batch_size=2, rng=0)
+        optimizer = tgs.optim.Adam(model.parameters(), lr=0.1)
+        loss = tgs.nn.functional.mse_loss
+        history = tgs.train.fit(model, buckets, loss, optimizer, epochs=8, progress=False)
+        assert history.loss[-1] < history.loss[0]
 
 
 def test_held_out_part():
@@ -150,6 +290,38 @@ BAD = {
     "as many axes as arrays": lambda: data.Batches(np.ones((2, 2)), batch_size=1, axis=5),
     "-1 was given to pad uint8": lambda: data.pad_sequences([np.ones(2, np.uint8)], value=-1),
     "pad int64 with": lambda: data.pad_sequences([[1, 2], [1]], value=np.nan),
+    "300 was given to pad uint8": lambda: data.pad_sequences([np.ones(2, np.uint8)], value=300),
+    "0.5 was given to pad int64": lambda: data.pad_sequences([[1, 2], [1]], value=0.5),
+    "2 was given to pad bool": lambda: data.pad_sequences([[True]], value=2),
+    r"shape \(3, 2\) was given, expected \(T, B, F\)": lambda: data.dense_windows(
+        np.ones((3, 2)), 1
+    ),
+    "a series of 3 is too short for windows of 3": lambda: data.dense_windows(
+        np.ones((3, 2, 1)), 3
+    ),
+    "lengths from 1 to 4 were given, expected 0 to T = 3": lambda: data.mask_of([1, 4], 3),
+    "lengths from -1 to 1": lambda: data.mask_of([1, -1], 3),
+    "dtype float64 were given, expected integers": lambda: data.mask_of([1.0], 3),
+    r"lengths of shape \(1, 1\)": lambda: data.mask_of([[1]], 3),
+    "mask_of: T: -1 was given": lambda: data.mask_of([], -1),
+    "Buckets: no sequences": lambda: data.Buckets([], [], batch_size=1),
+    "Buckets: batch_size: 0 was given, expected an integer from 1": lambda: data.Buckets(
+        [[1]], [1], batch_size=0
+    ),
+    "Buckets: pool: 0 was given": lambda: data.Buckets([[1]], [1], batch_size=1, pool=0),
+    r"Buckets: shapes \(1, 2\), \(1, 3\) were given": lambda: data.Buckets(
+        [np.ones((1, 2)), np.ones((1, 3))], [1, 2], batch_size=1
+    ),
+    r"2 sequences and targets of shape \(3,\) were given": lambda: data.Buckets(
+        [[1], [2]], [1, 2, 3], batch_size=1
+    ),
+    "pass per_step=True if": lambda: data.Buckets([[1], [2, 3]], [[1], [2, 3]], batch_size=1),
+    "2 sequences and targets for 1 were given": lambda: data.Buckets(
+        [[1], [2]], [[1]], batch_size=1, per_step=True
+    ),
+    "sequence 1 has 2 steps and targets for 1, expected a target for each": lambda: data.Buckets(
+        [[1], [2, 3]], [[1], [2]], batch_size=1, per_step=True
+    ),
     "no arrays": lambda: data.Batches(batch_size=1),
     "held_out = 2 of 2": lambda: data.train_test_split([1, 2], held_out=2),
     r"\[2, 1\] examples": lambda: data.train_test_split([1, 2], [1], held_out=1),

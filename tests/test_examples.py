@@ -16,11 +16,9 @@ def example(name: str) -> dict:
 
 
 def test_every_example_is_tested():
-    assert {p.stem for p in EXAMPLES.glob("*.py")} == {
-        "four_steps",
-        "read_the_tape",
-        "temperature_forecast",
-    }
+    texts = [path.read_text(encoding="utf-8") for path in Path(__file__).parent.glob("test_ex*.py")]
+    for path in EXAMPLES.glob("*.py"):
+        assert any(f'"{path.stem}"' in text for text in texts), path.stem
 
 
 def test_four_steps(capsys):

@@ -42,7 +42,9 @@ ROOMS = [
     "nn",
     "optim",
     "data",
+    "truncation",
     "train",
+    "drawing",
     "comparing",
     "__main__",
 ]

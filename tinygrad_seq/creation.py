@@ -129,13 +129,15 @@ def randn(
     dtype: DTypeLike | None = None,
     requires_grad: bool = False,
     rng: Rng = None,
+    per_sequence: bool = False,
 ) -> Tensor:
     """Standard normal numbers, float32 unless told otherwise.
 
     Inside a cell: as ``rand`` says, two of whose numbers make one (Box and Muller 1958).
     """
     if recording.draws is not None:
-        return _in_a_cell("normal", _shape(shape, "randn"), dtype, requires_grad, rng)
+        made = recording.draws.normal(_shape(shape, "randn"), rng, per_sequence)
+        return _in_a_cell(made, dtype, requires_grad)
     values = generator(rng).standard_normal(_shape(shape, "randn"))
     return _random(values, dtype, requires_grad)
 
@@ -145,6 +147,7 @@ def rand(
     dtype: DTypeLike | None = None,
     requires_grad: bool = False,
     rng: Rng = None,
+    per_sequence: bool = False,
 ) -> Tensor:
     """Uniform numbers from 0 up to but without 1, float32 unless told otherwise.
 
@@ -152,29 +155,25 @@ def rand(
     dtype of the states. Each is a function of its place alone, that is of a seed (drawn from
     ``rng`` in every call of ``scan`` or ``unroll``), the operation, the step, the row and the
     column (Philox 4x32-10, Salmon et al. 2011); so ``scan`` and ``unroll`` draw the same after the
-    same ``manual_seed``, however many threads there are.
+    same ``manual_seed``, however many threads there are. With ``per_sequence`` they are drawn once
+    in each call of ``scan`` or ``unroll`` and are the same at all of its steps; outside a cell that
+    makes no difference.
     """
     if recording.draws is not None:
-        return _in_a_cell("uniform", _shape(shape, "rand"), dtype, requires_grad, rng)
+        made = recording.draws.uniform(_shape(shape, "rand"), rng, per_sequence)
+        return _in_a_cell(made, dtype, requires_grad)
     single = check_dtype(dtype or DEFAULT_FLOAT) == np.float32
     kind: Any = np.float32 if single else np.float64
     values = generator(rng).random(_shape(shape, "rand"), dtype=kind)
     return _random(values, dtype, requires_grad)
 
 
-def _in_a_cell(
-    kind: str,
-    shape: tuple[int, ...],
-    dtype: DTypeLike | None,
-    requires_grad: bool,
-    rng: Rng,
-) -> Tensor:
+def _in_a_cell(made: Tensor, dtype: DTypeLike | None, requires_grad: bool) -> Tensor:
     if requires_grad:
         raise ValueError(
             "random numbers: requires_grad=True was given inside a cell, where every step draws "
             "new ones; draw before the scan what is to have a gradient"
         )
-    made: Tensor = getattr(recording.draws, kind)(shape, rng)
     return made if dtype is None else made.to(dtype)
 
 

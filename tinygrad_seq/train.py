@@ -1,6 +1,6 @@
 """The training loop: ``fit``, ``evaluate``, ``predict`` and the history.
 
-The same four steps stand open in examples/four_steps.py. Imports nn and optim.
+The same four steps stand open in examples/four_steps.py. Imports nn, optim and truncation.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,9 +19,11 @@ from tinygrad_seq.nn.module import Module
 from tinygrad_seq.optim import Optimizer, Schedule, clip_grad_norm_
 from tinygrad_seq.tape import no_grad
 from tinygrad_seq.tensors import FLOATS, Tensor, as_tensor
+from tinygrad_seq.transforms import detach
 from tinygrad_seq.trees import leaves
+from tinygrad_seq.truncation import Block, check_forward, run_with_state, tbptt
 
-__all__ = ["History", "evaluate", "fit", "predict"]
+__all__ = ["Block", "History", "evaluate", "fit", "predict", "tbptt"]
 Loss = Callable[[Any, Any], Tensor]
 
 
@@ -57,6 +59,8 @@ def fit(
     *,
     epochs: int,
     clip_norm: float | None = None,
+    tbptt: tuple[int, int] | None = None,
+    carry_state: bool = False,
     validation: Iterable[Any] | None = None,
     patience: int | None = None,
     schedule: Schedule | None = None,
@@ -73,6 +77,13 @@ def fit(
     called after each epoch. Epoch losses are means over batches, weighted by how many targets each
     has, padding left out where lengths are given.
 
+    ``tbptt=(k1, k2)`` trains by truncated backpropagation through time, as ``train.tbptt`` says: an
+    update every k1 steps, before which the error has gone back over k2 steps at most. With
+    ``carry_state`` a batch goes on from the state that the one before it ended with, off the tape;
+    each epoch begins anew. Either takes inputs (T, B, ...), steps first, and a model that has
+    ``with_state(x, state)`` (``nn.Sequential``) or returns (prediction, state) from
+    ``model(x, state)``.
+
     Ctrl-C ends training and returns the history so far, with ``interrupted`` set. A loss or a
     clipped gradient that is not finite raises ValueError before it reaches the weights; so does a
     validation loss that is not finite, after its epoch.
@@ -86,14 +97,22 @@ def fit(
         raise ValueError(f"fit: schedule is {schedule!r:.60}, expected an optim.Schedule")
     if schedule is not None and schedule.optimizer is not optimizer:
         raise ValueError("fit: the schedule is that of another optimiser, expected this one's")
+    blocks = None
+    if tbptt is not None:
+        if not isinstance(tbptt, (tuple, list)) or len(tbptt) != 2:
+            raise ValueError(f"fit: tbptt is {tbptt!r}, expected a pair (k1, k2) of steps")
+        blocks = whole(tbptt[0], "fit: tbptt k1"), whole(tbptt[1], "fit: tbptt k2")
+    if blocks is not None or carry_state:
+        check_forward(model, "fit")
+    how = _How(loss, blocks, carry_state)
     history, best = History(), _Best(model if patience is not None else None)
     bar = _progress_bar(epochs) if progress else None
     try:
         for epoch in range(epochs):
             with _mode(model, training=True):
-                _train_epoch(model, batches, loss, optimizer, clip_norm, history, epoch)
+                _train_epoch(model, batches, how, optimizer, clip_norm, history, epoch)
             if validation is not None:
-                history.validation.append(evaluate(model, validation, loss))
+                history.validation.append(_evaluate(model, validation, how))
                 if not math.isfinite(history.validation[-1]):
                     raise ValueError(
                         f"fit: epoch {epoch}: the validation loss is {history.validation[-1]}. "
@@ -118,13 +137,22 @@ def fit(
     return history
 
 
-def evaluate(model: Any, batches: Iterable[Any], loss: Loss) -> float:
-    """The mean loss over batches in ``eval`` mode, without recording."""
-    mean = _Mean()
+def evaluate(model: Any, batches: Iterable[Any], loss: Loss, *, carry_state: bool = False) -> float:
+    """The mean loss over batches in ``eval`` mode, without recording.
+
+    With ``carry_state`` a batch goes on from the state of the one before, as in ``fit``.
+    """
+    return _evaluate(model, batches, _How(loss, None, carry_state))
+
+
+def _evaluate(model: Any, batches: Iterable[Any], how: _How) -> float:
+    mean, state = _Mean(), None
     with _mode(model, training=False), no_grad():
         for batch in batches:
-            prediction, targets, size = _forward(model, batch, "evaluate")
-            mean.add(_number(loss(prediction, targets), "evaluate"), size)
+            given = _checked(model, batch, "evaluate")
+            prediction, after = _forward(model, given, how, state, "evaluate")
+            state = after if how.carry_state else None
+            mean.add(_number(how.loss(prediction, given.targets), "evaluate"), given.size)
     return mean.value("evaluate: the batches")
 
 
@@ -140,46 +168,85 @@ def predict(model: Any, inputs: Any, lengths: Any = None, **more: Any) -> Any:
         return model(given, **more)
 
 
+class _How(NamedTuple):
+    """How a model is run over a batch."""
+
+    loss: Loss
+    blocks: tuple[int, int] | None  # k1 and k2 of truncated backpropagation
+    carry_state: bool
+
+    @property
+    def with_state(self) -> bool:
+        return self.blocks is not None or self.carry_state
+
+
+class _Batch(NamedTuple):
+    inputs: Any
+    targets: Any
+    lengths: Any
+    size: int  # how many targets there are
+
+
 def _train_epoch(
     model: Any,
     batches: Iterable[Any],
-    loss: Loss,
+    how: _How,
     optimizer: Optimizer,
     clip_norm: float | None,
     history: History,
     epoch: int,
 ) -> None:
-    mean, norms = _Mean(), []
+    mean, norms, state = _Mean(), [], None
     for k, batch in enumerate(batches):
         where = f"fit: epoch {epoch}, batch {k}"
         optimizer.zero_grad()
-        prediction, targets, size = _forward(model, batch, "fit")
-        value = loss(prediction, targets)
-        number = _number(value, "fit")
-        if not math.isfinite(number):
-            raise ValueError(
-                f"{where}: the loss is {number}; this batch has not touched the weights. Look for "
-                "NaN in the data, lower the learning rate, or pass clip_norm=; tgs.find_nan says "
-                "in which step and line a NaN began"
-            )
-        value.backward()
-        if clip_norm is not None:
-            norms.append(clip_grad_norm_(optimizer.parameters(), clip_norm))
-            if not math.isfinite(norms[-1]):
-                raise ValueError(
-                    f"{where}: the norm of the gradient is {norms[-1]}; this batch has not "
-                    "touched the weights. Lower the learning rate or shorten the sequences; "
-                    "tgs.find_nan says in which step and line a NaN began"
-                )
-        optimizer.step()
-        mean.add(number, size)
+        for number, size, after in _gradients(model, batch, how, state, where):
+            if clip_norm is not None:
+                norms.append(clip_grad_norm_(optimizer.parameters(), clip_norm))
+                if not math.isfinite(norms[-1]):
+                    raise ValueError(
+                        f"{where}: the norm of the gradient is {norms[-1]}; this batch has not "
+                        "touched the weights. Lower the learning rate or shorten the sequences; "
+                        "tgs.find_nan says in which step and line a NaN began"
+                    )
+            optimizer.step()
+            optimizer.zero_grad()
+            mean.add(number, size)
+            state = after if how.carry_state else None
     history.loss.append(mean.value(f"fit: in epoch {epoch} the batches"))
     if norms:
         history.norm.append(sum(norms) / len(norms))
 
 
-def _forward(model: Any, batch: Any, caller: str) -> tuple[Any, Any, int]:
-    """The prediction, the targets as tensors, and how many targets there are."""
+def _gradients(
+    model: Any, batch: Any, how: _How, state: Any, where: str
+) -> Iterator[tuple[float, int, Any]]:
+    """Loss, number of targets and state for each update, whose gradients are in the parameters."""
+    given = _checked(model, batch, "fit")
+    if how.blocks is not None:
+        steps = tbptt(
+            *(model, given.inputs, given.targets, how.loss, *how.blocks),
+            state=state,
+            lengths=given.lengths,
+        )
+        for block in steps:
+            yield block.loss, block.size, block.state
+        return
+    prediction, after = _forward(model, given, how, state, "fit")
+    value = how.loss(prediction, given.targets)
+    number = _number(value, "fit")
+    if not math.isfinite(number):
+        raise ValueError(
+            f"{where}: the loss is {number}; this batch has not touched the weights. Look for NaN "
+            "in the data, lower the learning rate, or pass clip_norm=; tgs.find_nan says in which "
+            "step and line a NaN began"
+        )
+    value.backward()
+    yield number, given.size, detach(after) if how.carry_state else None
+
+
+def _checked(model: Any, batch: Any, caller: str) -> _Batch:
+    """A batch as tensors."""
     if not isinstance(batch, (tuple, list)) or len(batch) not in (2, 3):
         found = len(batch) if isinstance(batch, (tuple, list)) else type(batch).__name__
         raise ValueError(
@@ -189,12 +256,20 @@ def _forward(model: Any, batch: Any, caller: str) -> tuple[Any, Any, int]:
     inputs, targets = _as_tensors(batch[0], model, caller), _as_tensors(batch[1], model, caller)
     size = sum(t.size for t in leaves(targets))
     if len(batch) == 2:
-        return model(inputs), targets, size
+        return _Batch(inputs, targets, None, size)
     lengths = np.asarray(batch[2])
     steps_and_rows = leaves(inputs)[0].shape[:2]
     if any(t.shape[:2] == steps_and_rows for t in leaves(targets)):  # a target for each step
         size = int(lengths.sum())
-    return model(inputs, lengths=lengths), targets, size
+    return _Batch(inputs, targets, lengths, size)
+
+
+def _forward(model: Any, batch: _Batch, how: _How, state: Any, caller: str) -> tuple[Any, Any]:
+    """The prediction, and the state after it if the model is run with one."""
+    if how.with_state:
+        return run_with_state(model, batch.inputs, state, batch.lengths, caller)
+    more = {} if batch.lengths is None else {"lengths": batch.lengths}
+    return model(batch.inputs, **more), None
 
 
 def _as_tensors(values: Any, model: Any, caller: str) -> Any:

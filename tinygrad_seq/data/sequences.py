@@ -1,4 +1,7 @@
-"""Sequences cut into windows and padded to one length. Arrays in, arrays out; imports errors."""
+"""Sequences cut into windows, padded to one length and masked beyond their own.
+
+Arrays in, arrays out; imports errors.
+"""
 
 from __future__ import annotations
 
@@ -34,6 +37,48 @@ def windows(series: ArrayLike, length: int, horizon: int = 1) -> tuple[np.ndarra
     return inputs, targets
 
 
+def dense_windows(
+    series: ArrayLike, length: int, horizon: int = 1
+) -> tuple[np.ndarray, np.ndarray]:
+    """The windows of many series of one length, flat, as a network without memory takes them.
+
+    ``series`` (T, B, F), such as trajectories, gives inputs (B · M, length · F) and targets
+    (B · M, F), the values ``horizon`` steps after each window, where M = T − length − horizon + 1.
+    The first M rows are those of the first series in the order of time, so that series held out
+    are the last rows. For a convolution reshape the inputs to (B · M, length, F).
+    """
+    values = np.asarray(series)
+    if values.ndim != 3:
+        raise ShapeError(
+            f"dense_windows: a series of shape {values.shape} was given, expected (T, B, F); add "
+            "the missing axis, or take windows for a single series"
+        )
+    inputs, targets = windows(values, length, horizon)
+    by_series, after = np.moveaxis(inputs, 2, 0), np.moveaxis(targets, 1, 0)
+    rows = inputs.shape[0] * inputs.shape[2]
+    return by_series.reshape(rows, length * values.shape[2]), after.reshape(rows, values.shape[2])
+
+
+def mask_of(lengths: ArrayLike, T: int) -> np.ndarray:
+    """Which steps belong to each sequence: lengths (B,) give booleans (T, B), False in padding.
+
+    A loss takes it as ``mask=``. ``1 - mask_of(lengths, T).mean()`` is the share of padding.
+    """
+    steps, given = whole(T, "mask_of: T", least=0), np.asarray(lengths)
+    if given.ndim != 1 or (given.size and given.dtype.kind not in "iu"):
+        raise ShapeError(
+            f"mask_of: lengths of shape {given.shape} and dtype {given.dtype} were given, expected "
+            "integers (B,)"
+        )
+    if given.size and not 0 <= given.min() <= given.max() <= steps:
+        raise ValueError(
+            f"mask_of: lengths from {given.min()} to {given.max()} were given, expected 0 to "
+            f"T = {steps}"
+        )
+    made: np.ndarray = np.arange(steps)[:, None] < given
+    return made
+
+
 def pad_sequences(
     sequences: Sequence[ArrayLike], value: float = 0.0, batch_first: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -42,19 +87,11 @@ def pad_sequences(
     Each sequence is (T_b, ...) with the same further axes. Returns (T, B, ...), or (B, T, ...) with
     ``batch_first``, where T is the greatest length, and the lengths (B,).
     """
-    arrays = [np.asarray(sequence) for sequence in sequences]
-    if not arrays:
-        raise ValueError("pad_sequences: no sequences were given")
-    if any(not a.ndim for a in arrays) or len({a.shape[1:] for a in arrays}) > 1:
-        shapes = ", ".join(str(shape) for shape in dict.fromkeys(a.shape for a in arrays[:8]))
-        raise ShapeError(
-            f"pad_sequences: shapes {shapes} were given, expected (T_b, ...) with equal "
-            "further axes"
-        )
+    arrays = as_sequences(sequences, "pad_sequences")
     lengths = np.array([len(a) for a in arrays])
     shape = (len(arrays), int(lengths.max()), *arrays[0].shape[1:])
     dtype = np.result_type(*arrays)
-    if dtype.kind in "iub" and not np.can_cast(np.min_scalar_type(value), dtype):
+    if not _holds(dtype, value):
         raise ValueError(
             f"pad_sequences: {value} was given to pad {dtype} with, which cannot hold it"
         )
@@ -62,3 +99,38 @@ def pad_sequences(
     for row, array in zip(padded, arrays, strict=True):
         row[: len(array)] = array
     return padded if batch_first else np.ascontiguousarray(padded.swapaxes(0, 1)), lengths
+
+
+def _holds(dtype: np.dtype, value: float) -> bool:
+    """Whether an array of this dtype can hold ``value``; the default 0.0 fits integers too."""
+    if dtype.kind == "b":
+        return value in (0, 1)
+    if dtype.kind not in "iu":
+        return True
+    limits = np.iinfo(dtype)
+    return float(value).is_integer() and limits.min <= value <= limits.max
+
+
+def as_sequences(sequences: Sequence[ArrayLike], name: str) -> list[np.ndarray]:
+    """Each sequence as an array (T_b, ...), the further axes equal; ``name`` is for the errors."""
+    arrays = [np.asarray(sequence) for sequence in sequences]
+    if not arrays:
+        raise ValueError(f"{name}: no sequences were given")
+    if any(not a.ndim for a in arrays) or len({a.shape[1:] for a in arrays}) > 1:
+        shapes = ", ".join(str(shape) for shape in dict.fromkeys(a.shape for a in arrays[:8]))
+        raise ShapeError(
+            f"{name}: shapes {shapes} were given, expected (T_b, ...) with equal further axes"
+        )
+    return arrays
+
+
+def random_lengths(
+    draw: np.random.Generator, count: int, shortest: int, longest: int, name: str
+) -> np.ndarray:
+    """Lengths (count,) from ``shortest`` to ``longest``, each as likely; for the generators."""
+    if longest < shortest:
+        raise ValueError(
+            f"{name}: shortest = {shortest} and longest = {longest} were given, expected the "
+            "longest to be no less"
+        )
+    return draw.integers(shortest, longest + 1, count)

@@ -1,7 +1,9 @@
 """Modules for sequence models: cells, layers, losses, initialisers. The public names."""
 
 from tinygrad_seq.nn import functional, init
-from tinygrad_seq.nn.cells import GRUCell, LSTMCell, RNNCell
+from tinygrad_seq.nn.cells import GRUCell, Head, LSTMCell, RNNCell
+from tinygrad_seq.nn.convolution import AvgPool1d, BatchNorm1d, Conv1d, GlobalPool1d, MaxPool1d
+from tinygrad_seq.nn.gates import Gate
 from tinygrad_seq.nn.layers import Dropout, Embedding, LayerNorm, Linear, Sequential
 from tinygrad_seq.nn.module import Module, parameter
 from tinygrad_seq.nn.recurrent import GRU, LSTM, RNN, Recurrent
@@ -10,12 +12,19 @@ __all__ = [
     "GRU",
     "LSTM",
     "RNN",
+    "AvgPool1d",
+    "BatchNorm1d",
+    "Conv1d",
     "Dropout",
     "Embedding",
     "GRUCell",
+    "Gate",
+    "GlobalPool1d",
+    "Head",
     "LSTMCell",
     "LayerNorm",
     "Linear",
+    "MaxPool1d",
     "Module",
     "RNNCell",
     "Recurrent",

@@ -6,6 +6,7 @@ Imports the engine, module and init.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from tinygrad_seq.errors import ShapeError, whole
 from tinygrad_seq.nn.init import glorot
 from tinygrad_seq.nn.module import Module, parameter
 from tinygrad_seq.tensors import FLOATS, Tensor, TensorLike, as_tensor
+from tinygrad_seq.trees import structure
 
 
 class Linear(Module):
@@ -107,13 +109,15 @@ class Dropout(Module):
 class LayerNorm(Module):
     """γ (x − μ) / √(σ² + ε) + β, with μ and σ² over the last axis (Ba, Kiros, Hinton 2016).
 
-    x (..., size); ``weight`` is γ and ``bias`` is β, each (size,).
+    x (..., size); ``weight`` is γ and ``bias`` is β, each (size,), β unless ``bias`` is False.
     """
 
-    def __init__(self, size: int, eps: float = 1e-5, *, dtype: DTypeLike | None = None) -> None:
+    def __init__(
+        self, size: int, eps: float = 1e-5, bias: bool = True, *, dtype: DTypeLike | None = None
+    ) -> None:
         self.eps = eps
         self.weight = parameter(np.ones(whole(size, "size")), dtype)
-        self.bias = parameter(np.zeros(size), dtype)
+        self.bias = parameter(np.zeros(size), dtype) if bias else None
 
     def forward(self, x: TensorLike) -> Tensor:
         x = as_tensor(x, "LayerNorm")
@@ -127,19 +131,33 @@ class LayerNorm(Module):
             x = x.to("float32")
         x = x - mean(x, -1, keepdims=True)
         x = x / sqrt(mean(square(x), -1, keepdims=True) + self.eps)
-        return self.weight * (x.to(dtype) if dtype == np.float16 else x) + self.bias
+        y = self.weight * (x.to(dtype) if dtype == np.float16 else x)
+        return y if self.bias is None else y + self.bias
 
 
-def _takes_lengths(layer: Any) -> bool:
+def _takes(layer: Any, argument: str) -> bool:
     function = layer.forward if isinstance(layer, Module) else layer
-    return "lengths" in inspect.signature(function).parameters
+    return argument in inspect.signature(function).parameters
+
+
+def _takes_state(layer: Any) -> bool:
+    if isinstance(layer, Sequential):
+        return any(map(_takes_state, layer.layers))
+    return hasattr(layer, "with_state") or (isinstance(layer, Module) and _takes(layer, "state"))
+
+
+def _lengths_after(layer: Any, lengths: Any) -> Any:
+    """The lengths of a layer's outputs: those given, unless it has ``output_lengths``."""
+    change = getattr(layer, "output_lengths", None)
+    return lengths if change is None or lengths is None else change(lengths)
 
 
 class Sequential(Module):
     """Modules one after another, each given what the one before returned.
 
     Recurrent layers return ``(ys, state)``; ys is passed on. ``lengths`` go to every module that
-    takes them; ValueError if none does.
+    takes them; ValueError if none does. What changes them, a convolution say, has
+    ``output_lengths(lengths)``, and those go to the modules after it.
     """
 
     def __init__(self, *modules: Any) -> None:
@@ -154,11 +172,46 @@ class Sequential(Module):
         return self.layers[index]
 
     def forward(self, x: Any, lengths: Any = None) -> Any:
-        takes = [lengths is not None and _takes_lengths(layer) for layer in self.layers]
+        return self._run(x, lengths, None)
+
+    def with_state(self, x: Any, state: Any = None, lengths: Any = None) -> tuple[Any, Any]:
+        """The output, and the state to go on from at the next call: ``(y, state)``.
+
+        The state is a tuple with that of each module in it that takes one, in order; None stands
+        for the modules' own. Raises ShapeError for a state of other modules.
+        """
+        count = sum(map(_takes_state, self.layers))
+        states = (None,) * count if state is None else state
+        if not count or not isinstance(states, (tuple, list)) or len(states) != count:
+            raise ShapeError(
+                f"Sequential: the state is {structure(state)}, expected a tuple of {count}, one "
+                "for each module in it that takes a state"
+                if count
+                else "Sequential: no module in it takes a state, expected a recurrent layer"
+            )
+        after: list[Any] = []
+        return self._run(x, lengths, (iter(states), after)), tuple(after)
+
+    def _run(self, x: Any, lengths: Any, states: tuple[Iterator[Any], list[Any]] | None) -> Any:
+        """All modules; with ``states``, those before are taken and those after noted down."""
+        takes = [lengths is not None and _takes(layer, "lengths") for layer in self.layers]
         if lengths is not None and not any(takes):
             raise ValueError("Sequential: lengths were given, but no module in it takes them")
         for layer, given in zip(self.layers, takes, strict=True):
-            x = layer(x, lengths=lengths) if given else layer(x)
+            more = {"lengths": lengths} if given and lengths is not None else {}
+            if states is not None and _takes_state(layer):
+                run = getattr(layer, "with_state", layer)
+                x, after = run(x, next(states[0]), **more)
+                states[1].append(after)
+            else:
+                x = layer(x, **more)
+            lengths = _lengths_after(layer, lengths)
             if isinstance(x, tuple):
                 x = x[0]
         return x
+
+    def output_lengths(self, lengths: Any) -> Any:
+        """The lengths (B,) of what comes out; None if it has none any more."""
+        for layer in self.layers:
+            lengths = _lengths_after(layer, lengths)
+        return lengths

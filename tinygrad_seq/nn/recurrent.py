@@ -17,9 +17,9 @@ from tinygrad_seq.nn.cells import GRUCell, LSTMCell, RNNCell
 from tinygrad_seq.nn.layers import Dropout
 from tinygrad_seq.nn.module import Module
 from tinygrad_seq.recurrence import scan, unroll
-from tinygrad_seq.structural import concat, permute_dims, stack
+from tinygrad_seq.structural import concat, permute_dims, stack, sum
 from tinygrad_seq.tensors import Tensor, TensorLike, as_tensor
-from tinygrad_seq.trees import map_columns, map_leaves, paths, structure
+from tinygrad_seq.trees import leaves, map_columns, map_leaves, paths, structure
 
 BACKENDS = {"scan": scan, "tape": unroll}
 
@@ -34,6 +34,9 @@ class Recurrent(Module):
     ``ys, state = layer(x, state=None, lengths=None, resets=None)``: x (T, B, I), or (B, T, I) with
     ``batch_first``, and ys likewise; state is a tuple with the state of each cell. lengths and
     resets are those of ``tgs.unroll``, but resets too are (B, T) with ``batch_first``.
+    With ``output="last"`` ys is (B, D·H): for each row the output of its last step, and of its
+    first one in the backward direction; zeros for a row of length 0. That is what a classifier of
+    sequences goes on from.
     ``reverse=True`` runs each cell from the last step to the first (not with ``bidirectional``).
     Cells run compiled, by ``tgs.scan``; ``backend="tape"`` runs ``tgs.unroll`` instead.
     """
@@ -46,10 +49,13 @@ class Recurrent(Module):
         batch_first: bool = False,
         dropout: float = 0.0,
         reverse: bool = False,
+        output: str = "sequence",
         backend: str = "scan",
         rng: Rng = None,
     ) -> None:
         directions = 2 if bidirectional else 1
+        if output not in ("sequence", "last"):
+            raise ValueError(f"Recurrent: output {output!r} was given, expected sequence or last")
         if not isinstance(cells, (list, tuple)):
             raise ValueError(
                 f"Recurrent: a {type(cells).__name__} was given, expected a list of cells"
@@ -70,7 +76,7 @@ class Recurrent(Module):
             )
         self.cells = list(cells)
         self.directions, self.batch_first, self.reverse = directions, batch_first, reverse
-        self.backend = backend
+        self.backend, self.output = backend, output
         self.dropout = Dropout(dropout, rng=rng)
 
     @property
@@ -104,9 +110,15 @@ class Recurrent(Module):
                 )
                 outputs.append(y)
                 last.append(end)
+            if self.output == "last" and layer == self.num_layers - 1:
+                outputs = [
+                    _last_output(y, lengths, self.reverse or d == 1) for d, y in enumerate(outputs)
+                ]
             ys = outputs[0] if self.directions == 1 else concat(outputs, axis=-1)
             if layer < self.num_layers - 1:
                 ys = self.dropout(ys)
+        if self.output == "last":
+            return ys, self._join_states(last)
         return permute_dims(ys, (1, 0, 2)) if self.batch_first else ys, self._join_states(last)
 
     def _split_state(self, state: Any) -> Sequence[Any]:
@@ -122,6 +134,16 @@ class Recurrent(Module):
 
     def _join_states(self, states: Sequence[Any]) -> Any:
         return tuple(states)
+
+
+def _last_output(ys: Tensor, lengths: Any, reverse: bool) -> Tensor:
+    """The output (B, H) that a direction ends with."""
+    if not len(ys):
+        return sum(ys, axis=0)
+    if reverse or lengths is None:
+        return ys[0 if reverse else -1]
+    rows = np.asarray(lengths)  # a row of length 0 has zeros at any step
+    return ys[np.maximum(rows, 1) - 1, np.arange(len(rows))]
 
 
 class _Stacked(Recurrent):
@@ -140,6 +162,7 @@ class _Stacked(Recurrent):
         bidirectional: bool = False,
         *,
         reverse: bool = False,
+        output: str = "sequence",
         backend: str = "scan",
         dtype: DTypeLike | None = None,
         rng: Rng = None,
@@ -148,24 +171,18 @@ class _Stacked(Recurrent):
         directions = 2 if bidirectional else 1
         rng = None if rng is None else generator(rng)  # one for all, or the package's own each time
         self.input_size, self.hidden_size = input_size, hidden_size
-        cells = [
-            self.cell(
-                input_size if layer == 0 else directions * hidden_size,
-                hidden_size,
-                bias=bias,
-                dtype=dtype,
-                rng=rng,
-                **cell_options,
-            )
-            for layer in range(whole(num_layers, "num_layers"))
-            for _ in range(directions)
-        ]
+        options = {"bias": bias, "dtype": dtype, "rng": rng, **cell_options}
+        cells: list[Any] = []
+        for _ in range(whole(num_layers, "num_layers")):
+            size = directions * cells[0].output_size if cells else input_size
+            cells += [self.cell(size, hidden_size, **options) for _ in range(directions)]
         super().__init__(
             cells,
             bidirectional=bidirectional,
             batch_first=batch_first,
             dropout=dropout,
             reverse=reverse,
+            output=output,
             backend=backend,
             rng=rng,
         )
@@ -185,20 +202,18 @@ class _Stacked(Recurrent):
         if state is None:
             return [None] * len(self.cells)
         expected = self.cells[0].initial_state(1)
+        name, count = type(self).__name__, len(self.cells)
         if structure(state) != structure(expected):
             raise ShapeError(
-                f"{type(self).__name__}: state is {structure(state)}, expected "
-                f"{structure(expected)} with leaves ({len(self.cells)}, B, {self.hidden_size})"
+                f"{name}: state is {structure(state)}, expected {structure(expected)} with leaves "
+                f"({count}, B, {self.cells[0].output_size})"
             )
-        state = map_leaves(lambda leaf: as_tensor(leaf, f"{type(self).__name__}: state"), state)
-        for path, leaf in paths(state):
-            if leaf.ndim != 3 or (leaf.shape[0], leaf.shape[2]) != (
-                len(self.cells),
-                self.hidden_size,
-            ):
+        state = map_leaves(lambda leaf: as_tensor(leaf, f"{name}: state"), state)
+        for (path, leaf), like in zip(paths(state), leaves(expected), strict=True):
+            if leaf.ndim != 3 or (leaf.shape[0], leaf.shape[2]) != (count, like.shape[1]):
                 raise ShapeError(
-                    f"{type(self).__name__}: state{path} has shape {leaf.shape}, expected "
-                    f"({len(self.cells)}, B, {self.hidden_size}): layers times directions first"
+                    f"{name}: state{path} has shape {leaf.shape}, expected "
+                    f"({count}, B, {like.shape[1]}): layers times directions first"
                 )
         return [map_leaves(lambda leaf, k=k: leaf[k], state) for k in range(len(self.cells))]
 
@@ -212,7 +227,8 @@ class RNN(_Stacked):
     """Simple recurrent layers: ``RNN(input_size, hidden_size, num_layers=1, ...)``.
 
     ``RNNCell`` has the equation and the further keywords, ``Recurrent`` the call.
-    x (T, B, input_size), ys (T, B, D·hidden_size), state (num_layers·D, B, hidden_size).
+    x (T, B, input_size), ys (T, B, D·hidden_size) or, with ``output="last"``, (B, D·hidden_size),
+    state (num_layers·D, B, hidden_size).
     """
 
     cell = RNNCell

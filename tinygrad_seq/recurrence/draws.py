@@ -25,13 +25,20 @@ class Source(ABC):
     """Where the random numbers of a cell come from."""
 
     @abstractmethod
-    def uniform(self, shape: tuple[int, ...], rng: Rng) -> Tensor:
+    def uniform(self, shape: tuple[int, ...], rng: Rng, per_sequence: bool = False) -> Tensor:
         """Numbers from 0 up to 1 for the next operation; axis 0 are the rows of the batch."""
 
-    def normal(self, shape: tuple[int, ...], rng: Rng) -> Tensor:
+    def normal(self, shape: tuple[int, ...], rng: Rng, per_sequence: bool = False) -> Tensor:
         """Standard normal numbers: √(−2 ln(1 − u)) cos(2π v)."""
-        u, v = self.uniform(shape, rng), self.uniform(shape, rng)
+        u, v = self.uniform(shape, rng, per_sequence), self.uniform(shape, rng, per_sequence)
         return sqrt(log(1.0 - u) * -2.0) * cos(v * (2 * pi))
+
+
+def drawn(seed: int, operation: int, step: int, shape: tuple[int, ...], dtype: Any) -> Tensor:
+    """The numbers of one operation at one step."""
+    rows = shape[0] if shape else 1
+    values = philox.uniform(seed, operation, step, rows, prod(shape[1:]))
+    return wrap(values.reshape(shape).astype(dtype), None)
 
 
 class Draws(Source):
@@ -39,19 +46,23 @@ class Draws(Source):
 
     def __init__(self, dtype: np.dtype[Any], seeds: list[int] | None = None) -> None:
         self.dtype = dtype
-        self.seeds = [] if seeds is None else seeds  # of each operation that draws
-        self.step = self.operation = 0
+        self.seeds = [] if seeds is None else seeds  # of each operation that draws at every step
+        self.held: list[Tensor] = []  # what operations drew that draw once
+        self.step = self.operation = self.held_operation = 0
 
     def begin(self, step: int) -> None:
-        self.step, self.operation = step, 0
+        self.step, self.operation, self.held_operation = step, 0, 0
 
-    def uniform(self, shape: tuple[int, ...], rng: Rng) -> Tensor:
+    def uniform(self, shape: tuple[int, ...], rng: Rng, per_sequence: bool = False) -> Tensor:
+        if per_sequence:
+            k, self.held_operation = self.held_operation, self.held_operation + 1
+            if k == len(self.held):
+                self.held.append(drawn(new_seed(rng), 0, 0, shape, self.dtype))
+            return self.held[k]
         k, self.operation = self.operation, self.operation + 1
         if k == len(self.seeds):
             self.seeds.append(new_seed(rng))
-        rows = shape[0] if shape else 1
-        values = philox.uniform(self.seeds[k], k, self.step, rows, prod(shape[1:]))
-        return wrap(values.reshape(shape).astype(self.dtype), None)
+        return drawn(self.seeds[k], k, self.step, shape, self.dtype)
 
 
 @contextmanager

@@ -20,7 +20,7 @@ import numpy as np
 from tinygrad_seq.creation import Rng, new_seed
 from tinygrad_seq.errors import ShapeError, TraceError
 from tinygrad_seq.recurrence.arguments import Cell, Given, check_returned, check_state
-from tinygrad_seq.recurrence.draws import Source, drawing
+from tinygrad_seq.recurrence.draws import Source, drawing, drawn
 from tinygrad_seq.rules import RULES, Operation, Rule
 from tinygrad_seq.tape import recording, set_recording
 from tinygrad_seq.tensors import FLOATS, Tensor, as_tensor, is_traced, wrap
@@ -185,13 +185,15 @@ class Trace(Source):
         self.numbers.append(float(value))
         return self.add("number", (), len(self.numbers) - 1, single=True)
 
-    def uniform(self, shape: tuple[int, ...], rng: Rng) -> Tensor:
+    def uniform(self, shape: tuple[int, ...], rng: Rng, per_sequence: bool = False) -> Tensor:
         if len(shape) not in (1, 2) or shape[0] != self.B:
             raise TraceError(
                 f"scan: random numbers of shape {shape} are drawn at line %{len(self.rows)} of the "
                 f"step, expected (B, n) or (B,) with B = {self.B}: each row of the batch has its "
                 f"own; {WAY_OUT}"
             )
+        if per_sequence:
+            return drawn(new_seed(rng), 0, 0, shape, self.dtype)
         self.seeds.append(new_seed(rng))
         slot = self.add("uniform", (), (), shape[1] if len(shape) == 2 else 1)
         return _stand_in(self, slot, shape, self.dtype)

@@ -1,0 +1,206 @@
+"""Truncated backpropagation through time: long sequences in blocks, the error cut off behind them.
+
+Imports the engine, nn and recurrence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tinygrad_seq.errors import ShapeError, whole
+from tinygrad_seq.nn.module import Module
+from tinygrad_seq.nn.recurrent import Recurrent
+from tinygrad_seq.structural import concat
+from tinygrad_seq.tensors import Tensor, as_tensor
+from tinygrad_seq.transforms import detach
+from tinygrad_seq.trees import leaves, map_columns, map_leaves, paths
+
+
+class Block(NamedTuple):
+    """What ``tbptt`` gives after each block of k1 steps; its gradients stand in the parameters."""
+
+    loss: float  # of the block's steps
+    size: int  # how many steps of how many rows these were
+    state: Any  # after the block, off the tape
+    first: int  # the first step of the block
+    last: int  # the step after its last one
+
+
+def tbptt(
+    model: Any,
+    inputs: Any,
+    targets: Any,
+    loss: Callable[[Any, Any], Tensor],
+    k1: int,
+    k2: int,
+    *,
+    state: Any = None,
+    lengths: Any = None,
+) -> Iterator[Block]:
+    """Truncated backpropagation through time, block by block (Williams and Peng 1990).
+
+    Every k1 steps there is an update, before which the error of these k1 steps has gone back
+    through time, but never over more than k2 steps::
+
+        for block in train.tbptt(model, x, y, loss, k1=20, k2=50):
+            optimizer.step()
+            optimizer.zero_grad()
+
+    ``k2 >= k1``: the last k2 steps are run again from the state before them, and the error of the
+    newest k1 goes back through all of them; each step's error reaches k2 − k1 + 1 to k2 steps.
+    ``k2 < k1``: the block is run in pieces of k2 steps, the error stops between them, and their
+    gradients add up; with k1 = T there is one update at the end and the error of step n stops at
+    most k2 steps before it. The price of both: what lies further back is not learned.
+
+    ``inputs`` (T, B, ...) and ``targets`` (T, B, ...) are tensors or structures of them, a target
+    for each step; ``lengths`` (B,) as in ``tgs.scan``. ``loss(prediction, targets)`` gets those of
+    a block and is a mean over its elements. The model is run as ``model.with_state(x, state)``, if
+    it has that (``nn.Sequential``), or as ``model(x, state)``, which returns (prediction, state)
+    like a recurrent layer; with ``lengths=`` if there are any. ``state`` is the first one, None for
+    the model's own. The state goes from block to block off the tape.
+
+    Yields a ``Block`` each k1 steps, the last of fewer steps if k1 does not divide T. Gradients are
+    added to what the parameters have. Raises ValueError for k1 or k2 below 1 and for a model that
+    runs backward in time, ShapeError for targets that do not fit.
+    """
+    k1, k2 = whole(k1, "tbptt: k1"), whole(k2, "tbptt: k2")
+    check_forward(model, "tbptt")
+    return _blocks(_Sequence(model, inputs, targets, lengths), loss, k1, k2, state)
+
+
+def _blocks(sequence: _Sequence, loss: Any, k1: int, k2: int, state: Any) -> Iterator[Block]:
+    """The generator itself, so that wrong arguments raise at the call."""
+    T = sequence.T
+    window, state_at = state, 0  # the state before the window of the block, and where that is
+    for a in range(0, T, k1):
+        b = min(a + k1, T)
+        if k2 >= k1:
+            # The next window begins k1 steps after this one, where its state is left behind.
+            following = max(0, b + k1 - k2)
+            value, size, window, after = _one(sequence, loss, a, b, state_at, following, window)
+            state_at = following
+        else:
+            value, size, after = _pieces(sequence, loss, a, b, k2, window)
+            window = after
+        yield Block(value, size, after, a, b)
+
+
+def _one(
+    sequence: _Sequence, loss: Any, a: int, b: int, s: int, following: int, state: Any
+) -> tuple[float, int, Any, Any]:
+    """Forward over steps s to b, the error of those from a on back through all of them."""
+    following = min(following, b)
+    predictions, left = [], state
+    if following > s:
+        prediction, state = sequence.run(s, following, state)
+        predictions.append(prediction)
+        left = detach(state)
+    if b > following:
+        prediction, state = sequence.run(following, b, state)
+        predictions.append(prediction)
+    prediction = predictions[0] if len(predictions) == 1 else map_columns(concat, predictions)
+    newest = map_leaves(lambda leaf: leaf[a - s :], prediction)
+    value = loss(newest, sequence.targets_of(a, b))
+    _backward(value)
+    return float(value.item()), sequence.size(a, b), left, detach(state)
+
+
+def _pieces(
+    sequence: _Sequence, loss: Any, a: int, b: int, k2: int, state: Any
+) -> tuple[float, int, Any]:
+    """Steps a to b in pieces, each with its share in the mean over all of them."""
+    total, all_of_it = 0.0, sequence.size(a, b)
+    for s in range(a, b, k2):
+        e = min(s + k2, b)
+        prediction, state = sequence.run(s, e, state)
+        share = sequence.size(s, e) / max(all_of_it, 1)
+        value = loss(prediction, sequence.targets_of(s, e)) * share
+        _backward(value)
+        total += float(value.item())
+        state = detach(state)
+    return total, all_of_it, state
+
+
+def _backward(value: Any) -> None:
+    if not isinstance(value, Tensor) or value.size != 1:
+        found = f"shape {value.shape}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+        raise ValueError(
+            f"tbptt: the loss returned {found}, expected one number as a tensor, such as those of "
+            "nn.functional"
+        )
+    if not np.isfinite(value.item()):
+        raise ValueError(
+            f"tbptt: the loss is {value.item()}; this block has added nothing to the gradients. "
+            "Look for NaN in the data, lower the learning rate, or clip the gradient's norm"
+        )
+    value.backward()
+
+
+class _Sequence:
+    """A model, and the sequences that it is run over in parts."""
+
+    def __init__(self, model: Any, inputs: Any, targets: Any, lengths: Any) -> None:
+        self.model = model
+        self.inputs = map_leaves(lambda leaf: as_tensor(leaf, "tbptt: inputs"), inputs)
+        self.targets = map_leaves(lambda leaf: as_tensor(leaf, "tbptt: targets"), targets)
+        shapes = [leaf.shape for leaf in leaves(self.inputs)]
+        if not shapes or any(len(shape) < 2 for shape in shapes):
+            raise ShapeError(f"tbptt: inputs of shape {shapes} were given, expected (T, B, ...)")
+        self.T, self.B = shapes[0][:2]
+        for path, leaf in [*paths(self.inputs), *paths(self.targets)]:
+            if leaf.shape[:2] != (self.T, self.B):
+                raise ShapeError(
+                    f"tbptt: inputs are {shapes[0]}, but {path or 'there'} is {leaf.shape}, "
+                    f"expected {(self.T, self.B)} first in all of inputs and targets: one for each "
+                    "step"
+                )
+        self.lengths = None if lengths is None else np.asarray(lengths)
+        if self.lengths is not None and self.lengths.shape != (self.B,):
+            raise ShapeError(
+                f"tbptt: lengths has shape {self.lengths.shape}, expected ({self.B},): one for "
+                "each row"
+            )
+
+    def lengths_of(self, s: int, e: int) -> np.ndarray | None:
+        return None if self.lengths is None else np.clip(self.lengths - s, 0, e - s)
+
+    def size(self, s: int, e: int) -> int:
+        """How many steps there are of all rows."""
+        lengths = self.lengths_of(s, e)
+        return (e - s) * self.B if lengths is None else int(lengths.sum())
+
+    def targets_of(self, s: int, e: int) -> Any:
+        return map_leaves(lambda leaf: leaf[s:e], self.targets)
+
+    def run(self, s: int, e: int, state: Any) -> tuple[Any, Any]:
+        part = map_leaves(lambda leaf: leaf[s:e], self.inputs)
+        return run_with_state(self.model, part, state, self.lengths_of(s, e), "tbptt")
+
+
+def run_with_state(
+    model: Any, inputs: Any, state: Any, lengths: Any, caller: str
+) -> tuple[Any, Any]:
+    """(prediction, state) of a model that takes a state."""
+    run = getattr(model, "with_state", model)
+    more = {} if lengths is None else {"lengths": lengths}
+    made = run(inputs, state, **more)
+    if not isinstance(made, tuple) or len(made) != 2:
+        raise ValueError(
+            f"{caller}: the model {type(model).__name__} returned a {type(made).__name__}, "
+            "expected a pair (prediction, state), by which the state goes from block to block; "
+            "let it return that, as recurrent layers do, or use nn.Sequential"
+        )
+    return made
+
+
+def check_forward(model: Any, caller: str) -> None:
+    """Raise a ValueError for a model in which something runs from the last step to the first."""
+    for module in model.modules() if isinstance(model, Module) else ():
+        if isinstance(module, Recurrent) and (module.reverse or module.directions == 2):
+            raise ValueError(
+                f"{caller}: the model has a {type(module).__name__} that runs from the last step "
+                "to the first, which has no state to carry on from; expected one forward in time"
+            )
