@@ -17,6 +17,7 @@ import numpy as np
 from tinygrad_seq.kernels import build, memory, text, threads
 from tinygrad_seq.kernels.layout import Layout, Sizes, chunk, in_turns
 from tinygrad_seq.kernels.memory import address
+from tinygrad_seq.kernels.threads import PHASE_WORDS
 
 Array = np.ndarray
 MOST_LAYOUTS = 256  # sizes whose layouts are kept
@@ -202,22 +203,31 @@ class Runner:
         last = [np.empty(state.shape, self.dtype) for state in inputs.states]
         saved: Sequence[Array] = ()
         if keep and k is not None:
-            segments = -(-rows.steps // k)
-            saved = [
-                np.empty((max(segments - 1, 0), *state.shape), self.dtype)
-                for state in inputs.states
-            ]
+            count = max(-(-rows.steps // k) - 1, 0)  # segments after the first
+            saved = [np.empty((count, *state.shape), self.dtype) for state in inputs.states]
         keep_all = keep and k is None
         layout = self._layout("forward", inputs, rows.steps, keep_all)
         work = memory.Block(layout.bytes["work"])
         block = memory.Block(layout.bytes["kept"]) if keep_all else None
-        more = [address(state) for state in (*inputs.reset_states, *inputs.states, *last)]
-        more += [k, *map(address, saved)] if saved else [0] * (1 + len(last))  # type: ignore[list-item]
-        for y in ys:
-            more += address(y), *y.strides[:2]
+        more = self._forward_bases(inputs, ys, last, k or 0, saved)
         bases = self._bases(layout, inputs, work, block, more)
         threads.run(layout.fill(bases), layout.phases, layout.tasks)
         return ys, last, Kept(inputs, block, saved) if keep else None
+
+    def _forward_bases(
+        self,
+        inputs: Inputs,
+        ys: Sequence[Array],
+        last: Sequence[Array],
+        every: int = 0,
+        saved: Sequence[Array] = (),
+    ) -> list[int]:
+        """The bases that only a forward run has; outputs (T, B, n), or (B, n) for all steps."""
+        more = [address(state) for state in (*inputs.reset_states, *inputs.states, *last)]
+        more += [every, *map(address, saved)] if saved else [0] * (1 + len(last))
+        for y in ys:
+            more += address(y), *(y.strides[:2] if y.ndim == 3 else (0, y.strides[0]))
+        return more
 
     def backward(
         self, kept: Kept, dys: Sequence[Array], dlast: Sequence[Array | None]
@@ -263,10 +273,7 @@ class Runner:
         )
         nowhere = [np.empty((rows.B, n), self.dtype) for n in self._y_widths(inputs)]
         last = [np.empty_like(state) for state in inputs.states]
-        again = [address(state) for state in (*inputs.reset_states, *inputs.states, *last)]
-        again += [0] * (1 + len(last))
-        for y in nowhere:
-            again += address(y), 0, y.strides[0]
+        again = self._forward_bases(inputs, nowhere, last)
         bases = (
             self._bases(forward, inputs, again_work, block, again),
             self._bases(backward, inputs, work, block, more),
@@ -325,6 +332,30 @@ class Runner:
 
     def _y_widths(self, inputs: Inputs) -> list[int]:
         return [inputs.widths[slot] for slot in self.plan.y_slots]
+
+
+class Repeated:
+    """A forward run over one step, again and again, each from the states that the last one left.
+
+    Words are filled in and matrices packed once. Callers write into ``xs`` and ``states`` of
+    ``inputs``, which are this object's own, and read ``ys`` and ``states``.
+    """
+
+    def __init__(self, runner: Runner, inputs: Inputs) -> None:
+        self.inputs = inputs
+        self.ys = [np.empty((1, inputs.rows.B, n), runner.dtype) for n in runner._y_widths(inputs)]
+        self.layout = layout = runner._layout("forward", inputs, 1, False)
+        self._work = memory.Block(layout.bytes["work"])
+        more = runner._forward_bases(inputs, self.ys, inputs.states)
+        self._words = layout.fill(runner._bases(layout, inputs, self._work, None, more))
+        end = layout.phases * PHASE_WORDS
+        self._step = self._words[end - PHASE_WORDS : end].copy()  # the phase of the step itself
+        if layout.phases > 1:
+            threads.run(self._words, layout.phases - 1, layout.tasks)
+
+    def run(self) -> None:
+        self._words[:PHASE_WORDS] = self._step
+        threads.run(self._words, 1, self.layout.tasks)
 
 
 def _add(captured: dict[int, Array], k: int, gradient: Array) -> None:

@@ -35,6 +35,14 @@ def test_read_the_tape(capsys):
     assert "gradcheck: True" in capsys.readouterr().out
 
 
+def test_pictures(tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    written = example("pictures")["main"](["--output", str(tmp_path), "--batches", "2"])
+    assert len(written) == 13
+    assert all(path.stat().st_size > 10_000 for path in written)
+    assert "of the last flagged symbols right" in capsys.readouterr().out
+
+
 class TestForecast:
     main = staticmethod(example("temperature_forecast")["main"])
 

@@ -61,9 +61,11 @@ from tinygrad_seq.elementwise import (
 )
 from tinygrad_seq.errors import ShapeError, TapeError, TraceError
 from tinygrad_seq.finding import find_nan
+from tinygrad_seq.generation import generate, roll_out
 from tinygrad_seq.listing import Tape
 from tinygrad_seq.parallel import get_num_threads, set_num_threads
-from tinygrad_seq.recurrence import explain, kernel_source, scan, unroll
+from tinygrad_seq.recurrence import Stepper, explain, kernel_source, scan, unroll
+from tinygrad_seq.search import beam_search
 from tinygrad_seq.structural import (
     astype,
     broadcast_to,
@@ -86,6 +88,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ShapeError",
+    "Stepper",
     "Tape",
     "TapeError",
     "Tensor",
@@ -96,6 +99,7 @@ __all__ = [
     "argmax",
     "argmin",
     "astype",
+    "beam_search",
     "broadcast_to",
     "clip",
     "concat",
@@ -115,6 +119,7 @@ __all__ = [
     "flip",
     "full",
     "gelu",
+    "generate",
     "get_num_threads",
     "grad",
     "gradcheck",
@@ -145,6 +150,7 @@ __all__ = [
     "randn",
     "relu",
     "reshape",
+    "roll_out",
     "scan",
     "set_num_threads",
     "sigmoid",

@@ -8,14 +8,13 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from tinygrad_seq.errors import whole
-from tinygrad_seq.nn.module import Module
+from tinygrad_seq.nn.module import Module, in_mode
 from tinygrad_seq.optim import Optimizer, Schedule, clip_grad_norm_
 from tinygrad_seq.tape import no_grad
 from tinygrad_seq.tensors import FLOATS, Tensor, as_tensor
@@ -109,7 +108,7 @@ def fit(
     bar = _progress_bar(epochs) if progress else None
     try:
         for epoch in range(epochs):
-            with _mode(model, training=True):
+            with in_mode(model, training=True):
                 _train_epoch(model, batches, how, optimizer, clip_norm, history, epoch)
             if validation is not None:
                 history.validation.append(_evaluate(model, validation, how))
@@ -147,7 +146,7 @@ def evaluate(model: Any, batches: Iterable[Any], loss: Loss, *, carry_state: boo
 
 def _evaluate(model: Any, batches: Iterable[Any], how: _How) -> float:
     mean, state = _Mean(), None
-    with _mode(model, training=False), no_grad():
+    with in_mode(model, training=False), no_grad():
         for batch in batches:
             given = _checked(model, batch, "evaluate")
             prediction, after = _forward(model, given, how, state, "evaluate")
@@ -162,7 +161,7 @@ def predict(model: Any, inputs: Any, lengths: Any = None, **more: Any) -> Any:
     ``lengths`` and ``more`` are passed on to the model: ``predict(layer, x, state=state)``. Arrays
     become tensors, floating ones in the dtype of the model's parameters, as in ``fit``.
     """
-    with _mode(model, training=False), no_grad():
+    with in_mode(model, training=False), no_grad():
         given = _as_tensors(inputs, model, "predict")
         more = more if lengths is None else {**more, "lengths": lengths}
         return model(given, **more)
@@ -296,19 +295,6 @@ def _number(loss: Any, caller: str) -> float:
             "of nn.functional"
         )
     return float(loss.item())
-
-
-@contextmanager
-def _mode(model: Any, training: bool) -> Iterator[None]:
-    """The model in one mode inside the block; then every module in the mode that it was in."""
-    before = [(m, m.training) for m in model.modules()] if isinstance(model, Module) else []
-    for module, _ in before:
-        module.training = training
-    try:
-        yield
-    finally:
-        for module, was in before:
-            module.training = was
 
 
 class _Mean:

@@ -6,7 +6,9 @@ from tinygrad_seq.nn.convolution import AvgPool1d, BatchNorm1d, Conv1d, GlobalPo
 from tinygrad_seq.nn.gates import Gate
 from tinygrad_seq.nn.layers import Dropout, Embedding, LayerNorm, Linear, Sequential
 from tinygrad_seq.nn.module import Module, parameter
+from tinygrad_seq.nn.one_step import Stack, as_cell
 from tinygrad_seq.nn.recurrent import GRU, LSTM, RNN, Recurrent
+from tinygrad_seq.nn.sequence_to_sequence import Seq2Seq
 
 __all__ = [
     "GRU",
@@ -28,7 +30,10 @@ __all__ = [
     "Module",
     "RNNCell",
     "Recurrent",
+    "Seq2Seq",
     "Sequential",
+    "Stack",
+    "as_cell",
     "functional",
     "init",
     "parameter",

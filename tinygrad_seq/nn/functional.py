@@ -1,4 +1,6 @@
-"""Losses. Each averages its elements, or those that a mask selects; 0 if there are none.
+"""Losses, and attention.
+
+Each loss averages its elements, or those that a mask selects; 0 if there are none.
 
 ``mask`` is boolean and has the shape of the elements, or of their leading axes. What it leaves out
 may be anything, NaN too, and gets a gradient of exactly zero. A loss is float32 or float64.
@@ -11,15 +13,16 @@ from typing import Any
 
 import numpy as np
 
-from tinygrad_seq.composites import logsumexp, take_along_axis
+from tinygrad_seq.composites import logsumexp, softmax, take_along_axis
 from tinygrad_seq.elementwise import abs, minimum, softplus, sqrt, square, where
 from tinygrad_seq.errors import ShapeError
-from tinygrad_seq.structural import sum
+from tinygrad_seq.structural import permute_dims, sum
 from tinygrad_seq.tensors import Tensor, TensorLike, as_tensor
 
 __all__ = [
     "binary_cross_entropy_with_logits",
     "cross_entropy",
+    "dot_attention",
     "huber_loss",
     "l1_loss",
     "mse_loss",
@@ -149,3 +152,36 @@ def binary_cross_entropy_with_logits(
     chosen = _mask(mask, x.shape, loss)
     x, t = _select(x, chosen), _select(t, chosen)
     return _average(_select(softplus(x) - x * t, chosen), chosen)
+
+
+def dot_attention(
+    queries: TensorLike, keys: TensorLike, values: TensorLike | None = None, mask: Any = None
+) -> tuple[Tensor, Tensor]:
+    """What each query sees of a sequence: Σ_s a_ts v_s with a = softmax over s of q_t · k_s.
+
+    queries (T, B, H), keys (S, B, H), values (S, B, K), the keys unless given; ``mask`` (S, B),
+    booleans, says which places there are. Returns (T, B, K) and the weights a (T, B, S). A row
+    without any place sees zeros. (Dot-product attention: Luong, Pham, Manning 2015.)
+    """
+    q, k = as_tensor(queries, "dot_attention"), as_tensor(keys, "dot_attention")
+    v = k if values is None else as_tensor(values, "dot_attention")
+    if q.ndim != 3 or k.ndim != 3 or q.shape[1:] != k.shape[1:] or v.shape[:2] != k.shape[:2]:
+        raise ShapeError(
+            f"dot_attention: queries {q.shape}, keys {k.shape} and values {v.shape} were given, "
+            "expected (T, B, H), (S, B, H) and (S, B, K)"
+        )
+    scores = permute_dims(q, (1, 0, 2)) @ permute_dims(k, (1, 2, 0))  # (B, T, S)
+    if mask is None:
+        weights = softmax(scores, axis=-1)
+    else:
+        there = np.asarray(mask)
+        if there.dtype != np.bool_ or there.shape != k.shape[:2]:
+            raise ShapeError(
+                f"dot_attention: a mask {there.dtype}{there.shape} was given, expected booleans "
+                f"{k.shape[:2]}"
+            )
+        rows = there.T[:, None, :]
+        weights = where(rows, softmax(where(rows, scores, -1e9), axis=-1), 0.0)
+        v = where(there[:, :, None], v, 0.0)  # padding may be anything
+    seen = weights @ permute_dims(v, (1, 0, 2))
+    return permute_dims(seen, (1, 0, 2)), permute_dims(weights, (1, 0, 2))

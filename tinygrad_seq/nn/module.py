@@ -8,6 +8,7 @@ Imports the engine.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from reprlib import recursive_repr
 from typing import Any
 
@@ -267,3 +268,16 @@ def parameter(values: TensorLike, dtype: DTypeLike | None = None) -> Tensor:
     made = wrap(as_array(values, wanted, copy=True), None)
     made.requires_grad = True
     return made
+
+
+@contextmanager
+def in_mode(model: Any, training: bool) -> Iterator[None]:
+    """The model in one mode inside the block; then every module in the mode that it was in."""
+    before = [(m, m.training) for m in model.modules()] if isinstance(model, Module) else []
+    for module, _ in before:
+        module.training = training
+    try:
+        yield
+    finally:
+        for module, was in before:
+            module.training = was

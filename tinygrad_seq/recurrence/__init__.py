@@ -3,12 +3,13 @@
 ``arguments.py`` checks what a driver is given; ``stepwise.py`` is ``unroll``, the reference that
 runs the cell step by step on the tape. ``compiled.py`` is ``scan``: ``trace.py`` writes down what
 the cell does in a step, ``derive.py`` continues that with its derivative, ``plan.py`` lays it out,
-and the kernels do the rest. ``replay.py`` is for derivatives of derivatives, ``showing.py`` for
-readers.
+and the kernels do the rest; ``stepping.py`` runs them a step at a time. ``replay.py`` is for
+derivatives of derivatives, ``showing.py`` for readers.
 """
 
 from tinygrad_seq.recurrence.compiled import scan
 from tinygrad_seq.recurrence.showing import explain, kernel_source
+from tinygrad_seq.recurrence.stepping import Stepper
 from tinygrad_seq.recurrence.stepwise import unroll
 
-__all__ = ["explain", "kernel_source", "scan", "unroll"]
+__all__ = ["Stepper", "explain", "kernel_source", "scan", "unroll"]

@@ -66,7 +66,7 @@ def scan(
         return no_steps(cell, given), given.state
     if given.B == 0 or any(tape.by_steps for tape in recording.tapes):
         return run_steps(cell, given, reverse)
-    return _Scan(cell, given, reverse, checkpoint).run()
+    return Call(cell, given, reverse, checkpoint).run()
 
 
 def _dtype(given: Given) -> np.dtype[Any]:
@@ -89,7 +89,7 @@ def _dtype(given: Given) -> np.dtype[Any]:
     return dtype
 
 
-class _Scan:
+class Call:
     """One call of ``scan``."""
 
     def __init__(self, cell: Cell, given: Given, reverse: bool, checkpoint: int | None) -> None:
@@ -124,15 +124,13 @@ class _Scan:
         """The compiled code, with a way back if something needs one."""
         return _runner(self.step, needs, _name(self.cell))
 
-    def run(self) -> tuple[Any, Any]:
+    def arrays(self, runner: Any) -> Any:
+        """What the compiled code reads."""
         from tinygrad_seq.kernels import cpu
 
-        step, given, trace = self.step, self.given, self.step.trace
-        inputs, needs = self.inputs(), self.needs()
-        record = recording.enabled and any(any(each) for each in needs)
-        runner = self.runner(needs if record else None)
+        given, trace = self.given, self.step.trace
         states = [_ready(s._data, self.dtype) for s in self.states]
-        arrays = cpu.Inputs(
+        return cpu.Inputs(
             rows=cpu.rows_of(given.T, given.B, given.lengths, self.reverse),
             xs=[_rows_ready(x._data, self.dtype) for x in self.xs],
             states=states,
@@ -146,10 +144,17 @@ class _Scan:
             ],
             numbers=trace.numbers[: runner.plan.numbers],
             seeds=trace.seeds,
-            widths=tuple(trace.widths[: step.length]),
+            widths=tuple(trace.widths[: self.step.length]),
             starts=trace.starts,
             checkpoint=self.checkpoint,
         )
+
+    def run(self) -> tuple[Any, Any]:
+        step, given = self.step, self.given
+        inputs, needs = self.inputs(), self.needs()
+        record = recording.enabled and any(any(each) for each in needs)
+        runner = self.runner(needs if record else None)
+        arrays = self.arrays(runner)
         y_leaves = leaves(step.y)
         ys, last, kept = runner.forward(arrays, record)
         shapes = [(given.T, *y.shape) for y in y_leaves] + [s.shape for s in self.states]
@@ -165,7 +170,7 @@ class _Scan:
 def prepare(cell: Cell, xs: Any, state: Any) -> Any:
     """What would run for these arguments, with a way back."""
     given = check_arguments(cell, xs, state, None, None, "scan")
-    scan = _Scan(cell, given, False, None)
+    scan = Call(cell, given, False, None)
     needs = scan.needs()
     if not any(any(each) for each in needs):
         floating = [x.dtype in FLOATS for x in scan.xs]
@@ -249,7 +254,7 @@ class _Run:
     """A recorded scan: what it kept, and the way back through it."""
 
     def __init__(
-        self, scan: _Scan, runner: Any, kept: Any, inputs: Sequence[Tensor], values: Sequence[Any]
+        self, scan: Call, runner: Any, kept: Any, inputs: Sequence[Tensor], values: Sequence[Any]
     ) -> None:
         self.runner, self.kept, self.scan = runner, kept, scan
         self.shapes = [t.shape for t in inputs]

@@ -1,0 +1,263 @@
+"""One step at a time, sampling, roll-out, beam search, sequence to sequence."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+
+import tinygrad_seq as tgs
+from tinygrad_seq import nn
+from tinygrad_seq.trees import leaves
+
+
+def language_model(rng=0, V=7):
+    return nn.Sequential(
+        nn.Embedding(V, 3, rng=rng), nn.GRU(3, 5, 2, dropout=0.5, rng=rng), nn.Linear(5, V, rng=rng)
+    )
+
+
+class TestStepper:
+    @pytest.mark.parametrize("B", [1, 3])
+    def test_it_does_what_scan_does(self, B):
+        rng = np.random.default_rng(0)
+        cell = nn.Head(nn.LSTMCell(3, 5, rng=rng), 2, activation="tanh", rng=rng)
+        xs = rng.standard_normal((6, B, 3)).astype("f4")
+        ys, last = tgs.scan(cell, xs)
+        step = tgs.Stepper(cell, xs[0])
+        for x, y in zip(xs, ys.numpy(), strict=True):
+            np.testing.assert_array_equal(step(x).numpy(), y)
+        for a, b in zip(step.state, last, strict=True):
+            np.testing.assert_array_equal(a.numpy(), b.numpy())
+        step.state = cell.initial_state(B)
+        np.testing.assert_array_equal(step(tgs.tensor(xs[0])).numpy(), ys.numpy()[0])
+
+    def test_structures(self):
+        def cell(x, state):
+            total = state[0] + x["a"] * tgs.sum(x["b"], axis=-1, keepdims=True)
+            return {"total": total, "first": total[:, 0]}, (total,)
+
+        step = tgs.Stepper(cell, {"a": np.ones((2, 3)), "b": np.ones((2, 2))}, (np.zeros((2, 3)),))
+        step({"a": np.ones((2, 3)), "b": np.ones((2, 2))})
+        y = step({"a": np.full((2, 3), 2.0), "b": np.ones((2, 2))})
+        assert y["total"].numpy().tolist() == [[6.0] * 3] * 2
+        assert y["first"].shape == (2,)
+        assert step.state[0].numpy().tolist() == [[6.0] * 3] * 2
+
+    def test_an_output_is_not_written_again(self):
+        step = tgs.Stepper(lambda x, h: (h + x, h + x), np.ones((1, 2)), np.zeros((1, 2)))
+        first = step(np.ones((1, 2)))
+        step(np.ones((1, 2)))
+        assert first.numpy().tolist() == [[1.0, 1.0]]
+
+    def test_errors(self):
+        cell = nn.RNNCell(3, 4, zoneout=0.5, rng=0)
+        with pytest.raises(tgs.TraceError, match=r"draws random numbers.*model.eval\(\)"):
+            tgs.Stepper(cell, np.ones((1, 3), "f4"))
+        cell.eval()
+        step = tgs.Stepper(cell, np.ones((1, 3), "f4"))
+        with pytest.raises(tgs.ShapeError, match=r"x has shape \(2, 3\), expected \(1, 3\)"):
+            step(np.ones((2, 3), "f4"))
+        with pytest.raises(tgs.ShapeError, match=r"a state of \(1, 3\) given, expected \(1, 4\)"):
+            step.state = tgs.zeros(1, 3)
+        with pytest.raises(tgs.ShapeError, match="state is "):
+            step.state = (tgs.zeros(1, 4), tgs.zeros(1, 4))
+        with pytest.raises(tgs.ShapeError, match="x has no rows"):
+            tgs.Stepper(cell, np.ones((0, 3), "f4"))
+
+
+class TestGenerate:
+    def test_the_likeliest_are_those_of_the_whole_sequence(self):
+        """Feeding back one at a time is running the model over all that there is so far."""
+        model, prompt = language_model(), [[1, 2], [3, 0], [5, 5]]
+        made = tgs.generate(model, prompt, 6, temperature=0)
+        assert model.training
+        model.eval()
+        so_far = np.array(prompt)
+        for row in made:
+            best = model(so_far).numpy()[-1].argmax(axis=-1)
+            assert row.tolist() == best.tolist()
+            so_far = np.concatenate([so_far, best[None]])
+        assert tgs.generate(model, [1, 3, 5], 6, temperature=0).tolist() == made[:, 0].tolist()
+
+    def test_symbols_are_drawn_as_their_logits_say(self):
+        V = 4
+        model = nn.Sequential(nn.Embedding(V, 2, rng=0), nn.RNN(2, 3, rng=0), nn.Linear(3, V))
+        model.layers[2].weight.data = np.zeros((V, 3), "f4")
+        model.layers[2].bias.data = logits = np.array([0.0, 1.0, 2.0, -1.0], "f4")
+        for temperature in (1.0, 2.0):
+            drawn = tgs.generate(model, np.zeros((1, 400), int), 10, temperature=temperature, rng=0)
+            expected = np.exp(logits / temperature)
+            found = np.bincount(drawn.ravel(), minlength=V) / drawn.size
+            np.testing.assert_allclose(found, expected / expected.sum(), atol=0.02)
+        drawn = tgs.generate(model, np.zeros((1, 50), int), 10, top_k=2, rng=0)
+        assert set(drawn.ravel().tolist()) == {1, 2}
+        again = tgs.generate(model, np.zeros((1, 50), int), 10, top_k=2, rng=0)
+        assert (again == drawn).all()
+
+    def test_roll_out(self):
+        model = nn.Sequential(nn.LSTM(2, 4, rng=0), nn.Linear(4, 2, rng=0))
+        start = np.random.default_rng(0).standard_normal((3, 2, 2)).astype("f4")
+        made = tgs.roll_out(model, start, 4)
+        so_far = start
+        for row in made:
+            y = model(so_far).numpy()[-1]
+            np.testing.assert_allclose(row, y, atol=1e-6)
+            so_far = np.concatenate([so_far, y[None]])
+        with pytest.raises(tgs.ShapeError, match=r"predicts \(2, 3\), expected \(2, 2\)"):
+            tgs.roll_out(nn.Sequential(nn.RNN(2, 3)), start, 2)
+
+    def test_errors(self):
+        model = language_model()
+        bad = {
+            "is the vocabulary that of another model": lambda: tgs.generate(model, [9], 2),
+            r"expected integers \(T,\) or \(T, B\)": lambda: tgs.generate(model, [], 2),
+            "temperature -1 was given": lambda: tgs.generate(model, [1], 2, temperature=-1),
+            "top_k: 0 was given": lambda: tgs.generate(model, [1], 2, top_k=0),
+            "the model has no recurrent layer": lambda: tgs.generate(
+                nn.Sequential(nn.Embedding(3, 2), nn.Linear(2, 3)), [1], 2
+            ),
+            "runs from the last step": lambda: nn.as_cell(nn.GRU(2, 3, bidirectional=True)),
+        }
+        for words, call in bad.items():
+            with pytest.raises(ValueError, match=words):
+                call()
+
+
+def every_sequence(table, start, end, longest):
+    """All sequences with the sum of their log-probabilities, the best first.
+
+    ``table[n, a, b]`` are those of what comes at place n after a symbol b that followed a.
+    """
+    found = []
+    symbols = [v for v in range(len(table)) if v != end]
+    for n in range(longest + 1):
+        for ids in itertools.product(symbols, repeat=n):
+            line = [0, start, *ids] + [end] * (n < longest)
+            total = sum(table[(k, *line[k : k + 3])] for k in range(len(line) - 2))
+            found.append((total, list(ids)))
+    return sorted(found, key=lambda each: -each[0])
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_beam_search_finds_the_likeliest(seed):
+    """Wide enough it is exhaustive, and with a width of 1 greedy."""
+    rng = np.random.default_rng(seed)
+    logits = 2 * rng.standard_normal((4, 4, 4, 4))
+    table = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+
+    def step(ids, state):
+        before, place = state["before"], state["place"]
+        assert len(before) == len(ids)
+        return logits[place, before, ids], {"before": ids, "place": place + 1}
+
+    def search(width):
+        first = {"before": np.zeros(width, int), "place": np.zeros(width, int)}
+        return tgs.beam_search(step, first, start=0, end=3, width=width, longest=4)
+
+    expected = every_sequence(table, 0, 3, 4)
+    for hypothesis, (score, ids) in zip(search(120)[:20], expected, strict=False):
+        assert hypothesis.score == pytest.approx(score)
+        assert hypothesis.ids == ids
+        assert hypothesis.ended == (len(ids) < 4)
+    ids, line = [], [0, 0]
+    while len(ids) < 4 and (symbol := int(logits[len(ids), line[-2], line[-1]].argmax())) != 3:
+        ids.append(symbol)
+        line.append(symbol)
+    assert search(1)[0].ids == ids
+    assert search(2)[0].score >= search(1)[0].score
+    with pytest.raises(ValueError, match="beam_search: width: 0 was given"):
+        search(0)
+
+
+class TestAttention:
+    def test_against_loops(self):
+        rng = np.random.default_rng(0)
+        T, S, B, H, K = 3, 4, 2, 5, 2
+        q, k, v = (rng.standard_normal(shape) for shape in ((T, B, H), (S, B, H), (S, B, K)))
+        mask = np.array([[1, 1], [1, 1], [1, 0], [0, 0]], bool)
+        k[~mask] = v[~mask] = np.nan
+        seen, weights = nn.functional.dot_attention(q, np.nan_to_num(k), v, mask)
+        for t, b in np.ndindex(T, B):
+            places = np.flatnonzero(mask[:, b])
+            a = np.exp([q[t, b] @ k[s, b] for s in places])
+            a /= a.sum()
+            np.testing.assert_allclose(weights.numpy()[t, b, places], a)
+            np.testing.assert_allclose(
+                seen.numpy()[t, b], sum(w * v[s, b] for w, s in zip(a, places, strict=True))
+            )
+        assert not weights.numpy()[:, 1, 2:].any()
+
+    def test_derivative_and_nothing_to_see(self):
+        rng = np.random.default_rng(0)
+        q, k = rng.standard_normal((2, 2, 3)), rng.standard_normal((3, 2, 3))
+        mask = np.array([[1, 0], [1, 0], [0, 0]], bool)
+        attend = lambda q, k: nn.functional.dot_attention(q, k, mask=mask)[0]  # noqa: E731
+        assert tgs.gradcheck(attend, (tgs.tensor(q), tgs.tensor(k)))
+        assert not attend(q, k).numpy()[:, 1].any()
+        with pytest.raises(tgs.ShapeError, match=r"a mask bool\(2, 3\) was given"):
+            nn.functional.dot_attention(q, k, mask=mask.T)
+
+
+class TestSeq2Seq:
+    @pytest.mark.parametrize("layer", ["lstm", "gru"])
+    @pytest.mark.parametrize("attention", [True, False])
+    def test_decoding_is_teacher_forcing_with_its_own_symbols(self, layer, attention):
+        rng = np.random.default_rng(1)
+        model = nn.Seq2Seq(6, 5, 4, layer=layer, attention=attention, dropout=0.3, rng=rng)
+        source, lengths = rng.integers(0, 6, (7, 3)), [7, 2, 4]
+        made = model.greedy(source, lengths, start=0, end=4, longest=6)
+        wide = model.beam(source, lengths, start=0, end=4, longest=6, width=1)
+        assert made == wide
+        model.eval()
+        for b, ids in enumerate(made):
+            target = np.array([0, *ids])[:, None]
+            logits = model(source[:, b : b + 1], target, [lengths[b]]).numpy()[:, 0]
+            assert logits[: len(ids)].argmax(axis=-1).tolist() == ids
+            if len(ids) < 6:
+                assert logits[len(ids)].argmax() == 4
+
+    def test_padding_changes_nothing(self):
+        rng = np.random.default_rng(1)
+        model = nn.Seq2Seq(6, 5, 4, rng=rng)
+        source, target = rng.integers(0, 6, (5, 1)), rng.integers(0, 5, (3, 1))
+        plain = model(source, target).numpy()
+        padded = np.concatenate([source, rng.integers(0, 6, (4, 1))])
+        np.testing.assert_allclose(model(padded, target, [5]).numpy(), plain, atol=1e-6)
+
+    def test_it_learns_to_turn_a_sequence_around(self):
+        rng = np.random.default_rng(0)
+        model = nn.Seq2Seq(7, 7, 32, rng=rng)
+        optimizer = tgs.optim.Adam(model.parameters(), 1e-2)
+        for _ in range(120):
+            ids = rng.integers(2, 7, (4, 32))
+            target = np.concatenate([np.zeros((1, 32), int), ids[::-1], np.ones((1, 32), int)])
+            loss = nn.functional.cross_entropy(model(ids, target[:-1]), target[1:])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        ids = rng.integers(2, 7, (4, 50))
+        made = model.greedy(ids, start=0, end=1, longest=6)
+        right = sum(m == ids[::-1, b].tolist() for b, m in enumerate(made))
+        assert right >= 40
+
+    def test_errors(self):
+        with pytest.raises(ValueError, match="layer 'cnn' was given"):
+            nn.Seq2Seq(3, 3, 4, layer="cnn")
+        with pytest.raises(tgs.ShapeError, match=r"source has shape \(3,\), expected \(S, B\)"):
+            nn.Seq2Seq(3, 3, 4)(np.array([1, 2, 0]), np.array([[0]]))
+        with pytest.raises(ValueError, match="beam: width: 0 was given"):
+            nn.Seq2Seq(3, 3, 4).beam(np.array([[1]]), start=0, end=1, longest=3, width=0)
+
+
+def test_a_model_as_a_cell():
+    model = nn.Sequential(nn.LSTM(3, 4, 2, rng=0), tgs.tanh, nn.Linear(4, 2, rng=0))
+    x = np.random.default_rng(0).standard_normal((5, 2, 3)).astype("f4")
+    ys, states = tgs.unroll(nn.as_cell(model), x)
+    np.testing.assert_allclose(ys.numpy(), model(x).numpy(), atol=1e-6)
+    assert [leaf.shape for leaf in leaves(states)] == [(2, 4)] * 4
+    cell = nn.RNNCell(2, 3)
+    assert nn.as_cell(cell) is cell
+    with pytest.raises(tgs.ShapeError, match="expected a tuple of 2, one for each cell"):
+        nn.as_cell(model)(tgs.tensor(x[0]), None)

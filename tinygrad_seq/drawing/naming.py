@@ -1,0 +1,134 @@
+"""What things in a cell are called: its parameters, their views, and the values of its own code.
+
+Imports the engine and recurrence.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tinygrad_seq.recurrence.trace import Trace, Traced
+from tinygrad_seq.tape import Entry
+from tinygrad_seq.tensors import Tensor
+
+
+class Names:
+    """What a cell calls its tensors, and, of the time inside ``with``, the values of its step.
+
+    Python reports each function that returns. If its code stands in a module of the cell, or of a
+    module inside, its variables are looked at.
+    """
+
+    def __init__(self, cell: Any) -> None:
+        modules = [cell, *(cell.modules() if hasattr(cell, "modules") else ())]
+        types = [base for each in modules for base in type(each).__mro__]
+        self._of_cell = {getattr(each, "__module__", None) for each in (cell, *types)}
+        self._frames: list[dict[str, Any]] = [getattr(cell, "__dict__", {})]
+        self.tensors: list[tuple[str, Tensor]] = []
+        for attribute in ("named_parameters", "named_buffers"):
+            self.tensors += [(short(n), t) for n, t in getattr(cell, attribute, tuple)()]
+
+    def __enter__(self) -> None:
+        self._before = sys.getprofile()
+        sys.setprofile(self._look)
+
+    def __exit__(self, *_: object) -> None:
+        sys.setprofile(self._before)
+
+    def _look(self, frame: Any, event: str, _: Any) -> None:
+        if event == "return" and frame.f_globals.get("__name__") in self._of_cell:
+            seen = {n: frame.f_globals.get(n) for n in frame.f_code.co_names}
+            self._frames.insert(
+                0, {**seen, **frame.f_locals}
+            )  # callers return later, and come first
+
+    def values(self, trace: Trace) -> tuple[dict[int, str], dict[int, int]]:
+        """Lines of the trace by name, no name twice, and how far inside each name was found.
+
+        The tensors that were found with them are added to ``tensors``.
+        """
+        lines: dict[int, str] = {}
+        depth: dict[int, int] = {}
+        for k, frame in enumerate(self._frames):
+            for name, value in frame.items():
+                if not isinstance(value, Tensor):
+                    continue
+                data = value._data
+                if type(data) is not Traced:
+                    self.tensors.append((short(name), value))
+                elif data.trace is trace and data.slot not in lines and name not in lines.values():
+                    lines[data.slot], depth[data.slot] = name, k
+        return lines, depth
+
+
+def short(name: str) -> str:
+    """weight_ih as W_ih, gate.bias as gate.b."""
+    *path, last = name.split(".")
+    for word, letter in (("weight", "W"), ("bias", "b")):
+        if last == word or last.startswith(word + "_"):
+            last = letter + last.removeprefix(word)
+    return ".".join([*path, last])
+
+
+class Widths(NamedTuple):
+    """Places along an axis, in words: H for the state's width and I for the input's."""
+
+    H: int
+    I: int
+
+    def cut(self, start: int, stop: int, width: int) -> str:
+        first = self._place(start) if start else ""
+        return f"{first}:" if stop == width else f"{first}:{self._place(stop)}"
+
+    def _place(self, n: int) -> str:
+        if self.H > 1 and n and n % self.H == 0:
+            return "H" if n == self.H else f"{n // self.H}H"
+        return "I" if n == self.I > 1 else str(n)
+
+
+def tensor_text(tensor: Tensor, names: list[tuple[str, Tensor]], widths: Widths) -> str:
+    """What a cell closes over, in words; as a factor, ``W ·`` if it is transposed, else ``· W``."""
+    by_entry = {t._entry: name for name, t in reversed(names) if t._entry is not None}
+    way = [tensor._entry] if tensor._entry is not None else []  # the views it was taken through
+    while way and way[-1].op is not None and way[-1].op.view and way[-1].parents:
+        way.append(way[-1].parents[0])  # type: ignore[arg-type]
+    for k in reversed(range(len(way))):
+        if way[k] in by_entry:
+            return _viewed(by_entry[way[k]], way[k - 1 :: -1] if k else [], widths)
+    for name, t in names:  # off the tape, a view is known by its memory
+        if np.may_share_memory(t._data, tensor._data) and t.size:
+            return name + "ᵀ" * (t.ndim == 2 and t._data.strides == tensor._data.strides[::-1])
+    waiting, seen = way[-1:], set(way[-1:])
+    for entry in waiting:  # which grows
+        parents = [each for each in entry.parents if each is not None and each not in seen]
+        waiting += parents
+        seen.update(parents)
+    origins = [by_entry[entry] for entry in waiting if entry in by_entry]
+    if origins:
+        return f"(from {', '.join(dict.fromkeys(origins))})"
+    return "constant" if tensor.ndim else f"{float(tensor._data):.3g}"
+
+
+def _viewed(name: str, way: list[Entry], widths: Widths) -> str:
+    """A name with the cuts and the transposition that follow, the cuts on its own axes."""
+    transposed = False
+    for entry in way:
+        assert entry.op is not None
+        assert entry.parents[0] is not None
+        if entry.op.name == "permute_dims":
+            transposed = not transposed
+        elif entry.op.name == "getitem":
+            index, shape = (entry.saved or ((),))[-1], entry.parents[0].shape
+            if all(isinstance(part, slice) and part.step in (None, 1) for part in index):
+                cuts = [":"] * len(shape)
+                for k, (part, n) in enumerate(zip(index, shape, strict=False)):
+                    start, stop, _ = part.indices(n)
+                    cuts[k] = widths.cut(start, stop, n)
+                text = ", ".join(cuts[::-1] if transposed else cuts)
+                name += f"[{text.removesuffix(', :')}]"
+            else:
+                name += "[…]"
+    return name + "ᵀ" * transposed

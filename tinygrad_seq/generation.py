@@ -1,0 +1,149 @@
+"""Sequences made by a model: its own output fed back in, drawn by chance or as it is.
+
+Imports the engine, recurrence and nn.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from tinygrad_seq.creation import Rng, generator
+from tinygrad_seq.errors import ShapeError, whole
+from tinygrad_seq.nn.layers import Embedding, Sequential
+from tinygrad_seq.nn.module import Module, in_mode
+from tinygrad_seq.nn.one_step import as_cell
+from tinygrad_seq.recurrence import Stepper
+from tinygrad_seq.tensors import Tensor
+
+Array = np.ndarray
+
+
+class ModelSteps:
+    """A model run one step at a time: ``y = steps(x)``, x (B, ...), y an array (B, n).
+
+    ``model`` is a cell, a recurrent layer or an ``nn.Sequential``, which may begin with an
+    ``nn.Embedding``: x are integers (B,) then. ``x`` is an example of an input. The model is used
+    as it is now, in ``eval`` mode; ``state`` as in ``tgs.Stepper``.
+    """
+
+    def __init__(self, model: Any, x: Any, state: Any = None) -> None:
+        self.table: Array | None = None
+        if isinstance(model, Sequential) and len(model) and isinstance(model[0], Embedding):
+            self.table, model = model[0].weight.numpy(), Sequential(*model.layers[1:])
+        with in_mode(model, training=False):
+            cell = as_cell(model)
+            first = np.asarray(x) if self.table is None else self._look_up(x)
+            dtype = _dtype(model)
+            if dtype is not None and first.dtype.kind == "f":
+                first = first.astype(dtype)
+            self.stepper = Stepper(cell, first, state)
+
+    def _look_up(self, ids: Any) -> Array:
+        assert self.table is not None
+        at = np.asarray(ids)
+        if at.dtype.kind not in "iu":
+            raise ValueError(f"generate: ids of dtype {at.dtype} were given, expected integers")
+        if at.size and not 0 <= at.min() <= at.max() < len(self.table):
+            raise ValueError(
+                f"generate: ids from {at.min()} to {at.max()} were given, but the model's "
+                f"embedding has {len(self.table)}: is the vocabulary that of another model?"
+            )
+        found: Array = self.table[at]
+        return found
+
+    def __call__(self, x: Any) -> Array:
+        made: Tensor = self.stepper(x if self.table is None else self._look_up(x))
+        y: Array = made.numpy()
+        return y
+
+    @property
+    def state(self) -> Any:
+        return self.stepper.state
+
+    @state.setter
+    def state(self, state: Any) -> None:
+        self.stepper.state = state
+
+
+def generate(
+    model: Any,
+    prompt: Any,
+    steps: int,
+    *,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    rng: Rng = None,
+) -> Array:
+    """Go on from ``prompt`` for so many steps: each symbol is drawn and is the next input.
+
+    ``prompt`` (T,) or (T, B), integers, at least one step; ``model`` gives logits (B, V) a step
+    and begins with an ``nn.Embedding`` of V symbols. A symbol k is drawn with probability
+    proportional to exp(logit_k / temperature), the likeliest one taken if the temperature is 0;
+    with ``top_k`` only so many of the likeliest have a chance. Returns the new symbols, (steps,) or
+    (steps, B), int64.
+
+    The model runs compiled, a step at a time, with the cell that it was trained with.
+    """
+    ids = np.asarray(prompt)
+    if ids.ndim not in (1, 2) or not ids.size or ids.dtype.kind not in "iu":
+        raise ShapeError(
+            f"generate: the prompt is {ids.dtype}{ids.shape}, expected integers (T,) or (T, B), "
+            "one step at least"
+        )
+    steps = whole(steps, "generate: steps", least=0)
+    if not temperature >= 0:
+        raise ValueError(f"generate: temperature {temperature!r} was given, expected 0 or more")
+    if top_k is not None:
+        top_k = whole(top_k, "generate: top_k")
+    rows = ids if ids.ndim == 2 else ids[:, None]
+    run, chance = ModelSteps(model, rows[0]), generator(rng)
+    for row in rows:
+        logits = run(row)
+    made = np.empty((steps, rows.shape[1]), np.int64)
+    for s in range(steps):
+        made[s] = _drawn(logits, temperature, top_k, chance)
+        if s + 1 < steps:
+            logits = run(made[s])
+    return made if ids.ndim == 2 else made[:, 0]
+
+
+def _drawn(logits: Array, temperature: float, top_k: int | None, rng: np.random.Generator) -> Any:
+    """A symbol for each row of logits (B, V)."""
+    if temperature == 0:
+        return logits.argmax(axis=-1)
+    if top_k is not None and top_k < logits.shape[-1]:
+        least = np.partition(logits, -top_k, axis=-1)[:, -top_k, None]
+        logits = np.where(logits < least, -np.inf, logits)
+    # The largest of logits with Gumbel's noise is distributed as the softmax of the logits.
+    return (logits / temperature + rng.gumbel(size=logits.shape)).argmax(axis=-1)
+
+
+def roll_out(model: Any, start: Any, steps: int) -> Array:
+    """Feed a model's predictions back in: (steps, B, F) after ``start`` (T, B, F).
+
+    ``model`` predicts from each step's input (B, F) the next one's.
+    """
+    begun = np.asarray(start)
+    if begun.ndim != 3 or not len(begun):
+        raise ShapeError(f"roll_out: start is {begun.shape}, expected (T, B, F), one step at least")
+    steps = whole(steps, "roll_out: steps", least=0)
+    run = ModelSteps(model, begun[0])
+    for x in begun:
+        y = run(x)
+    if y.shape != begun.shape[1:]:
+        raise ShapeError(
+            f"roll_out: the model predicts {y.shape}, expected {begun.shape[1:]}, the next input"
+        )
+    made = np.empty((steps, *y.shape), y.dtype)
+    for s in range(steps):
+        made[s] = y
+        if s + 1 < steps:
+            y = run(y)
+    return made
+
+
+def _dtype(model: Any) -> Any:
+    parameters = model.parameters() if isinstance(model, Module) else ()
+    return next((p.dtype for p in parameters), None)

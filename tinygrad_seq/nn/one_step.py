@@ -1,0 +1,84 @@
+"""A model as a cell: one step of everything in it, for running one step at a time.
+
+Imports the engine, module, layers and recurrent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from tinygrad_seq.errors import ShapeError
+from tinygrad_seq.nn.layers import Sequential
+from tinygrad_seq.nn.module import Module
+from tinygrad_seq.nn.recurrent import Recurrent
+from tinygrad_seq.trees import structure
+
+
+class Stack(Module):
+    """Cells and layers one upon another, as one cell: ``y, states = stack(x, states)``.
+
+    ``Stack([cell, cell, nn.Linear(H, K)], [True, True, False])``: of each part whether it is a
+    cell, which gets and gives a state, or a function of what is below it. The states are a tuple
+    with one for each cell, in order.
+    """
+
+    def __init__(self, parts: Sequence[Any], are_cells: Sequence[bool]) -> None:
+        if len(parts) != len(are_cells) or not any(are_cells):
+            raise ValueError(
+                f"Stack: {len(parts)} parts and {list(are_cells)} were given, expected of each "
+                "part whether it is a cell, and at least one that is"
+            )
+        self.parts, self.are_cells = list(parts), list(are_cells)
+        self.cells = [part for part, is_cell in zip(parts, are_cells, strict=True) if is_cell]
+
+    def initial_state(self, batch_size: int) -> tuple[Any, ...]:
+        """The initial states of the cells."""
+        return tuple(cell.initial_state(batch_size) for cell in self.cells)
+
+    def forward(self, x: Any, states: Any) -> tuple[Any, Any]:
+        if not isinstance(states, tuple) or len(states) != len(self.cells):
+            raise ShapeError(
+                f"Stack: the state is {structure(states)}, expected a tuple of {len(self.cells)}, "
+                "one for each cell"
+            )
+        remaining, after = iter(states), []
+        for part, is_cell in zip(self.parts, self.are_cells, strict=True):
+            if is_cell:
+                x, state = part(x, next(remaining))
+                after.append(state)
+            else:
+                x = part(x)
+        return x, tuple(after)
+
+
+def as_cell(model: Any) -> Any:
+    """One step of a recurrent layer or of an ``nn.Sequential``, as a cell with the same parameters.
+
+    Other callables are cells already and come back as they are. Raises ValueError for a model that
+    runs backward in time, which has no step, and for one without a recurrent layer.
+    """
+    if not isinstance(model, (Recurrent, Sequential)):
+        return model
+    parts = _parts(model)
+    if not any(is_cell for _, is_cell in parts):
+        raise ValueError("as_cell: the model has no recurrent layer, expected one at least")
+    return Stack([part for part, _ in parts], [is_cell for _, is_cell in parts])
+
+
+def _parts(model: Any) -> list[tuple[Any, bool]]:
+    if isinstance(model, Sequential):
+        return [part for layer in model.layers for part in _parts(layer)]
+    if not isinstance(model, Recurrent):
+        return [(model, False)]
+    if model.directions == 2 or model.reverse:
+        raise ValueError(
+            f"as_cell: a {type(model).__name__} runs from the last step to the first, and has no "
+            "next step; expected layers forward in time"
+        )
+    parts: list[tuple[Any, bool]] = []
+    for k, cell in enumerate(model.cells):
+        if k:
+            parts.append((model.dropout, False))
+        parts.append((cell, True))
+    return parts

@@ -1,0 +1,177 @@
+"""An encoder and a decoder: from one sequence of symbols to another.
+
+Imports the engine, recurrence, search, module, layers, recurrent, one_step and functional.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from tinygrad_seq.creation import Rng, generator
+from tinygrad_seq.elementwise import tanh
+from tinygrad_seq.errors import ShapeError, whole
+from tinygrad_seq.nn.functional import dot_attention
+from tinygrad_seq.nn.layers import Dropout, Embedding, Linear
+from tinygrad_seq.nn.module import Module, in_mode
+from tinygrad_seq.nn.one_step import as_cell
+from tinygrad_seq.nn.recurrent import GRU, LSTM, RNN
+from tinygrad_seq.recurrence import Stepper
+from tinygrad_seq.search import beam_search
+from tinygrad_seq.structural import concat
+from tinygrad_seq.tape import no_grad
+from tinygrad_seq.tensors import Tensor
+from tinygrad_seq.trees import map_leaves
+
+LAYERS: dict[str, Any] = {"rnn": RNN, "lstm": LSTM, "gru": GRU}
+
+
+class Encoded(NamedTuple):
+    """What a decoder starts from."""
+
+    outputs: Tensor  # (S, B, H), of the encoder at each place
+    there: np.ndarray  # (S, B), booleans: which places are no padding
+    state: Any  # the encoder's last
+
+
+class Seq2Seq(Module):
+    """Encoder and decoder (Sutskever, Vinyals, Le 2014), with attention if asked (Luong 2015).
+
+    The encoder, an embedding and recurrent layers, reads the source; the decoder, others of the
+    same kind, starts from its last state and is given the target, shifted by one (teacher forcing),
+    to predict its next symbol. With ``attention`` each output o_t = V tanh(W [h_t, c_t]) sees
+    c_t = Σ_s a_ts e_s, e_s being the encoder's outputs and a = softmax(h_t · e_s).
+
+    ``logits = model(source, target, lengths)``: source (S, B) and target (T, B), integers, the
+    target beginning with a symbol of the start; lengths (B,) of the sources, None if all have S;
+    logits (T, B, target_size). ``layer`` is rnn, lstm or gru. ``greedy`` and ``beam`` decode.
+    """
+
+    def __init__(
+        self,
+        source_size: int,
+        target_size: int,
+        hidden_size: int,
+        *,
+        embedding_size: int | None = None,
+        layer: str = "lstm",
+        num_layers: int = 1,
+        attention: bool = True,
+        dropout: float = 0.0,
+        dtype: DTypeLike | None = None,
+        rng: Rng = None,
+    ) -> None:
+        if layer not in LAYERS:
+            raise ValueError(f"Seq2Seq: layer {layer!r} was given, expected rnn, lstm or gru")
+        rng, H = generator(rng), whole(hidden_size, "hidden_size")
+        E = H if embedding_size is None else whole(embedding_size, "embedding_size")
+        more: dict[str, Any] = {"dtype": dtype, "rng": rng}
+        self.source_embedding = Embedding(source_size, E, **more)
+        self.target_embedding = Embedding(target_size, E, **more)
+        self.encoder = LAYERS[layer](E, H, num_layers, dropout=dropout, **more)
+        self.decoder = LAYERS[layer](E, H, num_layers, dropout=dropout, **more)
+        self.dropout = Dropout(dropout, rng=rng)
+        self.combine = Linear(2 * H, H, **more) if attention else None
+        self.output = Linear(H, target_size, **more)
+
+    def forward(self, source: Any, target: Any, lengths: Any = None) -> Tensor:
+        encoded = self.encode(source, lengths)
+        hs, _ = self.decoder(self.dropout(self.target_embedding(target)), encoded.state)
+        return self.logits(hs, encoded)[0]
+
+    def encode(self, source: Any, lengths: Any = None) -> Encoded:
+        """Read the sources (S, B)."""
+        ids = np.asarray(source)
+        if ids.ndim != 2:
+            raise ShapeError(f"Seq2Seq: source has shape {ids.shape}, expected (S, B)")
+        outputs, state = self.encoder(self.dropout(self.source_embedding(source)), lengths=lengths)
+        there = np.ones(ids.shape, bool)
+        if lengths is not None:
+            there = np.arange(len(ids))[:, None] < np.asarray(lengths)
+        return Encoded(outputs, there, state)
+
+    def logits(self, hs: Tensor, encoded: Encoded) -> tuple[Tensor, Tensor | None]:
+        """Logits (T, B, V) from the decoder's outputs (T, B, H), and the weights (T, B, S)."""
+        weights = None
+        if self.combine is not None:
+            seen, weights = dot_attention(hs, encoded.outputs, mask=encoded.there)
+            hs = tanh(self.combine(concat([hs, seen], axis=-1)))
+        return self.output(self.dropout(hs)), weights
+
+    def greedy(
+        self, source: Any, lengths: Any = None, *, start: int, end: int, longest: int
+    ) -> list[list[int]]:
+        """For each source the likeliest symbol at every step, up to ``end`` or so many."""
+        with in_mode(self, training=False), no_grad():
+            encoded = self.encode(source, lengths)
+            steps = _Steps(self, encoded)
+            B = encoded.there.shape[1]
+            ids, done = np.full(B, start), np.zeros(B, bool)
+            made: list[list[int]] = [[] for _ in range(B)]
+            for _ in range(whole(longest, "greedy: longest")):
+                ids = steps(ids).argmax(axis=-1)
+                done |= ids == end
+                if done.all():
+                    break
+                for b in np.flatnonzero(~done):
+                    made[b].append(int(ids[b]))
+        return made
+
+    def beam(
+        self,
+        source: Any,
+        lengths: Any = None,
+        *,
+        start: int,
+        end: int,
+        longest: int,
+        width: int = 4,
+        length_penalty: float = 0.0,
+    ) -> list[list[int]]:
+        """For each source the likeliest sequence that ``tgs.beam_search`` finds."""
+        ids = np.asarray(source)
+        width = whole(width, "beam: width")
+        made = []
+        with in_mode(self, training=False), no_grad():
+            for b in range(ids.shape[1]):
+                n = len(ids) if lengths is None else int(np.asarray(lengths)[b])
+                encoded = self.encode(np.repeat(ids[: max(n, 1), b : b + 1], width, axis=1))
+                steps = _Steps(self, encoded)
+                found = beam_search(
+                    steps.from_state,
+                    steps.state,
+                    start=start,
+                    end=end,
+                    width=width,
+                    longest=longest,
+                    length_penalty=length_penalty,
+                )
+                made.append(found[0].ids)
+        return made
+
+
+class _Steps:
+    """The decoder one step at a time: logits (B, V) from symbols (B,)."""
+
+    def __init__(self, model: Seq2Seq, encoded: Encoded) -> None:
+        self.model, self.encoded = model, encoded
+        self.table = model.target_embedding.weight.numpy()
+        states = tuple(model.decoder._split_state(encoded.state))
+        first = np.zeros((encoded.there.shape[1], self.table.shape[1]), self.table.dtype)
+        self.stepper = Stepper(as_cell(model.decoder), first, states)
+
+    def __call__(self, ids: np.ndarray) -> np.ndarray:
+        hs = self.stepper(self.table[ids])
+        logits, _ = self.model.logits(hs.reshape(1, *hs.shape), self.encoded)
+        found: np.ndarray = logits.numpy()[0]
+        return found
+
+    @property
+    def state(self) -> Any:
+        return map_leaves(lambda leaf: leaf.numpy(), self.stepper.state)
+
+    def from_state(self, ids: np.ndarray, state: Any) -> tuple[np.ndarray, Any]:
+        self.stepper.state = state
+        return self(ids), self.state
