@@ -8,7 +8,7 @@ Imports build, layout, memory, text, threads and NumPy; it sees arrays, never a 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, NamedTuple
@@ -230,9 +230,18 @@ class Runner:
         return more
 
     def backward(
-        self, kept: Kept, dys: Sequence[Array], dlast: Sequence[Array | None]
+        self,
+        kept: Kept,
+        dys: Sequence[Array],
+        dlast: Sequence[Array | None],
+        seen: Callable[[int, dict[int, Array], list[Array | None]], None] | None = None,
     ) -> Gradients:
-        """Gradients of everything that wants one; ``dys`` (T, B, n), ``dlast`` (B, n)."""
+        """Gradients of everything that wants one; ``dys`` (T, B, n), ``dlast`` (B, n).
+
+        With ``seen`` the steps are done one at a time, from the last to the first, and it is called
+        for each with the step, its own share in the gradients of captured arrays, and the gradients
+        (B, n) of the states after it, rows in the order of the run. All steps must have been kept.
+        """
         plan, inputs = self.plan, kept.inputs
         rows, k = inputs.rows, inputs.checkpoint
         make = memory.zeros if rows.ragged else memory.empty
@@ -253,12 +262,55 @@ class Runner:
             more += (0, 0, 0) if dx is None else (address(dx), *dx.strides[:2])
         outs = [memory.empty((m.shape[0], m.distance), self.dtype) for m in layout.matrices]
         more += map(address, outs)
-        if kept.block is not None or not steps:
-            bases = self._bases(layout, inputs, work, kept.block, more)
-            threads.run(layout.fill(bases), layout.phases, layout.tasks)
-        else:
+        captured: dict[int, Array] = {}
+        if kept.block is None and steps:
             self._run_segments(kept, layout, work, more)
-        return self._gradients(layout, inputs, work, dxs, outs)
+        else:
+            words = layout.fill(self._bases(layout, inputs, work, kept.block, more))
+            if seen is None or not steps:
+                threads.run(words, layout.phases, layout.tasks)
+            else:
+                captured = self._each_step(layout, inputs, work, words, outs, seen)
+        captured = captured or self._captured(layout, inputs, work, outs)
+        return self._gradients(layout, inputs, work, dxs, captured)
+
+    def _each_step(
+        self,
+        layout: Layout,
+        inputs: Inputs,
+        work: memory.Block,
+        words: Array,
+        outs: Sequence[Array],
+        seen: Callable[[int, dict[int, Array], list[Array | None]], None],
+    ) -> dict[int, Array]:
+        """The way back in runs of one step; the gradients of captured arrays."""
+        phases = words[: layout.phases * PHASE_WORDS].reshape(-1, PHASE_WORDS)
+        if layout.functions[0] == "pack":
+            threads.run(words, 1, layout.tasks)
+        which = [layout.functions.index(n) for n in ("backward", "outer") if n in layout.functions]
+        templates = layout.template[: layout.phases * PHASE_WORDS].reshape(-1, PHASE_WORDS)[which]
+        total: dict[int, Array] = {}
+        sums = [layout.view(f"sum{k}", work) for k in {k for _, k in self.plan.derivative.sums}]
+        for s in reversed(range(layout.steps)):
+            for view in sums:
+                view.fill(0)
+            phases[: len(which)] = templates
+            phases[: len(which), 5:7] = s, s + 1
+            phases[: len(which), 7] = [s + 1 < layout.steps, False][: len(which)]
+            threads.run(words, len(which), layout.tasks)
+            share = self._captured(layout, inputs, work, outs)
+            for k, array in share.items():
+                total[k] = array if k not in total else total[k] + array
+            after = [
+                None
+                if arriving is None
+                else layout.view(f"dstate{k}", work)[(s + 1) & 1, :, : layout.width(slot)]
+                for k, (arriving, slot) in enumerate(
+                    zip(self.plan.derivative.after, self.plan.state_slots, strict=True)
+                )
+            ]
+            seen(s, share, after)
+        return total
 
     def _run_segments(
         self, kept: Kept, backward: Layout, work: memory.Block, more: list[int]
@@ -300,14 +352,12 @@ class Runner:
         inputs: Inputs,
         work: memory.Block,
         dxs: list[Array | None],
-        outs: Sequence[Array],
+        captured: dict[int, Array],
     ) -> Gradients:
         """What a way back has left in its memory."""
-        plan, rows = self.plan, inputs.rows
-        order = np.argsort(rows.batch) if rows.ragged else None
+        plan, order = self.plan, _batch_order(inputs.rows)
         states: list[Array | None] = [None] * len(inputs.states)
         resets = list(states)
-        captured: dict[int, Array] = {}
         for k, after in enumerate(plan.derivative.after):
             # A ring has two places, and step s writes into place s & 1.
             if after is not None and plan.wanted_states[k]:
@@ -316,7 +366,15 @@ class Runner:
                 states[k] = np.array(end if order is None else end[order])
             if after is not None and inputs.resets is not None:
                 resets[k] = np.array(layout.view(f"dreset{k}", work))
-        for k in {k for _, k in plan.derivative.sums}:
+        return Gradients(dxs, states, resets, captured)
+
+    def _captured(
+        self, layout: Layout, inputs: Inputs, work: memory.Block, outs: Sequence[Array]
+    ) -> dict[int, Array]:
+        """The gradients of captured arrays that a way back has left."""
+        captured: dict[int, Array] = {}
+        order = _batch_order(inputs.rows)
+        for k in {k for _, k in self.plan.derivative.sums}:
             parts = layout.view(f"sum{k}", work)
             if layout.values[f"sum{k}_b"]:
                 captured[k] = np.array(parts if order is None else parts[order])
@@ -328,7 +386,7 @@ class Runner:
             _add(captured, matrix.k, found.T if matrix.g_first else found)
         for k, array in captured.items():
             captured[k] = array.reshape(inputs.captured[k].shape)
-        return Gradients(dxs, states, resets, captured)
+        return captured
 
     def _y_widths(self, inputs: Inputs) -> list[int]:
         return [inputs.widths[slot] for slot in self.plan.y_slots]
@@ -361,6 +419,11 @@ class Repeated:
 def _add(captured: dict[int, Array], k: int, gradient: Array) -> None:
     before = captured.get(k)
     captured[k] = gradient if before is None else before + gradient
+
+
+def _batch_order(rows: Rows) -> Array | None:
+    """Where the rows of the batch stand in a run; None if that is their own order."""
+    return np.argsort(rows.batch) if rows.ragged else None
 
 
 def _ragged_edges(rows: Rows, tasks: int) -> Array:

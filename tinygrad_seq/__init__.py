@@ -64,7 +64,7 @@ from tinygrad_seq.finding import find_nan
 from tinygrad_seq.generation import generate, roll_out
 from tinygrad_seq.listing import Tape
 from tinygrad_seq.parallel import get_num_threads, set_num_threads
-from tinygrad_seq.recurrence import Stepper, explain, kernel_source, scan, unroll
+from tinygrad_seq.recurrence import Stepper, explain, gradient_flow, kernel_source, scan, unroll
 from tinygrad_seq.search import beam_search
 from tinygrad_seq.structural import (
     astype,
@@ -123,6 +123,7 @@ __all__ = [
     "get_num_threads",
     "grad",
     "gradcheck",
+    "gradient_flow",
     "jvp",
     "kernel_source",
     "leaky_relu",

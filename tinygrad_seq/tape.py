@@ -79,6 +79,7 @@ class _Recording(threading.local):
         self.before: list[bool] = []  # what `enabled` was outside each open set_recording
         self.tapes: tuple[Any, ...] = ()  # the open Tapes of listing.py
         self.tracer: Any = None  # while a cell is traced, the Trace of recurrence/trace.py
+        self.flow: Any = None  # while gradients are watched, the Watch of recurrence/flow.py
         self.draws: Any = None  # while a cell runs, where its random numbers come from
 
 

@@ -146,7 +146,7 @@ class Call:
             seeds=trace.seeds,
             widths=tuple(trace.widths[: self.step.length]),
             starts=trace.starts,
-            checkpoint=self.checkpoint,
+            checkpoint=None if recording.flow is not None else self.checkpoint,
         )
 
     def run(self) -> tuple[Any, Any]:
@@ -295,7 +295,8 @@ class _Run:
             None if (g := gradients.get(count + k)) is None else _ready(g, dtype)
             for k in range(len(scan.states))
         ]
-        found = self.runner.backward(self.kept, dys, dlast)
+        seen = None if recording.flow is None else recording.flow.of(self, dys)
+        found = self.runner.backward(self.kept, dys, dlast, seen)
         resets = found.reset_states
         states = found.states
         if scan.given.resets is not None and not scan.own_resets:

@@ -1,0 +1,136 @@
+"""How gradients flow back through time: their size at every step, from the compiled way back.
+
+Imports the engine and its own room.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from tinygrad_seq.structural import ARRAYS
+from tinygrad_seq.tape import Entry, recording, walk
+from tinygrad_seq.tensors import Tensor, entry_of
+from tinygrad_seq.trees import paths
+
+Array = np.ndarray
+
+
+@dataclass
+class GradientFlow:
+    """What ``gradient_flow`` found in one scan of T steps."""
+
+    states: dict[str, Array]  # norm of ∂L/∂s_t for each leaf of the state, (T,)
+    parameters: dict[str, Array]  # norm of step t's own share in ∂L/∂W for each parameter, (T,)
+    shares: dict[str, Array] = field(default_factory=dict)  # the shares, (T, ...), if kept
+
+
+def gradient_flow(
+    function: Callable[[], Tensor], parameters: Any = None, *, keep_shares: bool = False
+) -> list[GradientFlow]:
+    """The norms of a loss's gradients at every step of every scan that it is computed with.
+
+    ``tgs.gradient_flow(lambda: loss(model(x), y), model)``: the function computes a loss L, and is
+    called once. ``parameters`` gives names: a module, or a dict of tensors. ``.grad`` of nothing is
+    touched. Returns one ``GradientFlow`` for each scan, in the order in which they ran:
+
+    - ``states["state[0]"]`` (T,): the norm, over all rows of the batch, of ∂L/∂s_t, s_t being that
+      leaf of the state after step t: what comes back from the steps after t, and what the loss says
+      of it directly where y is that leaf. Where it shrinks or grows from step to step by a factor,
+      gradients vanish or explode.
+    - ``parameters["cells.0.weight_hh"]`` (T,): the norm of step t's own share in the gradient, the
+      derivative for the parameter as step t uses it; the shares of all steps sum to ∂L/∂W, and
+      ``shares`` holds them, (T, ...), with ``keep_shares``.
+
+    Steps are counted in the order of the inputs (shares of rows that run backward from their own
+    lengths, from the end of the run). (Norms through time: Pascanu, Mikolov, Bengio
+    2013.) It takes several times as long as ``backward``, as each step is done on its own.
+
+    Raises ValueError if the function gives no loss, or computes it without a compiled scan.
+    """
+    watch = _Watch(_names(parameters), keep_shares)
+    outer, recording.flow = recording.flow, watch
+    try:
+        loss = function()
+        if not isinstance(loss, Tensor) or loss.size != 1 or not loss.requires_grad:
+            found = f"shape {loss.shape}" if isinstance(loss, Tensor) else type(loss).__name__
+            raise ValueError(
+                f"gradient_flow: the function returned {found}, expected a loss: one number as a "
+                "tensor that requires a gradient"
+            )
+        walk({entry_of(loss): np.ones(loss.shape, loss.dtype)}, ARRAYS)
+    finally:
+        recording.flow = outer
+    if not watch.found:
+        raise ValueError(
+            "gradient_flow: the loss was computed without a scan, expected tgs.scan or a recurrent "
+            'layer; a layer with backend="tape" runs step by step'
+        )
+    return [flow for _, flow in sorted(watch.found, key=lambda each: each[0])]
+
+
+def _names(parameters: Any) -> dict[Entry, str]:
+    if parameters is None:
+        return {}
+    named = getattr(parameters, "named_parameters", None)
+    pairs = (
+        parameters.items()
+        if isinstance(parameters, Mapping)
+        else None
+        if named is None
+        else named()
+    )
+    if pairs is None:
+        raise ValueError(
+            f"gradient_flow: parameters is a {type(parameters).__name__}, expected a module or a "
+            "dict of tensors"
+        )
+    return {entry_of(tensor): name for name, tensor in pairs}
+
+
+class _Watch:
+    """What is noted down while a walk goes back through scans."""
+
+    def __init__(self, names: dict[Entry, str], keep_shares: bool) -> None:
+        self.names, self.keep_shares = names, keep_shares
+        self.found: list[tuple[int, GradientFlow]] = []
+
+    def of(self, run: Any, dys: list[Array]) -> Callable[..., None]:
+        """What is to be called at each step of this scan."""
+        scan = run.scan
+        rows, T = run.kept.inputs.rows, scan.given.T
+        names = [f"state{path}" for path, _ in paths(scan.given.state)]
+        squares = {name: np.zeros(T) for name in names}
+        flow = GradientFlow({}, {})
+        self.found.append((-len(self.found), flow))
+        direct = [
+            [dy for slot, dy in zip(scan.step.y_slots, dys, strict=True) if slot == state_slot]
+            for state_slot in scan.step.state_slots
+        ]
+        captured = [entry_of(tensor) for tensor in scan.captured]
+
+        def seen(s: int, share: dict[int, Array], after: list[Array | None]) -> None:
+            active = int(rows.active[s])
+            batch, times = rows.batch[:active], rows.begin[:active] + s * rows.onward
+            for name, gradient, straight in zip(names, after, direct, strict=True):
+                if gradient is not None:
+                    total = gradient[:active] + sum(dy[times, batch] for dy in straight)
+                    np.add.at(squares[name], times, np.square(total, dtype=float).sum(axis=1))
+            roots = {captured[k]: array for k, array in share.items()}
+            found = walk(roots, ARRAYS, retain_graph=True) if roots else {}
+            t = s if rows.onward > 0 else rows.T - 1 - s
+            for entry, gradient in found.items():
+                name = self.names.setdefault(entry, f"parameter {len(self.names)}")
+                if name not in flow.parameters:
+                    flow.parameters[name] = np.zeros(T)
+                    if self.keep_shares:
+                        flow.shares[name] = np.zeros((T, *gradient.shape), gradient.dtype)
+                flow.parameters[name][t] = np.linalg.norm(np.asarray(gradient, float))
+                if self.keep_shares:
+                    flow.shares[name][t] = gradient
+            flow.states.update((name, np.sqrt(values)) for name, values in squares.items())
+
+        return seen
