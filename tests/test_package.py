@@ -197,6 +197,8 @@ def snippets() -> list[str]:
 @pytest.mark.parametrize("code", snippets(), ids=range(len(snippets())))
 def test_readme_snippets_run(code, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    if "drawing" in code:
+        pytest.importorskip("matplotlib")
     space: dict = {}
     exec(code, space)
     if "MinimalGatedUnit" in code:
