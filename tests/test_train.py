@@ -295,3 +295,51 @@ def test_progress(rng, capsys, monkeypatch):
     shown = capsys.readouterr().err
     assert "pip install tqdm" in shown
     assert "epoch 2/2: loss" in shown
+
+
+@pytest.mark.parametrize("lengths", [[0, 3, 0], [0, 0, 0]])
+def test_rows_without_a_step_train_without_nan(lengths):
+    """Rows of length 0, masks that leave nothing, in every kind of model that takes lengths."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((5, 3, 4)).astype("f4")
+    x[~data.mask_of(lengths, 5)] = np.nan
+    labels, classes = rng.integers(0, 2, (5, 3)), rng.integers(0, 2, 3)
+    mask = data.mask_of(lengths, 5)
+    entropy = nn.functional.cross_entropy
+    tagger = nn.Sequential(nn.LSTM(4, 3, layer_norm=True, rng=rng), nn.Linear(3, 2, rng=rng))
+    judge = nn.Sequential(
+        nn.GRU(4, 3, bidirectional=True, output="last", rng=rng), nn.Linear(6, 2, rng=rng)
+    )
+    convolution = nn.Sequential(
+        nn.Conv1d(4, 3, 2, padding="causal", rng=rng),
+        nn.BatchNorm1d(3),
+        nn.GlobalPool1d(),
+        nn.Linear(3, 2, rng=rng),
+    )
+    convolution[1].eval()  # no batch has statistics of nothing
+    translator = nn.Seq2Seq(4, 2, 3, rng=rng)
+    source = rng.integers(0, 4, (5, 3))
+    losses = {
+        "tagger": (tagger, lambda: entropy(tagger(x, lengths=lengths), labels, mask=mask)),
+        "judge": (judge, lambda: entropy(judge(x, lengths=lengths), classes, mask=mask[0])),
+        "convolution": (
+            convolution,
+            lambda: entropy(
+                convolution(x.transpose(1, 2, 0), lengths=lengths), classes, mask=mask[0]
+            ),
+        ),
+        "translator": (
+            translator,
+            lambda: entropy(translator(source, labels, lengths), labels, mask=mask),
+        ),
+    }
+    for name, (model, loss) in losses.items():
+        optimizer = optim.Adam(model.parameters(), 0.01)
+        for _ in range(2):
+            optimizer.zero_grad()
+            value = loss()
+            value.backward()
+            optimizer.step()
+            assert np.isfinite(value.item()), name
+        for parameter in model.parameters():
+            assert np.isfinite(parameter.numpy()).all(), name
