@@ -19,11 +19,8 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
-from report import heading
+from report import Run, answer, heading, pairs
 
-from tinygrad_seq.comparing import alternate, milliseconds, ratio, serve
-
-Run = Callable[[], object]
 EVERY = 150  # steps between checkpoints at T = 10,000
 
 
@@ -173,33 +170,6 @@ PAIRS = [  # one, another, the bar for the ratio of their times, whether it is a
 ]
 
 
-def worker(program: str) -> None:
-    try:
-        run = PROGRAMS[program]()
-    except ModuleNotFoundError:
-        return
-    for _ in range(3):
-        run()
-
-    serve(lambda _: milliseconds(run, 0.4))
-
-
-def pairs() -> list[str]:
-    lines = ["| program | ms | beside | ms | ratio | bar |", "| --- " * 6 + "|"]
-    for one, other, bar, least in PAIRS:
-        names = (one, other)
-        commands = {n: [sys.executable, "-W", "ignore", __file__, "--worker", n] for n in names}
-        times = alternate(commands, ["go"], turns=9)["go"]
-        if len(times) == 2:
-            found = ratio(times[one], times[other])
-            lines.append(
-                f"| {one} | {median(times[one]):.2f} | {other} | {median(times[other]):.2f} | "
-                f"{found:.2f} | {'≥' if least else '≤'} {bar} |"
-            )
-            print(lines[-1], flush=True)
-    return lines
-
-
 def overhead() -> list[str]:
     """What the framework adds to a training step: all but the time inside compiled code."""
     from tinygrad_seq.kernels import threads
@@ -319,13 +289,13 @@ def first_step() -> list[str]:
 
 def main() -> None:
     if len(sys.argv) > 2 and sys.argv[1] == "--worker":
-        worker(sys.argv[2])
+        answer(PROGRAMS, sys.argv[2])
         return
     lines = []
     for part in (overhead, memory_kept, products, first_step):
         lines += [*part(), ""]
         print("\n".join(lines[-4:]), flush=True)
-    parts = [*heading("What a scan costs"), "", *lines, *pairs()]
+    parts = [*heading("What a scan costs"), "", *lines, *pairs(__file__, PAIRS)]
     path = Path(__file__).parent / "results/scan.md"
     path.write_text("\n".join(parts) + "\n", encoding="utf-8")
     print(f"wrote {path}")

@@ -17,11 +17,8 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
-from report import heading
+from report import Run, answer, heading, pairs
 
-from tinygrad_seq.comparing import alternate, milliseconds, ratio, serve
-
-Run = Callable[[], object]
 MIDDLE = (32, 100, 64, 128)  # B, T, I, H
 TEXT = (32, 100, 64, 256, 96)  # B, T, embedding, H, vocabulary
 COUNT, SHORTEST, LONGEST = 128, 10, 400  # sequences of different lengths, in batches of 32
@@ -136,32 +133,6 @@ PAIRS = [  # one, another, the bar for the ratio of their times, whether it is a
 ]
 
 
-def worker(program: str) -> None:
-    try:
-        run = PROGRAMS[program]()
-    except ModuleNotFoundError:
-        return
-    for _ in range(3):
-        run()
-    serve(lambda _: milliseconds(run, 0.4))
-
-
-def pairs() -> list[str]:
-    lines = ["| program | ms | beside | ms | ratio | bar |", "| --- " * 6 + "|"]
-    for one, other, bar, least in PAIRS:
-        names = (one, other)
-        commands = {n: [sys.executable, "-W", "ignore", __file__, "--worker", n] for n in names}
-        times = alternate(commands, ["go"], turns=7)["go"]
-        if len(times) == 2:
-            found = ratio(times[one], times[other])
-            lines.append(
-                f"| {one} | {median(times[one]):.2f} | {other} | {median(times[other]):.2f} | "
-                f"{found:.2f} | {'≥' if least else '≤'} {bar} |"
-            )
-            print(lines[-1], flush=True)
-    return lines
-
-
 def stepping() -> list[str]:
     """One character at a time: embedding looked up, LSTM with H = 256 and its Linear."""
     from tinygrad_seq import nn
@@ -184,7 +155,7 @@ def stepping() -> list[str]:
 
 def main() -> None:
     if len(sys.argv) > 2 and sys.argv[1] == "--worker":
-        worker(sys.argv[2])
+        answer(PROGRAMS, sys.argv[2])
         return
     lines = stepping()
     print(lines[0], flush=True)
@@ -196,7 +167,7 @@ def main() -> None:
         f"steps in batches of {B}, once through all.",
         "",
     ]
-    parts = [*heading("What sequence work costs"), "", *lines, *pairs()]
+    parts = [*heading("What sequence work costs"), "", *lines, *pairs(__file__, PAIRS)]
     path = Path(__file__).parent / "results/sequences.md"
     path.write_text("\n".join(parts) + "\n", encoding="utf-8")
     print(f"wrote {path}")
