@@ -195,6 +195,7 @@ BAD = {
         2, 3, activations={"q": "tanh"}
     ),
     r"activations\['z'\]: 'than' was given": lambda: nn.GRUCell(2, 3, activations={"z": "than"}),
+    "activations is 'relu', expected a dict": lambda: nn.LSTMCell(2, 3, activations="relu"),
     "chrono: 1 was given": lambda: nn.LSTMCell(2, 3, chrono=1),
     "chrono was given without a bias": lambda: nn.GRUCell(2, 3, False, chrono=10),
     "projection_size: 0 was given": lambda: nn.LSTMCell(2, 3, projection_size=0),

@@ -117,6 +117,7 @@ def test_errors_say_what_was_given():
             lambda: tgs.sum(tgs.unroll(cell, x)[0])
         ),
         "expected a loss: one number": lambda: tgs.gradient_flow(lambda: tgs.scan(cell, x)[0]),
+        "a int was given, expected a function": lambda: tgs.gradient_flow(3),
         "parameters is a list": lambda: tgs.gradient_flow(lambda: None, [1]),
     }.items():
         with pytest.raises(ValueError, match=words):

@@ -114,6 +114,8 @@ class TestGenerate:
             "is the vocabulary that of another model": lambda: tgs.generate(model, [9], 2),
             r"expected integers \(T,\) or \(T, B\)": lambda: tgs.generate(model, [], 2),
             "temperature -1 was given": lambda: tgs.generate(model, [1], 2, temperature=-1),
+            "temperature 'hot' was given": lambda: tgs.generate(model, [1], 2, temperature="hot"),
+            "expected an nn.Sequential that begins": lambda: tgs.generate(nn.GRU(3, 4), [1], 2),
             "top_k: 0 was given": lambda: tgs.generate(model, [1], 2, top_k=0),
             "the model has no recurrent layer": lambda: tgs.generate(
                 nn.Sequential(nn.Embedding(3, 2), nn.Linear(2, 3)), [1], 2
@@ -242,7 +244,38 @@ class TestSeq2Seq:
         right = sum(m == ids[::-1, b].tolist() for b, m in enumerate(made))
         assert right >= 40
 
+    def test_where_it_looks(self):
+        rng = np.random.default_rng(1)
+        model = nn.Seq2Seq(6, 5, 4, rng=rng)
+        source, target = rng.integers(0, 6, (7, 3)), rng.integers(0, 5, (4, 3))
+        weights = model.attention(source, target, [7, 2, 4]).numpy()
+        assert weights.shape == (4, 3, 7)
+        np.testing.assert_allclose(weights.sum(axis=-1), 1, atol=1e-6)
+        assert not weights[:, 1, 2:].any()
+
+    def test_sources_without_a_symbol(self):
+        model = nn.Seq2Seq(6, 5, 4, rng=0)
+        source = np.ones((3, 2), int)
+        options = {"start": 0, "end": 4, "longest": 3}
+        greedy = model.greedy(source, [0, 2], **options)
+        assert greedy == model.beam(source, [0, 2], width=1, **options)
+        assert model.greedy(source[:, :0], **options) == []
+
     def test_errors(self):
+        bad = {
+            "no attention, expected attention=True": lambda: nn.Seq2Seq(
+                3, 3, 4, attention=False
+            ).attention(np.array([[1]]), np.array([[0]])),
+            "start = 9 was given, expected a symbol from 0 to 2": lambda: nn.Seq2Seq(
+                3, 3, 4
+            ).greedy(np.array([[1]]), start=9, end=1, longest=3),
+            r"target has shape \(1, 2\), expected \(T, 1\)": lambda: nn.Seq2Seq(3, 3, 4)(
+                np.array([[1]]), np.array([[0, 0]])
+            ),
+        }
+        for words, call in bad.items():
+            with pytest.raises(ValueError, match=words):
+                call()
         with pytest.raises(ValueError, match="layer 'cnn' was given"):
             nn.Seq2Seq(3, 3, 4, layer="cnn")
         with pytest.raises(tgs.ShapeError, match=r"source has shape \(3,\), expected \(S, B\)"):

@@ -209,6 +209,12 @@ BAD = {
     r"lengths has shape \(3,\), expected \(2,\)": lambda: train.tbptt(
         PLAIN, X, Y, mse, 2, 2, lengths=[1, 2, 3]
     ),
+    "lengths from -1 to 2, int64, were given": lambda: train.tbptt(
+        PLAIN, X, Y, mse, 2, 2, lengths=[-1, 2]
+    ),
+    "Linear cannot be called as model": lambda: list(
+        train.tbptt(nn.Linear(2, 3, dtype="float64"), X, Y, mse, 2, 2)
+    ),
     "runs from the last step to the first": lambda: train.tbptt(
         nn.GRU(2, 3, bidirectional=True), X, Y, mse, 2, 2
     ),

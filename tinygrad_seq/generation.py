@@ -93,11 +93,17 @@ def generate(
             "one step at least"
         )
     steps = whole(steps, "generate: steps", least=0)
-    if not temperature >= 0:
+    if not isinstance(temperature, (int, float, np.number)) or not temperature >= 0:
         raise ValueError(f"generate: temperature {temperature!r} was given, expected 0 or more")
     if top_k is not None:
         top_k = whole(top_k, "generate: top_k")
     rows = ids if ids.ndim == 2 else ids[:, None]
+    if not (isinstance(model, Sequential) and len(model) and isinstance(model[0], Embedding)):
+        raise ValueError(
+            f"generate: the model is a {type(model).__name__}, expected an nn.Sequential that "
+            "begins with an nn.Embedding of the symbols; others run by tgs.Stepper, nn.as_cell "
+            "makes a cell of a layer"
+        )
     run, chance = ModelSteps(model, rows[0]), generator(rng)
     for row in rows:
         logits = run(row)

@@ -6,6 +6,7 @@ Imports the engine, nn and recurrence.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from inspect import signature
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -163,6 +164,13 @@ class _Sequence:
                 f"tbptt: lengths has shape {self.lengths.shape}, expected ({self.B},): one for "
                 "each row"
             )
+        if self.lengths is not None and self.B:
+            low, high = self.lengths.min(), self.lengths.max()
+            if self.lengths.dtype.kind not in "iu" or low < 0 or high > self.T:
+                raise ValueError(
+                    f"tbptt: lengths from {low} to {high}, {self.lengths.dtype}, were given, "
+                    f"expected integers from 0 to T = {self.T}"
+                )
 
     def lengths_of(self, s: int, e: int) -> np.ndarray | None:
         return None if self.lengths is None else np.clip(self.lengths - s, 0, e - s)
@@ -186,6 +194,14 @@ def run_with_state(
     """(prediction, state) of a model that takes a state."""
     run = getattr(model, "with_state", model)
     more = {} if lengths is None else {"lengths": lengths}
+    try:
+        signature(run.forward if isinstance(run, Module) else run).bind(inputs, state, **more)
+    except TypeError as error:
+        raise ValueError(
+            f"{caller}: the model {type(model).__name__} cannot be called as model(x, state"
+            f"{', lengths=...' if more else ''}): {error}; expected a recurrent layer, an "
+            "nn.Sequential with one, or a model of your own that returns (prediction, state)"
+        ) from None
     made = run(inputs, state, **more)
     if not isinstance(made, tuple) or len(made) != 2:
         raise ValueError(

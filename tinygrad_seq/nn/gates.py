@@ -161,6 +161,11 @@ class GatedCell(Gate):
     ) -> None:
         self.gates = self.names if names is None else names
         super().__init__(input_size, hidden_size, bias, count=len(self.gates), **options)
+        if activations is not None and not isinstance(activations, Mapping):
+            raise ValueError(
+                f"{type(self).__name__}: activations is {activations!r}, expected a dict such as "
+                f"{dict(self.functions)}"
+            )
         given = dict(activations or {})
         if unknown := [name for name in given if name not in self.functions]:
             raise ValueError(

@@ -78,8 +78,13 @@ class Seq2Seq(Module):
 
     def forward(self, source: Any, target: Any, lengths: Any = None) -> Tensor:
         encoded = self.encode(source, lengths)
+        given, B = np.shape(target), encoded.there.shape[1]
+        if len(given) != 2 or given[1] != B:
+            raise ShapeError(
+                f"Seq2Seq: target has shape {given}, expected (T, {B}), a column for each source"
+            )
         hs, _ = self.decoder(self.dropout(self.target_embedding(target)), encoded.state)
-        return self.logits(hs, encoded)[0]
+        return self.logits(hs, encoded)
 
     def encode(self, source: Any, lengths: Any = None) -> Encoded:
         """Read the sources (S, B)."""
@@ -92,18 +97,40 @@ class Seq2Seq(Module):
             there = np.arange(len(ids))[:, None] < np.asarray(lengths)
         return Encoded(outputs, there, state)
 
-    def logits(self, hs: Tensor, encoded: Encoded) -> tuple[Tensor, Tensor | None]:
-        """Logits (T, B, V) from the decoder's outputs (T, B, H), and the weights (T, B, S)."""
-        weights = None
+    def logits(self, hs: Tensor, encoded: Encoded) -> Tensor:
+        """Logits (T, B, V) from the decoder's outputs (T, B, H)."""
         if self.combine is not None:
-            seen, weights = dot_attention(hs, encoded.outputs, mask=encoded.there)
+            seen, _ = dot_attention(hs, encoded.outputs, mask=encoded.there)
             hs = tanh(self.combine(concat([hs, seen], axis=-1)))
-        return self.output(self.dropout(hs)), weights
+        logits: Tensor = self.output(self.dropout(hs))
+        return logits
+
+    def _check_symbols(self, start: int, end: int) -> None:
+        size = len(self.target_embedding.weight)
+        for name, symbol in {"start": start, "end": end}.items():
+            if not 0 <= symbol < size:
+                raise ValueError(
+                    f"Seq2Seq: {name} = {symbol} was given, expected a symbol from 0 to {size - 1}"
+                )
+
+    def attention(self, source: Any, target: Any, lengths: Any = None) -> Tensor:
+        """Where each output looks, (T, B, S): the weights a_ts for a source and its target.
+
+        Arguments are those of the call. Raises ValueError for a model without attention.
+        """
+        if self.combine is None:
+            raise ValueError("Seq2Seq: the model has no attention, expected attention=True")
+        encoded = self.encode(source, lengths)
+        hs, _ = self.decoder(self.dropout(self.target_embedding(target)), encoded.state)
+        return dot_attention(hs, encoded.outputs, mask=encoded.there)[1]
 
     def greedy(
         self, source: Any, lengths: Any = None, *, start: int, end: int, longest: int
     ) -> list[list[int]]:
         """For each source the likeliest symbol at every step, up to ``end`` or so many."""
+        self._check_symbols(start, end)
+        if np.ndim(source) == 2 and not np.shape(source)[1]:
+            return []
         with in_mode(self, training=False), no_grad():
             encoded = self.encode(source, lengths)
             steps = _Steps(self, encoded)
@@ -131,13 +158,15 @@ class Seq2Seq(Module):
         length_penalty: float = 0.0,
     ) -> list[list[int]]:
         """For each source the likeliest sequence that ``tgs.beam_search`` finds."""
+        self._check_symbols(start, end)
         ids = np.asarray(source)
         width = whole(width, "beam: width")
         made = []
         with in_mode(self, training=False), no_grad():
             for b in range(ids.shape[1]):
                 n = len(ids) if lengths is None else int(np.asarray(lengths)[b])
-                encoded = self.encode(np.repeat(ids[: max(n, 1), b : b + 1], width, axis=1))
+                rows = np.repeat(ids[: max(n, 1), b : b + 1], width, axis=1)
+                encoded = self.encode(rows, None if n else np.zeros(width, int))
                 steps = _Steps(self, encoded)
                 found = beam_search(
                     steps.from_state,
@@ -164,7 +193,7 @@ class _Steps:
 
     def __call__(self, ids: np.ndarray) -> np.ndarray:
         hs = self.stepper(self.table[ids])
-        logits, _ = self.model.logits(hs.reshape(1, *hs.shape), self.encoded)
+        logits = self.model.logits(hs.reshape(1, *hs.shape), self.encoded)
         found: np.ndarray = logits.numpy()[0]
         return found
 

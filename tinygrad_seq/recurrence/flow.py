@@ -51,6 +51,11 @@ def gradient_flow(
 
     Raises ValueError if the function gives no loss, or computes it without a compiled scan.
     """
+    if not callable(function):
+        raise ValueError(
+            f"gradient_flow: a {type(function).__name__} was given, expected a function that "
+            "computes the loss; write tgs.gradient_flow(lambda: loss(model(x), y), model)"
+        )
     watch = _Watch(_names(parameters), keep_shares)
     outer, recording.flow = recording.flow, watch
     try:
