@@ -189,12 +189,22 @@ def _touch(home: Path) -> None:
         os.utime(home)
 
 
+_compiling: list[Any] = []  # functions that the compiler is at work on
+
+
 def compiled(function: Callable[..., Any], words: int) -> Any:
     """A C function of that many words, compiled or loaded; its ``address`` is an attribute."""
     signature = types.void(*[types.int64] * words)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", numba.NumbaWarning)
-        made = numba.cfunc(signature, cache=True, **OPTIONS)(function)
+    kept = Path(function.__code__.co_filename).parent.rglob(f"*.{function.__name__}-*.nbi")
+    mark = [] if any(kept) else [function]
+    _compiling.extend(mark)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", numba.NumbaWarning)
+            made = numba.cfunc(signature, cache=True, **OPTIONS)(function)
+    finally:
+        if mark:
+            _compiling.remove(function)
     pointer = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * words)(made.address)
     pointer.keep = made  # type: ignore[attr-defined]
     pointer.address = made.address  # type: ignore[attr-defined]
@@ -227,18 +237,22 @@ def callable_here(*functions: Any) -> tuple[Any, ...]:
 
 @contextmanager
 def said(what: str) -> Any:
-    """While the block runs longer than a moment, say what is being compiled."""
+    """While the block compiles for longer than a moment, say what."""
+    over = threading.Event()
 
-    def say() -> None:
+    def watch() -> None:
+        if over.wait(LATER):
+            return
+        while not _compiling:  # what is kept may take its time to load on a busy machine
+            if over.wait(0.2):
+                return
         print(f"tinygrad_seq: compiling {what}, once; kept in {folder()}", file=sys.stderr)
 
-    timer = threading.Timer(LATER, say)
-    timer.daemon = True
-    timer.start()
+    threading.Thread(target=watch, daemon=True).start()
     try:
         yield
     finally:
-        timer.cancel()
+        over.set()
 
 
 # Functions that kernels share ------------------------------------------------------------------

@@ -14,6 +14,7 @@ import pytest
 
 import tinygrad_seq as tgs
 from tinygrad_seq import nn
+from tinygrad_seq.nn.cells import chrono_bias
 from tinygrad_seq.trees import leaves
 
 
@@ -161,16 +162,19 @@ class TestHead:
 
 class TestStart:
     def test_chrono_covers_the_time_it_is_given(self):
-        cell = nn.LSTMCell(2, 4000, chrono=100, rng=0)
-        i, f, g, o = cell.bias.numpy().reshape(4, -1)
+        drawn = chrono_bias(20_000, 100, 0)
+        assert drawn.min() >= 0
+        assert drawn.max() <= np.log(99)
+        assert abs(np.exp(drawn).mean() - 50) < 1  # u is uniform from 1 to T - 1
+        i, f, g, o = nn.LSTMCell(2, 40, chrono=100, rng=0).bias.numpy().reshape(4, -1)
         assert (i == -f).all()
+        assert 0 < f.min() < f.max() < np.log(99)
         assert not g.any()
         assert not o.any()
-        assert f.min() >= 0
-        assert f.max() <= np.log(99)
-        assert abs(np.exp(f).mean() - 50) < 2  # u is uniform from 1 to T - 1
-        z = nn.GRUCell(2, 4000, chrono=100, rng=0).bias.numpy().reshape(3, -1)[1]
-        assert abs(np.exp(-z).mean() - 50) < 2
+        r, z, n = nn.GRUCell(2, 40, chrono=100, rng=0).bias.numpy().reshape(3, -1)
+        assert -np.log(99) < z.min() < z.max() < 0
+        assert not r.any()
+        assert not n.any()
         coupled = nn.LSTMCell(2, 4, coupled=True, forget_bias=2.0)
         assert coupled.bias.numpy().reshape(3, -1)[:, 0].tolist() == [2.0, 0.0, 0.0]
 

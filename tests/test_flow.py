@@ -63,6 +63,7 @@ def test_against_the_tape(name):
     norms, shares = step_by_step(cell, xs, weights)
     for found, expected in zip(flow.states.values(), norms, strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-9)
+    np.testing.assert_allclose(flow.norm, np.sqrt((norms**2).sum(axis=0)), rtol=1e-9)
     assert all(p.grad is None for p in cell.parameters())
     tgs.sum(tgs.scan(cell, xs)[0] * weights).backward()
     for parameter, tensor in cell.named_parameters():

@@ -244,6 +244,7 @@ def draw_gradients(
     norms: Mapping[str, ArrayLike],
     *,
     title: str = "",
+    label: str = "norm of the gradient",
     ax: Axes | None = None,
     path: str | Path | None = None,
 ) -> Figure:
@@ -275,7 +276,8 @@ def draw_gradients(
     positive = everything[np.isfinite(everything) & (everything > 0)]
     low, high = (positive.min(), positive.max()) if positive.size else (1e-3, 1.0)
     ax.set(yscale="log", ylim=(low / 3, high * 3), xlabel="step", title=title)
-    ax.set_ylabel("norm of the gradient")
+    ax.set_ylabel(label)
+    ax.locator_params(axis="x", integer=True)
     ax.grid(alpha=0.3)
     ax.legend()
     return finish(ax, path)

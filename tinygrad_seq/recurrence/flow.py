@@ -27,6 +27,12 @@ class GradientFlow:
     parameters: dict[str, Array]  # norm of step t's own share in ∂L/∂W for each parameter, (T,)
     shares: dict[str, Array] = field(default_factory=dict)  # the shares, (T, ...), if kept
 
+    @property
+    def norm(self) -> Array:
+        """The norm of ∂L/∂s_t over all leaves of the state, (T,)."""
+        total: Array = np.sqrt(sum(np.square(norms) for norms in self.states.values()))
+        return total
+
 
 def gradient_flow(
     function: Callable[[], Tensor], parameters: Any = None, *, keep_shares: bool = False
@@ -37,7 +43,8 @@ def gradient_flow(
     called once. ``parameters`` gives names: a module, or a dict of tensors. ``.grad`` of nothing is
     touched. Returns one ``GradientFlow`` for each scan, in the order in which they ran:
 
-    - ``states["state[0]"]`` (T,): the norm, over all rows of the batch, of ∂L/∂s_t, s_t being that
+    - ``norm`` (T,), and ``states`` for each leaf of the state, named ``"state"``, or ``"state[0]"``
+      and ``"state[1]"`` where it is a pair: the norm, over all rows of the batch, of ∂L/∂s_t, s_t being that
       leaf of the state after step t: what comes back from the steps after t, and what the loss says
       of it directly where y is that leaf. Where it shrinks or grows from step to step by a factor,
       gradients vanish or explode.
