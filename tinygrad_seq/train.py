@@ -63,7 +63,7 @@ def fit(
     validation: Iterable[Any] | None = None,
     patience: int | None = None,
     schedule: Schedule | None = None,
-    progress: bool = True,
+    progress: bool | str = True,
 ) -> History:
     """Train ``model``: for each batch forward, ``loss(prediction, targets)``, backward, update.
 
@@ -82,6 +82,8 @@ def fit(
     each epoch begins anew. Either takes inputs (T, B, ...), steps first, and a model that has
     ``with_state(x, state)`` (``nn.Sequential``) or returns (prediction, state) from
     ``model(x, state)``.
+
+    ``progress`` shows a bar; a text is its label.
 
     Ctrl-C ends training and returns the history so far, with ``interrupted`` set. A loss or a
     clipped gradient that is not finite raises ValueError before it reaches the weights; so does a
@@ -105,7 +107,7 @@ def fit(
         check_forward(model, "fit")
     how = _How(loss, blocks, carry_state)
     history, best = History(), _Best(model if patience is not None else None)
-    bar = _progress_bar(epochs) if progress else None
+    bar = _progress_bar(epochs, progress if isinstance(progress, str) else "") if progress else None
     try:
         for epoch in range(epochs):
             with in_mode(model, training=True):
@@ -339,13 +341,13 @@ class _Best:
 class _Lines:
     """Progress without tqdm: a line an epoch."""
 
-    def __init__(self, epochs: int) -> None:
-        self.epochs = epochs
+    def __init__(self, epochs: int, label: str) -> None:
+        self.epochs, self.label = epochs, f"{label}: " if label else ""
         print("fit: a line an epoch; pip install tqdm for a progress bar", file=sys.stderr)
 
     def report(self, history: History) -> None:
         text = ", ".join(f"{name} {value}" for name, value in _shown(history).items())
-        print(f"epoch {len(history)}/{self.epochs}: {text}", file=sys.stderr)
+        print(f"{self.label}epoch {len(history)}/{self.epochs}: {text}", file=sys.stderr)
 
     def close(self) -> None: ...
 
@@ -353,8 +355,8 @@ class _Lines:
 class _Bar:
     """Progress with tqdm."""
 
-    def __init__(self, tqdm: Any, epochs: int) -> None:
-        self.bar = tqdm(total=epochs, unit="epoch")
+    def __init__(self, tqdm: Any, epochs: int, label: str) -> None:
+        self.bar = tqdm(total=epochs, unit="epoch", desc=label or None)
 
     def report(self, history: History) -> None:
         self.bar.set_postfix(_shown(history))
@@ -371,9 +373,9 @@ def _shown(history: History) -> dict[str, str]:
     return shown
 
 
-def _progress_bar(epochs: int) -> _Bar | _Lines:
+def _progress_bar(epochs: int, label: str) -> _Bar | _Lines:
     try:
         from tqdm import tqdm
     except ImportError:
-        return _Lines(epochs)
-    return _Bar(tqdm, epochs)
+        return _Lines(epochs, label)
+    return _Bar(tqdm, epochs, label)
