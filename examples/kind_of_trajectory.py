@@ -87,9 +87,13 @@ def train(name: str, model: nn.Module, known: Trajectories, epochs: int, seed: i
     batches = data.Batches(*known, batch_size=32, axis=(1, 0, 0), rng=seed)
     optimizer = optim.Adam(model.parameters(), lr=0.01)
     schedule = optim.CosineAnnealingLR(optimizer, epochs)
-    loss = nn.functional.cross_entropy
-    more = {"epochs": epochs, "clip_norm": 1.0, "schedule": schedule, "progress": name}
-    tgs.train.fit(model, batches, loss, optimizer, **more)
+    tgs.train.fit(
+        *(model, batches, nn.functional.cross_entropy, optimizer),
+        epochs=epochs,
+        clip_norm=1.0,
+        schedule=schedule,
+        progress=name,
+    )
 
 
 def found(model: nn.Module, given: Trajectories) -> np.ndarray:

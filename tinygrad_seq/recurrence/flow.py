@@ -43,11 +43,11 @@ def gradient_flow(
     called once. ``parameters`` gives names: a module, or a dict of tensors. ``.grad`` of nothing is
     touched. Returns one ``GradientFlow`` for each scan, in the order in which they ran:
 
-    - ``norm`` (T,), and ``states`` for each leaf of the state, named ``"state"``, or ``"state[0]"``
-      and ``"state[1]"`` where it is a pair: the norm, over all rows of the batch, of ∂L/∂s_t, s_t being that
-      leaf of the state after step t: what comes back from the steps after t, and what the loss says
-      of it directly where y is that leaf. Where it shrinks or grows from step to step by a factor,
-      gradients vanish or explode.
+    - ``norm`` (T,), and ``states`` (T,) for each leaf of the state, named ``"state"``, or
+      ``"state[0]"`` and ``"state[1]"`` where it is a pair: the norm, over all rows of the batch, of
+      ∂L/∂s_t, s_t being the state after step t: what comes back from the steps after t, and what
+      the loss says of it directly where y is that leaf. Where it shrinks or grows from step to step
+      by a factor, gradients vanish or explode.
     - ``parameters["cells.0.weight_hh"]`` (T,): the norm of step t's own share in the gradient, the
       derivative for the parameter as step t uses it; the shares of all steps sum to ∂L/∂W, and
       ``shares`` holds them, (T, ...), with ``keep_shares``.
