@@ -140,7 +140,7 @@ class _Watch:
                     flow.parameters[name] = np.zeros(T)
                     if self.keep_shares:
                         flow.shares[name] = np.zeros((T, *gradient.shape), gradient.dtype)
-                flow.parameters[name][t] = np.linalg.norm(np.asarray(gradient, float))
+                flow.parameters[name][t] = np.sqrt(np.square(gradient, dtype=float).sum())
                 if self.keep_shares:
                     flow.shares[name][t] = gradient
             flow.states.update((name, np.sqrt(values)) for name, values in squares.items())
