@@ -266,8 +266,12 @@ def test_the_folder_is_bounded(monkeypatch, tmp_path):
 
 def test_a_compile_says_that_it_takes_long(monkeypatch, capsys):
     monkeypatch.setattr(build, "LATER", 0.01)
+    with build.said("what is kept"):  # and takes its time to load
+        time.sleep(0.3)
+    assert not capsys.readouterr().err
+    monkeypatch.setattr(build, "_compiling", ["a function"])
     with build.said("some cell"):
-        time.sleep(0.2)
+        time.sleep(0.3)
     assert "compiling some cell, once; kept in" in capsys.readouterr().err
     with build.said("a quick one"):
         pass
