@@ -89,8 +89,7 @@ def stream(distances: list[int], rows: int, rng: np.random.Generator) -> Stream:
 def loss(prediction: tgs.Tensor, targets: tgs.Tensor) -> tgs.Tensor:
     """The cross-entropy where something is asked and 0 elsewhere, as a mean over all steps.
 
-    Over all, because a block is put together from its pieces in proportion to their steps: one with
-    few questions must not count as much as one with many.
+    Over all, so that an update for few questions does not count as much as one for many.
     """
     asked = np.asarray(targets) >= 0
     return nn.functional.cross_entropy(prediction, targets, mask=asked) * float(asked.mean())

@@ -14,7 +14,7 @@ likeliest one (greedy), or several beginnings are followed up at once (beam sear
 Printed are, for days that were not trained on in any form, how many dates are right in all ten
 characters, a few of those that are wrong, and greedy and beam search side by side. Greedy search
 has 99.5 % right with seed 0 and 99.8 % with seed 1, and beam search hardly more: one of the four
-that greedy has wrong with seed 0. With --dates 3000 --epochs 3 it is 88 % to 84 %.
+that greedy has wrong with seed 0. With --dates 3000 --epochs 3 it has 85.5 % to 83.5 %, of 200.
 
 The picture shows where the decoder looks when it writes each character of one date, which is yours
 with --date "...".

@@ -105,6 +105,26 @@ def test_lengths():
         assert all(np.isfinite(g).all() for g in gradients(model))
 
 
+@pytest.mark.parametrize("k2", [8, 4, 3, 1])
+def test_a_masked_loss_is_that_of_the_whole_block(k2):
+    """Where pieces have different numbers of targets, or none, the mean is still over all."""
+    rng = np.random.default_rng(0)
+    model, (x, y) = model_of(rng), data(rng, 8, 2)
+    mask = np.zeros((8, 2, 1))
+    mask[-1], mask[2, 0] = 1, 1
+
+    def loss(prediction, target):
+        return mse(prediction, target[..., :3], mask=target.numpy()[..., 3] > 0)
+
+    (block,) = train.tbptt(model, x, np.concatenate([y, mask], axis=-1), loss, 8, k2)
+    expected = mse(model(x), y, mask=mask[..., 0] > 0)
+    assert block.loss == pytest.approx(expected.item())
+    head = model[1].weight.grad.numpy().copy()  # which no state lies before
+    model.zero_grad()
+    expected.backward()
+    np.testing.assert_allclose(head, model[1].weight.grad.numpy(), atol=1e-12)
+
+
 def test_fit_goes_by_blocks():
     """Each block is an update, as in a loop by hand."""
     x, y = data(np.random.default_rng(1), 10, 2)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from inspect import signature
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -52,16 +53,17 @@ def tbptt(
 
     ``k2 >= k1``: the last k2 steps are run again from the state before them, and the error of the
     newest k1 goes back through all of them; each step's error reaches k2 − k1 + 1 to k2 steps.
-    ``k2 < k1``: the block is run in pieces of k2 steps, the error stops between them, and their
-    gradients add up; with k1 = T there is one update at the end and the error of step n stops at
-    most k2 steps before it. The price of both: what lies further back is not learned.
+    ``k2 < k1``: the block is run in pieces of k2 steps, between which the error stops; with k1 = T
+    there is one update at the end and the error of step n stops at most k2 steps before it. The
+    price of both: what lies further back is not learned.
 
     ``inputs`` (T, B, ...) and ``targets`` (T, B, ...) are tensors or structures of them, a target
     for each step; ``lengths`` (B,) as in ``tgs.scan``. ``loss(prediction, targets)`` gets those of
-    a block and is a mean over its elements. The model is run as ``model.with_state(x, state)``, if
-    it has that (``nn.Sequential``), or as ``model(x, state)``, which returns (prediction, state)
-    like a recurrent layer; with ``lengths=`` if there are any. ``state`` is the first one, None for
-    the model's own. The state goes from block to block off the tape.
+    a whole block, whatever mean or sum it makes of them, masks included. The model is run as
+    ``model.with_state(x, state)``, if it has that (``nn.Sequential``), or as ``model(x, state)``,
+    which returns (prediction, state) like a recurrent layer; with ``lengths=`` if there are any.
+    ``state`` is the first one, None for the model's own. The state goes from block to block off the
+    tape.
 
     Yields a ``Block`` each k1 steps, the last of fewer steps if k1 does not divide T. Gradients are
     added to what the parameters have. Raises ValueError for k1 or k2 below 1 and for a model that
@@ -75,54 +77,29 @@ def tbptt(
 def _blocks(sequence: _Sequence, loss: Any, k1: int, k2: int, state: Any) -> Iterator[Block]:
     """The generator itself, so that wrong arguments raise at the call."""
     T = sequence.T
-    window, state_at = state, 0  # the state before the window of the block, and where that is
+    window, begin = state, 0  # the state before the steps that are run for the block, and where
     for a in range(0, T, k1):
         b = min(a + k1, T)
-        if k2 >= k1:
-            # The next window begins k1 steps after this one, where its state is left behind.
-            following = max(0, b + k1 - k2)
-            value, size, window, after = _one(sequence, loss, a, b, state_at, following, window)
-            state_at = following
+        if k2 >= k1:  # the next window begins k1 steps after this one, where a state is left behind
+            following = min(max(0, b + k1 - k2), b)
+            cuts, stops = [begin, following, b], False
         else:
-            value, size, after = _pieces(sequence, loss, a, b, k2, window)
-            window = after
-        yield Block(value, size, after, a, b)
-
-
-def _one(
-    sequence: _Sequence, loss: Any, a: int, b: int, s: int, following: int, state: Any
-) -> tuple[float, int, Any, Any]:
-    """Forward over steps s to b, the error of those from a on back through all of them."""
-    following = min(following, b)
-    predictions, left = [], state
-    if following > s:
-        prediction, state = sequence.run(s, following, state)
-        predictions.append(prediction)
-        left = detach(state)
-    if b > following:
-        prediction, state = sequence.run(following, b, state)
-        predictions.append(prediction)
-    prediction = predictions[0] if len(predictions) == 1 else map_columns(concat, predictions)
-    newest = map_leaves(lambda leaf: leaf[a - s :], prediction)
-    value = loss(newest, sequence.targets_of(a, b))
-    _backward(value)
-    return float(value.item()), sequence.size(a, b), left, detach(state)
-
-
-def _pieces(
-    sequence: _Sequence, loss: Any, a: int, b: int, k2: int, state: Any
-) -> tuple[float, int, Any]:
-    """Steps a to b in pieces, each with its share in the mean over all of them."""
-    total, all_of_it = 0.0, sequence.size(a, b)
-    for s in range(a, b, k2):
-        e = min(s + k2, b)
-        prediction, state = sequence.run(s, e, state)
-        share = sequence.size(s, e) / max(all_of_it, 1)
-        value = loss(prediction, sequence.targets_of(s, e)) * share
+            following = b
+            cuts, stops = [*range(a, b, k2), b], True
+        predictions, state = [], window
+        for s, e in pairwise(cuts):
+            if s < e:
+                prediction, state = sequence.run(s, e, state)
+                predictions.append(prediction)
+                state = detach(state) if stops else state
+            if e == following:
+                window = None if state is None else detach(state)
+        joined = predictions[0] if len(predictions) == 1 else map_columns(concat, predictions)
+        newest = map_leaves(lambda leaf, n=a - cuts[0]: leaf[n:], joined)
+        value = loss(newest, sequence.targets_of(a, b))
         _backward(value)
-        total += float(value.item())
-        state = detach(state)
-    return total, all_of_it, state
+        begin = following
+        yield Block(float(value.item()), sequence.size(a, b), detach(state), a, b)
 
 
 def _backward(value: Any) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -136,8 +137,15 @@ class LayerNorm(Module):
 
 
 def _takes(layer: Any, argument: str) -> bool:
-    function = layer.forward if isinstance(layer, Module) else layer
-    return argument in inspect.signature(function).parameters
+    if isinstance(layer, Module):
+        kind: Any = type(layer)
+        return argument in _arguments(kind)
+    return argument in inspect.signature(layer).parameters
+
+
+@cache
+def _arguments(kind: Any) -> frozenset[str]:
+    return frozenset(inspect.signature(kind.forward).parameters)
 
 
 def _takes_state(layer: Any) -> bool:
