@@ -45,12 +45,13 @@ class ModelSteps:
         at = np.asarray(ids)
         if at.dtype.kind not in "iu":
             raise ValueError(f"generate: ids of dtype {at.dtype} were given, expected integers")
-        if at.size and not 0 <= at.min() <= at.max() < len(self.table):
+        ids64 = at.astype(np.int64, copy=False)
+        if at.size and ids64.view(np.uint64).max() >= len(self.table):  # negative ones are huge
             raise ValueError(
                 f"generate: ids from {at.min()} to {at.max()} were given, but the model's "
                 f"embedding has {len(self.table)}: is the vocabulary that of another model?"
             )
-        found: Array = self.table[at]
+        found: Array = self.table.take(ids64, axis=0)
         return found
 
     def __call__(self, x: Any) -> Array:
