@@ -116,7 +116,7 @@ def test_importing_is_quick():
         code = (
             f"import time; a = time.perf_counter(); import {module}; print(time.perf_counter() - a)"
         )
-        return min(float(run("-c", code).stdout) for _ in range(3))
+        return min(float(run("-c", code).stdout) for _ in range(6))  # others run beside it
 
     assert seconds("tinygrad_seq") <= seconds("numpy") + 0.3
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -190,6 +188,9 @@ class Vocabulary:
     @property
     def fingerprint(self) -> str:
         """16 hexadecimal digits that differ if a symbol, its place or its role does."""
+        import hashlib  # seldom needed, and slow to import
+        import json
+
         text = json.dumps([self.kind, self.symbols, *(getattr(self, role) for role in _ROLES)])
         return hashlib.sha256(text.encode("ascii")).hexdigest()[:16]
 
