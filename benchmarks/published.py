@@ -31,6 +31,10 @@ import tinygrad_seq as tgs
 from tinygrad_seq import data, nn, optim
 
 Batch = tuple[np.ndarray, np.ndarray]
+QUOTED = (
+    'Settings and outcomes under "Published" are quoted from memory of the papers, '
+    "which were not at hand."
+)
 TURN = 25  # updates before the next network's turn
 MEAN = 100  # updates that a loss is averaged over
 POINTS = (1 / 8, 1 / 4, 1 / 2, 3 / 4, 1)  # where along the way it is shown
@@ -304,7 +308,7 @@ def write(path: Path, sections: dict[str, str]) -> None:
                 if text.startswith(f"{part.title}, "):
                     sections[part.title] = f"## {text.rstrip()}"
     ordered = [sections[part.title] for part in PARTS.values() if part.title in sections]
-    text = "\n\n".join(["# Published results on long range", *ordered])
+    text = "\n\n".join(["# Published results on long range", QUOTED, *ordered])
     path.write_text(f"{text}\n", encoding="utf-8")
 
 

@@ -78,13 +78,17 @@ class Seq2Seq(Module):
 
     def forward(self, source: Any, target: Any, lengths: Any = None) -> Tensor:
         encoded = self.encode(source, lengths)
+        return self.logits(self._decode(target, encoded), encoded)
+
+    def _decode(self, target: Any, encoded: Encoded) -> Tensor:
+        """The decoder's outputs (T, B, H), the target (T, B) being given to it."""
         given, B = np.shape(target), encoded.there.shape[1]
         if len(given) != 2 or given[1] != B:
             raise ShapeError(
                 f"Seq2Seq: target has shape {given}, expected (T, {B}), a column for each source"
             )
-        hs, _ = self.decoder(self.dropout(self.target_embedding(target)), encoded.state)
-        return self.logits(hs, encoded)
+        hs: Tensor = self.decoder(self.dropout(self.target_embedding(target)), encoded.state)[0]
+        return hs
 
     def encode(self, source: Any, lengths: Any = None) -> Encoded:
         """Read the sources (S, B)."""
@@ -121,7 +125,7 @@ class Seq2Seq(Module):
         if self.combine is None:
             raise ValueError("Seq2Seq: the model has no attention, expected attention=True")
         encoded = self.encode(source, lengths)
-        hs, _ = self.decoder(self.dropout(self.target_embedding(target)), encoded.state)
+        hs = self._decode(target, encoded)
         return dot_attention(hs, encoded.outputs, mask=encoded.there)[1]
 
     def greedy(

@@ -87,20 +87,14 @@ def gradient_flow(
 def _names(parameters: Any) -> dict[Entry, str]:
     if parameters is None:
         return {}
-    named = getattr(parameters, "named_parameters", None)
-    pairs = (
-        parameters.items()
-        if isinstance(parameters, Mapping)
-        else None
-        if named is None
-        else named()
-    )
-    if pairs is None:
+    if isinstance(parameters, Mapping):
+        return {entry_of(tensor): name for name, tensor in parameters.items()}
+    if not hasattr(parameters, "named_parameters"):
         raise ValueError(
             f"gradient_flow: parameters is a {type(parameters).__name__}, expected a module or a "
             "dict of tensors"
         )
-    return {entry_of(tensor): name for name, tensor in pairs}
+    return {entry_of(tensor): name for name, tensor in parameters.named_parameters()}
 
 
 class _Watch:
