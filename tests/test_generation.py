@@ -272,6 +272,9 @@ class TestSeq2Seq:
             r"target has shape \(1, 2\), expected \(T, 1\)": lambda: nn.Seq2Seq(3, 3, 4)(
                 np.array([[1]]), np.array([[0, 0]])
             ),
+            r"source has shape \(0, 1\), expected one step at least": lambda: nn.Seq2Seq(3, 3, 4)(
+                np.zeros((0, 1), int), np.array([[0]])
+            ),
         }
         for words, call in bad.items():
             with pytest.raises(ValueError, match=words):

@@ -95,6 +95,11 @@ class Seq2Seq(Module):
         ids = np.asarray(source)
         if ids.ndim != 2:
             raise ShapeError(f"Seq2Seq: source has shape {ids.shape}, expected (S, B)")
+        if not len(ids):
+            raise ShapeError(
+                f"Seq2Seq: source has shape {ids.shape}, expected one step at least; give an empty "
+                "source its closing symbol"
+            )
         outputs, state = self.encoder(self.dropout(self.source_embedding(source)), lengths=lengths)
         there = np.ones(ids.shape, bool)
         if lengths is not None:

@@ -79,7 +79,8 @@ def gradient_flow(
     if not watch.found:
         raise ValueError(
             "gradient_flow: the loss was computed without a scan, expected tgs.scan or a recurrent "
-            'layer; a layer with backend="tape" runs step by step'
+            'layer, one step and one sequence at least; a layer with backend="tape" runs step '
+            "by step"
         )
     return [flow for _, flow in sorted(watch.found, key=lambda each: each[0])]
 
