@@ -409,7 +409,7 @@ def pause() -> None:
 
 def _jit(jit: Callable[..., Any], function: Any = None, **options: Any) -> Any:
     """`cuda.jit` with the options that only a compiler can use."""
-    for name in "max_registers launch_bounds lineinfo forceinline lto chip extensions link".split():
+    for name in "max_registers launch_bounds lineinfo forceinline lto extensions".split():
         options.pop(name, None)
     return jit(function, **options)
 
