@@ -165,6 +165,12 @@ def load(name: str, text: str, functions: Mapping[str, int]) -> dict[str, Any]:
             return _load(write_module(name, text), functions)
 
 
+def module(name: str, text: str) -> ModuleType:
+    """The module of a text, its functions as they are written."""
+    with _lock:
+        return _import(write_module(name, text))
+
+
 def _load(path: Path, functions: Mapping[str, int]) -> dict[str, Any]:
     module = _import(path)
     _touch(path.parent)

@@ -3,7 +3,7 @@
 ``Runner(plan, rules)`` compiles a plan when it is first needed and runs it over arrays: a layout
 says where everything is, its words are filled in, threads are sent. Nothing of one run is left for
 the next but compiled code and layouts. Shapes: T steps, B rows.
-Imports build, layout, memory, text, threads and NumPy; it sees arrays, never a tensor.
+Imports build, cpu_text, layout, memory, threads and NumPy; it sees arrays, never a tensor.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
-from tinygrad_seq.kernels import build, memory, text, threads
+from tinygrad_seq.kernels import build, cpu_text, memory, threads
 from tinygrad_seq.kernels.layout import Layout, Sizes, chunk, in_turns
 from tinygrad_seq.kernels.memory import address
 from tinygrad_seq.kernels.threads import PHASE_WORDS
@@ -119,7 +119,7 @@ class Runner:
     def source(self, direction: str) -> str:
         """The text of a direction."""
         program = getattr(self.plan, direction)
-        source, words = text.module_text(self.plan, self.rules, {direction: program})
+        source, words = cpu_text.module_text(self.plan, self.rules, {direction: program})
         self._words[direction] = words[direction]
         return source
 

@@ -1,22 +1,18 @@
-"""From a plan to source text: one function for each direction, meant to be read.
+"""From a plan to source text: what the texts for the CPU and for CUDA have in common.
 
-A function is called with the address of a table of words, which holds every address and size, the
-number of its task, which says which rows of the batch are its own, and the address of the words of
-its phase, which say from which step to which it goes. It takes its rows through these steps by
-itself. What the words of the table are is decided here, by name, and the layout fills them in.
+Names: s step, r row of those that are at work, j unit, m rows that have not ended. %k is line k of
+the step tape, v7 its value, z7 where its rows are in scratch, w7 its width. Everything that a
+kernel must be told, addresses and sizes, is a *word*, decided here by name; a layout fills them in.
+Words ending in _t and _b are bytes from step to step and from row to row, others in _row or _bytes
+are bytes too; state0_mask wraps the number of a step into the ring of that state.
 
-Names: s step, r row of the task, j unit, n units left, m rows of the task that have not ended.
-k0, s0 and b0 are the first steps of the run, of the phase and of the block. %k is line k of the
-step tape, p7 the address of its row, v7 its value, z7 where its rows are in the task's scratch, w7
-its width. Words: x0_t and x0_b are bytes from step to step and from row to row, z7_row elements,
-others that end in _row or _bytes are bytes; state0_mask wraps the number of a step into the ring of
-that state. Imports nothing but the standard library.
+``Writer`` knows rows in memory and expressions; ``cpu_text.py`` and ``cuda_text.py`` know who does
+what and when. Imports nothing but the standard library.
 """
 
 from __future__ import annotations
 
 import ast
-from collections.abc import Mapping
 from typing import Any
 
 INFIX = {"add": "{} + {}", "subtract": "{} - {}", "multiply": "{} * {}", "divide": "{} / {}"}
@@ -30,25 +26,15 @@ COMPARISONS = {
     ast.Eq: "equal",
     ast.NotEq: "not_equal",
 }
-IMPORTS = (
-    "abs constant cos equal erf exp expm1 fetch greater greater_equal less less_equal load log "
-    "log1p maximum minimum not_equal part_max part_min part_sum power repeat row_max row_min "
-    "row_sum sigmoid sign sin sqrt store tanh uniform where"
+MATHEMATICS = (
+    "abs cos equal erf exp expm1 greater greater_equal less less_equal log log1p maximum minimum "
+    "not_equal power sigmoid sign sin sqrt tanh where"
 ).split()
 
 
-def kernel_text(
-    plan: Any, program: Any, rules: Mapping[str, tuple[tuple[str, ...], str]]
-) -> tuple[str, list[str]]:
-    """The source of one direction, and the names of the words in its table.
+class Writer:
+    """Writes one kernel."""
 
-    ``rules`` are the texts of the elementwise operations: names of the inputs, and the value.
-    """
-    writer = _Writer(plan, program, rules)
-    return writer.text(), writer.words
-
-
-class _Writer:
     def __init__(self, plan: Any, program: Any, rules: Any) -> None:
         self.plan, self.program, self.rules = plan, program, rules
         self.words: list[str] = []
@@ -56,7 +42,6 @@ class _Writer:
         self.numbers: dict[int, str] = {}
         self.item = 4 if plan.dtype == "float32" else 8
         self.lines: list[str] = []
-        self.distances: dict[str, str] = {}
         self.forward = program.direction == "forward"
 
     # Words and lines
@@ -72,6 +57,12 @@ class _Writer:
     def add(self, depth: int, line: str) -> None:
         self.lines.append("    " * depth + line)
 
+    def taken(self) -> list[str]:
+        """The lines so far, which are begun anew."""
+        lines = self.lines.copy()
+        self.lines.clear()
+        return lines
+
     def offset(self, offset: Any) -> str:
         """An offset into a row, in bytes: a sum of sizes."""
         terms = [
@@ -82,79 +73,6 @@ class _Writer:
             return ""
         joined = terms[0] if len(terms) == 1 else f"({' + '.join(terms)})"
         return f" + {joined} * {self.item}"
-
-    # The whole
-
-    def text(self) -> str:
-        direction = self.program.direction
-        self._blocks()
-        body, self.lines = self.lines, []
-        self.add(0, f"def {direction}(table, task, phase):")
-        self.add(1, "s0, s1, more = word(phase, 5), word(phase, 6), word(phase, 7)")
-        for k, name in enumerate(self.words):
-            self.add(1, f"{name} = word(table, {k})")
-        for constant, name in self.constants.items():
-            self.add(1, f"{name} = constant({str(constant).replace('inf', '1e999')})")
-        for k, name in self.numbers.items():
-            self.add(1, f"{name} = repeat(numbers + {k * self.item})")
-        for distance, name in self.distances.items():
-            self.add(1, f"{name} = {distance}  # from a step's record to the next one's")
-        self.add(1, "saved = flush_denormals()")
-        self.add(1, "first = word(tasks, task)  # rows first to first + R are this task's")
-        self.add(1, "R = word(tasks, task + 1) - first")
-        self.add(1, "scratch += task * scratch_bytes")
-        for buffer in self.program.scratch:
-            self.add(1, f"z{buffer.slot} += scratch")
-        self.lines += body
-        self.add(1, "restore_denormals(saved)")
-        return "\n".join(self.lines) + "\n"
-
-    def _blocks(self) -> None:
-        for name in ("tasks", "scratch", "scratch_bytes", "k0", "block", "active", "B"):
-            self.word(name)
-        for name in ("batch", "begin", "onward"):
-            self.word(name)
-        if self.plan.numbers:
-            self.word("numbers")
-        for buffer in self.program.scratch:
-            self.word(f"z{buffer.slot}")
-        self._first_states() if self.forward else self._first_gradients()
-        sections = self.program.sections
-        self.add(1, "b0 = s0" if self.forward else "b1 = s1")
-        self.add(1, "while b0 < s1:" if self.forward else "while b1 > s0:")
-        if self.forward:
-            self.add(2, "b1 = min(b0 + block, s1)  # steps b0 to b1 are a block")
-            self.add(2, "if word(active, b0) <= first:")
-            self.add(3, "break  # all rows of this task have ended")
-        else:
-            self.add(2, "b0 = max(b1 - block, s0)  # steps b0 to b1 are a block")
-        self.add(2, "full = min(word(active, b1 - 1) - first, R) == R")
-        for slot in self.program.gathered:
-            self._gather(slot)
-        if sections["early"]:
-            self.add(2, "# before the loop")
-            self._block_section(sections["early"])
-        steps = "range(b0, b1)" if self.forward else "range(b1 - 1, b0 - 1, -1)"
-        self.add(2, f"for s in {steps}:")
-        self.add(3, "m = min(word(active, s) - first, R)  # rows that have not ended")
-        if self.forward:
-            self._resets()
-        for stage in sections["loop"]:
-            self._stage(stage, 3, "m")
-        self._end_of_step()
-        if sections["late"]:
-            self.add(2, "# after the loop")
-            self._block_section(sections["late"])
-        self.add(2, "b0 = b1" if self.forward else "b1 = b0")
-
-    def _block_section(self, stages: Any) -> None:
-        for stage in stages:
-            if hasattr(stage, "passes"):
-                self.add(2, "for s in range(b0, b1):")
-                self.add(3, "m = min(word(active, s) - first, R)")
-                self._stage(stage, 3, "m")
-            else:
-                self._block_product(stage)
 
     # Rows in memory
 
@@ -168,49 +86,26 @@ class _Writer:
 
     def _row(self, kind: str, which: int) -> str:
         """The address of row r at step s in a kind of memory."""
-        if kind == "scratch":
-            buffer = self._buffer(which)
-            row = "((s - b0) * R + r)" if buffer.block else "r"
-            return f"z{which} + {row} * {self._distance(buffer)} * {self.item}"
         if kind in ("dy", "y", "dx"):
             return self._user_row(f"{kind}{which}")
         if kind in ("state", "after"):
             slot = f"(s - k0) * {self.word('slots')}" + (" + 1" if kind == "after" else "")
             return self._state_row(which, f"({slot})")
-        if kind in ("dstate", "before"):
-            slot = "(s + 1 & 1)" if kind == "dstate" else "(s & 1)"
-            base, distance = self.word(f"dstate{which}"), self.word(f"dstate{which}_row")
-            return f"{base} + ({slot} * B + first + r) * {distance}"
-        if kind in ("kept", "grads"):
-            rows = self.word("kept_rows") if kind == "kept" else "B"
-            record, bytes_ = self.word(kind), self.word(f"{kind}_bytes")
-            offset = self.word(f"{kind}{which}")
-            origin = "k0" if kind == "kept" else "s0"
-            return f"{record} + ((s - {origin}) * {rows} + first + r) * {bytes_} + {offset}"
-        if kind == "capture":
-            array, rows = self.word(f"capture{which}"), self.word(f"capture{which}_b")
-            return f"{array} + word(batch, first + r) * {rows}"
-        assert kind == "sum", kind
-        chunk, chunks = self.word("chunk"), self.word(f"sum{which}_chunk")
-        array, rows = self.word(f"sum{which}"), self.word(f"sum{which}_b")
-        return f"{array} + (first + r) // {chunk} * {chunks} + (first + r) % {chunk} * {rows}"
+        assert kind == "capture", kind
+        array, rows = self.word(f"capture{which}"), self.word(f"capture{which}_b")
+        return f"{array} + word(batch, first + r) * {rows}"
+
+    def _state_row(self, k: int, slot: str) -> str:
+        """The address of row r of a state, of which ``slot`` have been before."""
+        raise NotImplementedError
 
     def _batch_row(self, name: str, slot: int) -> str:
         """The address of the row of an array (B, n) of the caller, at any step."""
         width = self.width(slot)
         return f"{self.word(name)} + word(batch, first + r) * {width} * {self.item}"
 
-    def _state_row(self, k: int, slot: str) -> str:
-        width, mask = self.width(self.plan.state_slots[k]), self.word(f"state{k}_mask")
-        base = self.word(f"state{k}")
-        return f"{base} + (({slot} & {mask}) * B + first + r) * {width} * {self.item}"
-
     def _buffer(self, slot: int) -> Any:
         return next(buffer for buffer in self.program.scratch if buffer.slot == slot)
-
-    def _distance(self, buffer: Any) -> str:
-        """From row to row of a scratch buffer, in elements."""
-        return self.word(f"z{buffer.slot}_row")
 
     def _read(self, slot: int) -> str:
         """The address of row r of a value in memory; a slice begins inside its base."""
@@ -222,256 +117,10 @@ class _Writer:
         address = self._read(self.program.inputs[slot][0])
         if row.op == "detach":
             return address
-        return address + self.offset(self._begins(slot))
-
-    def _step_distance(self, slot: int) -> str:
-        """How far the record of the step that comes next lies before this one's, going backward.
-
-        The processor fetches ahead by itself where addresses rise; here it must be told.
-        """
-        while slot not in self.program.places:
-            slot = self.program.inputs[slot][0]
-        kind, which, _ = self.program.places[slot]
-        distance = ""
-        if not self.forward and kind == "kept":
-            distance = f"{self.word('kept_rows')} * {self.word('kept_bytes')}"
-        elif not self.forward and kind in ("state", "after"):
-            width = self.width(self.plan.state_slots[which])
-            distance = f"{self.word('slots')} * B * {width} * {self.item}"
-        elif not self.forward and kind == "dy":
-            distance = f"onward * {self.word(f'dy{which}_t')}"
-        return distance and self.distances.setdefault(distance, f"step{len(self.distances)}")
-
-    def _begins(self, slot: int) -> Any:
-        detail = self.plan.rows[slot].detail
-        if detail is None or detail[0] == "from":
-            return (("start", slot if detail is None else detail[1]),)
-        return tuple(("width", before) for before in detail[1])
-
-    # The edges of a run
-
-    def _first_states(self) -> None:
-        """States before the first step; rows that have no step end with them."""
-        if not self.plan.state_slots:
-            return
-        self.add(1, "for r in range(R):")
-        for k, slot in enumerate(self.plan.state_slots):
-            self.add(2, f"p = {self._batch_row(f'initial{k}', slot)}")
-            self.add(2, f"to = {self._state_row(k, '0')}")
-            self._copy_row(2, "p", "to", self.width(slot))
-            self.add(2, "if word(active, s0) <= first + r:")
-            self.add(3, f"to = {self._batch_row(f'last{k}', slot)}")
-            self._copy_row(3, "p", "to", self.width(slot))
-
-    def _first_gradients(self) -> None:
-        """Gradients of the last states, and zeros where gradients are added up."""
-        plan = self.plan
-        carried = [k for k, after in enumerate(plan.derivative.after) if after is not None]
-        sums = sorted({k for _, k in plan.derivative.sums})
-        captures = {row.detail: slot for slot, row in enumerate(plan.rows) if row.op == "capture"}
-        if not carried and not sums:
-            return
-        self.add(1, "if not more:  # nothing has come back yet")
-        self.add(2, "for r in range(R):")
-        for k in carried:
-            slot = plan.state_slots[k]
-            width, base = self.width(slot), self.word(f"dstate{k}")
-            for place in ("first + r", "B + first + r"):
-                self.add(3, f"to = {base} + ({place}) * {self.word(f'dstate{k}_row')}")
-                self.add(3, f"if {self.word(f'dlast{k}')}:")
-                self.add(4, f"p = {self._batch_row(f'dlast{k}', slot)}")
-                self._copy_row(4, "p", "to", width)
-                self.add(3, "else:")
-                self._zero_row(4, "to", width)
-            self.add(3, f"if {self.word('resets')}:")
-            self.add(4, f"to = {self._batch_row(f'dreset{k}', slot)}")
-            self._zero_row(4, "to", width)
-        for k in sums:
-            self.add(3, f"to = {self._row('sum', k)}")
-            self._zero_row(3, "to", self.width(captures[k]))
-
-    def _zero_row(self, depth: int, to: str, width: str) -> None:
-        self.add(depth, f"zero_row({to}, {width})")
-
-    # The edges of a step
-
-    def _gather(self, slot: int) -> None:
-        row = self.plan.rows[slot]
-        self.add(2, f"# %{slot} = {row.op} {row.detail}, of all steps of the block")
-        self.add(2, "for s in range(b0, b1):")
-        self.add(3, "m = min(word(active, s) - first, R)")
-        self.add(3, "for r in range(m):")
-        self.add(4, f"p = {self._user_row(f'{row.op}{row.detail}')}")
-        buffer = self._buffer(slot)
-        self.add(4, f"to = z{slot} + ((s - b0) * R + r) * {self._distance(buffer)} * {self.item}")
-        self._copy_row(4, "p", "to", self.width(slot))
-
-    def _copy_row(self, depth: int, source: str, to: str, width: str) -> None:
-        self.add(depth, f"copy_row({source}, {to}, {width})")
-
-    def _resets(self) -> None:
-        if not self.plan.state_slots:
-            return
-        resets, slots = self.word("resets"), self.word("slots")
-        self.add(3, f"if {resets}:  # rows that begin anew, before this step")
-        self.add(4, "for r in range(m):")
-        self.add(5, "t = word(begin, first + r) + s * onward")
-        self.add(5, f"anew = flag({resets}, t * B + word(batch, first + r))")
-        for k, slot in enumerate(self.plan.state_slots):
-            self.add(5, f"p = {self._state_row(k, f'((s - k0) * {slots})')}")
-            self.add(5, "if anew:")
-            self.add(6, f"fresh = {self._batch_row(f'reset{k}', slot)}")
-            self._copy_row(6, "fresh", "p", self.width(slot))
-            self.add(5, f"elif {slots} == 2 and s > k0:")
-            self.add(6, f"old = {self._state_row(k, f'((s - k0) * {slots} - 1)')}")
-            self._copy_row(6, "old", "p", self.width(slot))
-
-    def _end_of_step(self) -> None:
-        if not self.plan.state_slots:
-            return
-        if self.forward:
-            self.add(3, "going = 0")
-            self.add(3, "if s + 1 < s1:")
-            self.add(4, "going = min(max(word(active, s + 1) - first, 0), R)")
-            self.add(3, "for r in range(going, m):  # rows that end here: their last state")
-            for k, slot in enumerate(self.plan.state_slots):
-                self.add(4, f"p = {self._row('after', k)}")
-                width = self.width(slot)
-                self.add(4, f"to = {self._batch_row(f'last{k}', slot)}")
-                self._copy_row(4, "p", "to", width)
-            every = self.word("every")
-            self.add(
-                3, f"if {every} and (s + 1) % {every} == 0:  # states that a segment begins with"
-            )
-            self.add(4, "for r in range(going):")
-            for k, slot in enumerate(self.plan.state_slots):
-                width = self.width(slot)
-                row = f"((s + 1) // {every} - 1) * B + word(batch, first + r)"
-                self.add(5, f"p = {self._row('after', k)}")
-                self.add(5, f"to = {self.word(f'segments{k}')} + ({row}) * {width} * {self.item}")
-                self._copy_row(5, "p", "to", width)
-            return
-        carried = [
-            k
-            for k, slot in enumerate(self.plan.derivative.before)
-            if self.plan.derivative.after[k] is not None
-        ]
-        if not carried:
-            return
-        resets = self.word("resets")
-        unwritten = [k for k in carried if self.plan.derivative.before[k] is None]
-        if unwritten:
-            self.add(3, "for r in range(m):  # no gradient goes back to these states")
-            for k in unwritten:
-                self.add(4, f"p = {self._row('before', k)}")
-                width = self.width(self.plan.state_slots[k])
-                self._zero_row(4, "p", width)
-        self.add(3, f"if {resets}:  # what goes back to where rows began anew")
-        self.add(4, "for r in range(m):")
-        self.add(5, "t = word(begin, first + r) + s * onward")
-        self.add(5, f"if flag({resets}, t * B + word(batch, first + r)):")
-        for k in carried:
-            width = self.width(self.plan.state_slots[k])
-            self.add(6, f"p = {self._row('before', k)}")
-            self.add(6, f"to = {self._batch_row(f'dreset{k}', self.plan.state_slots[k])}")
-            self.add(6, f"for j in range(0, {width}, LANES):")
-            self.add(7, f"n = {width} - j")
-            self.add(7, "store(to, j, load(to, j, n) + load(p, j, n), n)")
-            self._zero_row(6, "p", width)
-
-    # Stages
-
-    def _stage(self, stage: Any, depth: int, rows: str) -> None:
-        if not hasattr(stage, "passes"):
-            self._comment(depth, stage.slot)
-            self._product(stage, depth, rows)
-            return
-        self.add(depth, f"for r in range({rows}):")
-        known: set[int] = set()  # single values of this row
-        for each in stage.passes:
-            self._pass(each, depth + 1, known)
+        return address + self.offset(begins(self.plan, slot))
 
     def _comment(self, depth: int, slot: int) -> None:
         self.add(depth, f"# {row_text(self.plan, slot, self.program.inputs.get(slot))}")
-
-    def _operand(self, stage: Any) -> tuple[str, str]:
-        """Address, for r = 0, and distance of the rows that a product reads."""
-        base = stage.a
-        while base not in self.program.places:
-            base = self.program.inputs[base][0]
-        place = self.program.places[base]
-        address = self._read(stage.a)
-        if place.kind == "scratch":
-            buffer = self._buffer(place.which)
-            distance = self._distance(buffer)
-        elif place.kind in ("kept", "grads"):
-            distance = f"{self.word(place.kind + '_bytes')} // {self.item}"
-        elif place.kind == "dstate":
-            distance = f"{self.word(f'dstate{place.which}_row')} // {self.item}"
-        else:
-            distance = self.width(self.plan.state_slots[place.which])
-        return address, distance
-
-    def _product(self, stage: Any, depth: int, rows: str) -> None:
-        address, distance = self._operand(stage)
-        matrix = f"m{stage.matrix}" + ("t" if stage.transposed else "")
-        self.add(depth, "r = 0")
-        self.add(depth, f"p = {address}")
-        kind, which, _ = stage.into
-        self.add(depth, f"to = {self._row(kind, which)}")
-        if kind == "scratch":
-            out = self._distance(self._buffer(which))
-        else:
-            out = f"{self.word(f'dstate{which}_row')} // {self.item}"
-        panels, add = self.word(f"{matrix}_panels"), int(stage.adds)
-        a = f"p, {distance}, 1, {rows}"
-        b = f"{self.word(matrix)}, {self.width(stage.a)}, {panels}"
-        self.add(depth, f"product({a}, {b}, to, {out}, {add})")
-
-    def _block_product(self, stage: Any) -> None:
-        """All steps of a block at once if their rows follow one another."""
-        base = stage.a
-        while base not in self.program.places:
-            base = self.program.inputs[base][0]
-        alone = "" if self.program.places[base].kind == "scratch" else " and R == B"
-        self._comment(2, stage.slot)
-        self.add(2, f"if full{alone}:")
-        self.add(3, "s = b0")
-        self._product(stage, 3, "(b1 - b0) * R")
-        self.add(2, "else:")
-        self.add(3, "for s in range(b0, b1):")
-        self.add(4, "m = min(word(active, s) - first, R)")
-        self._product(stage, 4, "m")
-
-    # Passes
-
-    def _pass(self, each: Any, depth: int, known: set[int]) -> None:
-        for slot in each.singles:
-            self._comment(depth, slot)
-            for k in self.program.inputs[slot]:
-                self._fetch_single(k, depth, known)
-            self.add(depth, f"v{slot} = {self._expression(slot)}")
-            known.add(slot)
-            self._store_single(slot, depth)
-        for slots in each.loops.values():
-            self._loop(slots, depth, known)
-
-    def _fetch_single(self, slot: int, depth: int, known: set[int]) -> None:
-        """Have one number of a row in every lane."""
-        if slot in known or self.plan.rows[slot].op == "number":
-            return
-        self.add(depth, f"v{slot} = repeat({self._read(slot)})")
-        known.add(slot)
-
-    def _store_single(self, slot: int, depth: int) -> None:
-        for target in self._targets(slot):
-            self.add(
-                depth, f"to = {self._row(target.kind, target.which)}{self.offset(target.offset)}"
-            )
-            value = f"v{slot}"
-            if target.kind == "sum":
-                value = f"load(to, 0, 1) + {value}"
-            self.add(depth, f"store(to, 0, {value}, 1)")
 
     def _targets(self, slot: int) -> list[Any]:
         """Where a value goes; scratch too, if it is read from there."""
@@ -480,63 +129,6 @@ class _Writer:
         if place is not None and place.kind == "scratch":
             targets.append(place)
         return targets
-
-    def _loop(self, slots: list[int], depth: int, known: set[int]) -> None:
-        plan = self.plan
-        reductions = [slot for slot in slots if plan.rows[slot].op in REDUCTIONS]
-        along = self.program.inputs[slots[0]][0] if slots[0] in reductions else slots[0]
-        width = self.width(along)
-        inside = set(slots)
-        loads: list[int] = []
-        far: dict[int, str] = {}
-        for slot in slots:  # what is repeated is fetched, addresses are computed, before the loop
-            for k, repeated in zip(self.program.inputs[slot], self._repeated(slot), strict=True):
-                if plan.rows[k].op == "number" or (k in inside and k not in reductions):
-                    continue
-                if repeated or k in known:
-                    self._fetch_single(k, depth, known)
-                elif k not in loads:
-                    loads.append(k)
-                    self.add(depth, f"p{k} = {self._read(k)}")
-                    distance = self._step_distance(k)
-                    if distance:
-                        far[k] = distance
-        for slot in slots:
-            for number, target in enumerate(self._targets(slot)):
-                if slot not in reductions:
-                    address = self._row(target.kind, target.which) + self.offset(target.offset)
-                    self.add(depth, f"to{slot}_{number} = {address}")
-        if any(plan.rows[slot].op == "uniform" for slot in slots):
-            self.add(depth, "t, row = word(begin, first + r) + s * onward, word(batch, first + r)")
-        for slot in reductions:
-            nothing = {"sum": 0.0, "max": float("-inf"), "min": float("inf")}[plan.rows[slot].op]
-            self.add(depth, f"v{slot} = {self.constant(nothing)}")
-        self.add(depth, f"for j in range(0, {width}, LANES):")
-        self.add(depth + 1, f"n = {width} - j")
-        loaded: set[int] = set()
-        for slot in slots:
-            self._comment(depth + 1, slot)
-            for k in self.program.inputs[slot]:
-                if k in loads and k not in loaded:
-                    loaded.add(k)
-                    self.add(depth + 1, f"v{k} = load(p{k}, j, n)")
-                    if k in far:
-                        self.add(depth + 1, f"fetch(p{k} - {far[k]}, j)")
-            if slot in reductions:
-                name = plan.rows[slot].op
-                source = self.program.inputs[slot][0]
-                self.add(depth + 1, f"v{slot} = part_{name}(v{slot}, {self.value(source)}, n)")
-                continue
-            self.add(depth + 1, f"v{slot} = {self._expression(slot)}")
-            for number, target in enumerate(self._targets(slot)):
-                value = f"v{slot}"
-                if target.kind == "sum":
-                    value = f"load(to{slot}_{number}, j, n) + {value}"
-                self.add(depth + 1, f"store(to{slot}_{number}, j, {value}, n)")
-        for slot in reductions:
-            self.add(depth, f"v{slot} = row_{plan.rows[slot].op}(v{slot})")
-            known.add(slot)
-            self._store_single(slot, depth)
 
     def _repeated(self, slot: int) -> tuple[bool, ...]:
         row = self.plan.rows[slot]
@@ -571,7 +163,7 @@ class _Writer:
             return f"uniform({self.word(f'seed{k}')}, {k}, t, row, j)"
         if op in INFIX:
             return INFIX[op].format(*values)
-        if op in IMPORTS:
+        if op in MATHEMATICS:
             return f"{op}({', '.join(values)})"
         names, text = self.rules[op]
         tree = ast.parse(text, mode="eval")
@@ -581,7 +173,7 @@ class _Writer:
 class _Substitute(ast.NodeTransformer):
     """The text of a rule, its names replaced by values and its numbers by vectors."""
 
-    def __init__(self, writer: _Writer, values: dict[str, str]) -> None:
+    def __init__(self, writer: Writer, values: dict[str, str]) -> None:
         self.writer, self.values = writer, values
 
     def visit_Name(self, node: ast.Name) -> ast.AST:
@@ -602,6 +194,14 @@ class _Substitute(ast.NodeTransformer):
         return self.generic_visit(node)
 
 
+def begins(plan: Any, slot: int) -> Any:
+    """Where a slice begins in the row that it is cut from, as an offset."""
+    detail = plan.rows[slot].detail
+    if detail is None or detail[0] == "from":
+        return (("start", slot if detail is None else detail[1]),)
+    return tuple(("width", before) for before in detail[1])
+
+
 def row_text(plan: Any, slot: int, inputs: Any = None) -> str:
     """A row as the tape would show it."""
     row = plan.rows[slot]
@@ -617,26 +217,3 @@ def row_text(plan: Any, slot: int, inputs: Any = None) -> str:
         else:
             shown.append(f"%{k}")
     return f"%{slot} = {row.op}({', '.join(shown)})"
-
-
-def module_text(
-    plan: Any, rules: Any, sections: Mapping[str, Any]
-) -> tuple[str, dict[str, list[str]]]:
-    """The module of a plan: its functions, and for each the words of its table."""
-    functions, words = [], {}
-    for direction, program in sections.items():
-        text, words[direction] = kernel_text(plan, program, rules)
-        functions.append(text)
-    head = f'"""{plan}\n"""\n\n'
-    head += "from tinygrad_seq.kernels.build import external\n"
-    head += "from tinygrad_seq.kernels.simd import (\n"
-    head += "    flag, flush_denormals, restore_denormals, vectors, word,\n)\n\n"
-    head += f'_v = vectors("{plan.dtype}")\nLANES = _v.LANES\n'
-    body = "\n\n".join(functions)
-    for name in ("copy_row", "product", "zero_row"):
-        if f" {name}(" in body:
-            head += f'{name} = external("{name}", "{plan.dtype}")\n'
-    for name in IMPORTS:
-        if f"{name}(" in body:
-            head += f"{name} = _v.{name}\n"
-    return head + "\n\n" + body, words

@@ -1,0 +1,392 @@
+"""Running a plan on a GPU: the mirror of ``cpu.py``.
+
+``Runner(plan, rules)`` compiles the kernels of a plan when they are first needed and runs them over
+arrays of the device. The loop is one launch; products before and after it, and the gradients of
+matrices, are the vendor's, for all steps at once. Shapes: T steps, B rows.
+Imports cpu (what a run is given and gives), cuda_build, cuda_layout, cuda_text and NumPy. ``xp`` is
+the namespace of the device's arrays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from tinygrad_seq.kernels import cuda_build, cuda_text
+from tinygrad_seq.kernels.cpu import Gradients, Inputs, Rows
+from tinygrad_seq.kernels.cuda_layout import Layout
+from tinygrad_seq.kernels.cuda_order import base_of
+from tinygrad_seq.kernels.layout import Sizes
+from tinygrad_seq.kernels.text import begins
+
+Array = Any  # of the device
+MOST_LAYOUTS = 256
+
+
+class Kept(NamedTuple):
+    """What a forward run leaves for the way back."""
+
+    inputs: Inputs
+    block: Array | None  # states and kept values of each step
+    saved: Sequence[Array]  # or else states before each segment but the first, (segments, B, n)
+
+
+class Runner:
+    """A plan and its compiled kernels."""
+
+    def __init__(self, plan: Any, rules: Any, xp: Any) -> None:
+        self.plan, self.rules, self.xp = plan, rules, xp
+        self.dtype = np.dtype(plan.dtype)
+        self.item = self.dtype.itemsize
+        self._kernels: dict[tuple[str, frozenset[int]], dict[str, Any]] = {}
+        self._layouts: dict[Any, Layout] = {}
+
+    # Compiled code
+
+    def source(self, direction: str, streamed: frozenset[int] = frozenset()) -> str:
+        """The text of a direction."""
+        kernels = cuda_text.kernel_texts(self.plan, direction, self.rules, streamed)
+        return cuda_text.module_text(self.plan, kernels)
+
+    def _direction(self, direction: str, streamed: frozenset[int]) -> dict[str, Any]:
+        """The kernels of a direction, by name, compiled."""
+        key = direction, streamed
+        if key not in self._kernels:
+            kernels = cuda_text.kernel_texts(self.plan, direction, self.rules, streamed)
+            text = cuda_text.module_text(self.plan, kernels)
+            name = f"{self.plan.name}_{direction}_cuda"
+            self._kernels[key] = cuda_build.load(name, text, kernels)
+        return self._kernels[key]
+
+    def _layout(self, direction: str, inputs: Inputs, steps: int, keep: bool) -> Layout:
+        rows = inputs.rows
+        sizes = Sizes(
+            *(rows.B, rows.ragged, rows.onward, inputs.resets is not None),
+            *(0, inputs.widths, tuple(inputs.starts.items())),
+            tuple([(array.shape, array.strides) for array in inputs.captured]),
+        )
+        key = direction, steps, keep, sizes
+        layout = self._layouts.get(key)
+        if layout is None:
+            if len(self._layouts) >= MOST_LAYOUTS:
+                self._layouts.clear()
+            layout = Layout(self.plan, direction, steps, keep, sizes, cuda_build.machine())
+            self._layouts[key] = layout
+        return layout
+
+    # Running
+
+    def forward(
+        self, inputs: Inputs, keep: bool
+    ) -> tuple[list[Array], Sequence[Array], Kept | None]:
+        """The outputs (T, B, n), the last states (B, n), and what is kept if ``keep``."""
+        xp, rows, k = self.xp, inputs.rows, inputs.checkpoint
+        make = xp.zeros if rows.ragged else xp.empty
+        widths = [inputs.widths[slot] for slot in self.plan.y_slots]
+        ys = [make((rows.T, rows.B, n), self.dtype) for n in widths]
+        last = [xp.empty(state.shape, self.dtype) for state in inputs.states]
+        saved: Sequence[Array] = ()
+        if keep and k is not None:
+            count = max(-(-rows.steps // k) - 1, 0)  # segments after the first
+            saved = [xp.empty((count, *state.shape), self.dtype) for state in inputs.states]
+        keep_all = keep and (k is None or not rows.steps)
+        layout = self._layout("forward", inputs, rows.steps, keep_all)
+        run = _Run(self, layout, inputs)
+        run.give("y", ys)
+        run.give_rows("initial", inputs.states)
+        run.give_rows("reset", inputs.reset_states)
+        run.give_rows("last", last)
+        run.give_rows("segments", saved or [None] * len(last))
+        run.words["every"] = k if saved and k is not None else 0
+        run.steps(0, rows.steps)
+        return ys, last, Kept(inputs, run.kept if keep_all else None, saved) if keep else None
+
+    def backward(
+        self,
+        kept: Kept,
+        dys: Sequence[Array],
+        dlast: Sequence[Array | None],
+        seen: Callable[..., None] | None = None,
+    ) -> Gradients:
+        """Gradients of everything that wants one; ``dys`` (T, B, n), ``dlast`` (B, n)."""
+        if seen is not None:
+            raise ValueError(
+                "gradient_flow: the scan ran on cuda, expected one on the CPU; move the model and "
+                'its inputs with .to("cpu")'
+            )
+        plan, inputs, xp = self.plan, kept.inputs, self.xp
+        rows, k = inputs.rows, inputs.checkpoint
+        make = xp.zeros if rows.ragged else xp.empty
+        dxs: list[Array | None] = [
+            None if slot is None else make(x.shape, self.dtype)
+            for slot, x in zip(plan.derivative.dx, inputs.xs, strict=True)
+        ]
+        steps = rows.steps if kept.block is not None or k is None else min(k, rows.steps)
+        layout = self._layout("backward", inputs, steps, True)
+        back = _Run(self, layout, inputs, kept.block)
+        back.give("dy", dys)
+        back.give_rows("dlast", dlast)
+        back.give("dx", dxs)
+        captured: dict[int, Array] = {}
+        if kept.block is not None:
+            back.words["more"] = 0
+            back.steps(0, rows.steps)
+            back.outer(captured, 0, rows.steps)
+        else:
+            self._segments(kept, back, steps, captured)
+        return self._gradients(back, dxs, captured)
+
+    def _segments(self, kept: Kept, back: _Run, steps: int, captured: dict[int, Array]) -> None:
+        """The way back by segments: each once more forward, keeping everything, then backward."""
+        inputs, xp, total = kept.inputs, self.xp, kept.inputs.rows.steps
+        layout = self._layout("forward", inputs, steps, True)
+        widths = [inputs.widths[slot] for slot in self.plan.y_slots]
+        nowhere = [xp.empty((1, inputs.rows.B, n), self.dtype) for n in widths]
+        last = [xp.empty_like(state) for state in inputs.states]
+        for begin in reversed(range(0, total, steps)):
+            end, number = min(begin + steps, total), begin // steps
+            again = _Run(self, layout, inputs)
+            again.give("y", nowhere)
+            again.words |= {f"y{k}_t": 0 for k in range(len(nowhere))}
+            given = inputs.states if number == 0 else [saved[number - 1] for saved in kept.saved]
+            again.give_rows("initial", given)
+            again.give_rows("reset", inputs.reset_states)
+            again.give_rows("last", last)
+            again.give_rows("segments", [None] * len(last))
+            again.words["every"] = 0
+            again.steps(begin, end)
+            back.use(again.kept, layout)
+            back.words["more"] = int(end < total)
+            back.steps(begin, end)
+            back.outer(captured, begin, end)
+
+    def _gradients(
+        self, run: _Run, dxs: list[Array | None], captured: dict[int, Array]
+    ) -> Gradients:
+        """What a way back has left in its memory."""
+        plan, inputs = self.plan, run.inputs
+        order = np.argsort(inputs.rows.batch) if inputs.rows.ragged else None
+        states: list[Array | None] = [None] * len(inputs.states)
+        resets = list(states)
+        for k, after in enumerate(plan.derivative.after):
+            if after is not None and plan.wanted_states[k]:
+                ring = run.rows(f"dstate{k}", run.layout.width(plan.state_slots[k]))
+                end = ring[: inputs.rows.B]  # step 0 has written into the ring's first place
+                states[k] = self.xp.ascontiguousarray(end if order is None else end[order])
+            if after is not None and inputs.resets is not None:
+                resets[k] = run.view(f"dreset{k}").copy()
+        widths = inputs.widths
+        slots = {row.detail: slot for slot, row in enumerate(plan.rows) if row.op == "capture"}
+        for k in {k for _, k in plan.derivative.sums}:
+            rows = run.rows(f"sum{k}", widths[slots[k]])
+            per_row = run.layout.values[f"capture{k}_b"] != 0
+            if per_row:
+                captured[k] = rows.copy() if order is None else rows[order]
+            else:
+                captured[k] = rows.sum(axis=0)
+        for k, array in captured.items():
+            captured[k] = array.reshape(inputs.captured[k].shape)
+        return Gradients(dxs, states, resets, captured)
+
+
+class _Run:
+    """The words and the memory of one run."""
+
+    def __init__(
+        self, runner: Runner, layout: Layout, inputs: Inputs, kept: Array | None = None
+    ) -> None:
+        self.runner, self.layout, self.inputs, self.xp = runner, layout, inputs, runner.xp
+        self.kernels = runner._direction(layout.direction, layout.choice.streamed)
+        self.stream = self.xp.cuda.get_current_stream().ptr if hasattr(self.xp, "cuda") else 0
+        self.words = dict(layout.values)
+        self.places: dict[str, tuple[Array, int, tuple[int, ...]]] = {}
+        make = self.xp.zeros if inputs.rows.ragged else self.xp.empty
+        self.work = make(layout.memory["work"].bytes, np.uint8)
+        self._find(layout, "work", self.work)
+        forward = layout.direction == "forward"
+        if forward:
+            self.kept = make(layout.memory["kept"].bytes, np.uint8)
+            self._find(layout, "kept", self.kept)
+        elif kept is not None:
+            self.use(kept, runner._layout("forward", inputs, layout.steps, True))
+        self._give_inputs()
+
+    def _find(self, layout: Layout, block: str, memory: Array) -> None:
+        base = cuda_build.address(memory)
+        for name, (offset, shape) in layout.memory[block].arrays.items():
+            self.words[name] = base + offset
+            self.places[name] = memory, offset, shape
+
+    def use(self, kept: Array, layout: Layout) -> None:
+        """Read what a forward run has kept."""
+        self._find(layout, "kept", kept)
+        for name, value in layout.values.items():
+            if name.startswith(("state", "kept")) or name == "slots":
+                self.words[name] = value
+
+    def view(self, name: str) -> Array:
+        memory, offset, shape = self.places[name]
+        size = int(np.prod(shape)) * self.runner.item
+        return memory[offset : offset + size].view(self.runner.dtype).reshape(shape)
+
+    def rows(self, name: str, width: int) -> Array:
+        """Rows of memory (count, width)."""
+        return self.view(name)[:, :width]
+
+    # Words
+
+    def _give_inputs(self) -> None:
+        inputs, words = self.inputs, self.words
+        batch, begin, active = _rows_there(self.xp, inputs.rows)
+        self._hold = [batch, begin, active]
+        words |= {"batch": cuda_build.address(batch), "begin": cuda_build.address(begin)}
+        words["active"] = cuda_build.address(active)
+        words["resets"] = 0
+        if inputs.resets is not None:
+            words["resets"] = cuda_build.address(inputs.resets)
+        numbers = self.xp.asarray(np.array(inputs.numbers, self.runner.dtype))
+        self._hold.append(numbers)
+        words["numbers"] = cuda_build.address(numbers)
+        for k, seed in enumerate(inputs.seeds):  # unsigned, and words are not
+            words[f"seed{k}"] = seed - 2**64 if seed >= 2**63 else seed
+        self.give("x", inputs.xs)
+        self.give_rows("capture", inputs.captured)
+
+    def give(self, name: str, arrays: Sequence[Array | None]) -> None:
+        """Arrays (T, B, n) of the caller."""
+        for k, array in enumerate(arrays):
+            if array is None:
+                continue
+            self.words[f"{name}{k}"] = cuda_build.address(array)
+            self.words[f"{name}{k}_t"], self.words[f"{name}{k}_b"] = array.strides[:2]
+
+    def give_rows(self, name: str, arrays: Sequence[Array | None]) -> None:
+        for k, array in enumerate(arrays):
+            self.words[f"{name}{k}"] = 0 if array is None else cuda_build.address(array)
+
+    # Work
+
+    def steps(self, begin: int, end: int) -> None:
+        """Everything of steps ``begin`` to ``end``."""
+        self.words |= {"s0": begin, "s1": end, "k0": begin}
+        layout, program = self.layout, self.layout.program
+        direction = layout.direction
+        layout_tiles = (end - begin) * -(-self.inputs.rows.B // layout.rows_alone)
+        self.alone = {"rows": layout.rows_alone, "tiles": layout_tiles}
+        if program.gathered:
+            self._launch_alone(f"{direction}_gather")
+        self._section("early")
+        choice = layout.choice
+        self.view_bytes("counters").fill(0)
+        self._launch(direction, choice.groups * choice.parts, choice.shared_bytes, self.words)
+        self._section("late")
+
+    def view_bytes(self, name: str) -> Array:
+        memory, offset, shape = self.places[name]
+        return memory[offset : offset + shape[0]]
+
+    def _section(self, section: str) -> None:
+        direction = self.layout.direction
+        for number, stage in enumerate(self.layout.program.sections[section]):
+            if hasattr(stage, "passes"):
+                self._launch_alone(f"{direction}_{section}{number}")
+            else:
+                self._multiply(stage)
+
+    def _launch_alone(self, name: str) -> None:
+        blocks = max(1, min(self.layout.blocks_alone, self.alone["tiles"]))
+        self._launch(name, blocks, 0, {**self.words, **self.alone})
+
+    def _launch(self, name: str, blocks: int, shared: int, words: dict[str, int]) -> None:
+        kernel, names = self.kernels[name]
+        given = tuple([words[each] for each in names])
+        kernel.launch(blocks, shared, given, self.stream, name == self.layout.direction)
+
+    def _steps_rows(self, name: str, width: int) -> Array:
+        """Rows of all steps of the run, (steps × B, width)."""
+        count = (self.words["s1"] - self.words["k0"]) * self.inputs.rows.B
+        return self.rows(name, width)[:count]
+
+    def _operand(self, slot: int) -> Array:
+        """The rows of all steps that a product outside the loop reads."""
+        layout, program = self.layout, self.layout.program
+        base = base_of(layout.plan, program, slot)
+        place = program.places[base]
+        name = {"scratch": "z", "grads": "grads", "kept": "kept"}[place.kind]
+        rows = self._steps_rows(f"{name}{place.which}", layout.width(place.which))
+        begin, width = layout.elements(place.offset), layout.width(slot)
+        while slot != base:
+            if layout.plan.rows[slot].op == "slice":
+                begin += layout.elements(begins(layout.plan, slot))
+            slot = program.inputs[slot][0]
+        return rows[:, begin : begin + width]
+
+    def _multiply(self, stage: Any) -> None:
+        xp, layout = self.xp, self.layout
+        a = self._operand(stage.a)
+        matrix = self.inputs.captured[stage.matrix]
+        matrix = matrix.T if stage.transposed else matrix
+        out = self._steps_rows(f"z{stage.into.which}", layout.width(stage.slot))
+        if stage.adds:
+            out += a @ matrix
+        elif out.flags.c_contiguous:
+            xp.matmul(a, matrix, out=out)
+        else:
+            out[...] = a @ matrix
+
+    def outer(self, captured: dict[int, Array], begin: int, end: int) -> None:
+        """Gradients of matrices: aᵀ g over all rows of all steps."""
+        if end <= begin:
+            for _, _, k in self.layout.plan.derivative.outer:
+                captured.setdefault(k, self.xp.zeros_like(self.inputs.captured[k]))
+            return
+        for a, g, k in self.layout.plan.derivative.outer:
+            gradient = self._side(a).T @ self._side(g)
+            captured[k] = captured[k] + gradient if k in captured else gradient
+
+    def _side(self, slot: int) -> Array:
+        """Rows of all steps (steps × B, n), those that have ended zero."""
+        layout, inputs, words = self.layout, self.inputs, self.words
+        row, width = layout.plan.rows[slot], layout.width(slot)
+        if row.op == "x":
+            if slot in layout.program.gathered:
+                return self._steps_rows(f"z{slot}", width)
+            return self._in_order(inputs.xs[row.detail]).reshape(-1, width)
+        if row.op == "state":
+            steps, places = words["s1"] - words["k0"], words["slots"]
+            rows = self.rows(f"state{row.detail}", width)[: steps * places * inputs.rows.B]
+            every = rows.reshape(steps, places, inputs.rows.B, width)[:, 0]
+            return every.reshape(-1, width)
+        return self._steps_rows(f"grads{slot}", width)
+
+    def _in_order(self, x: Array) -> Array:
+        """An input (steps, B, n) in the order of the run, rows that have ended zero."""
+        rows, begin, end = self.inputs.rows, self.words["s0"], self.words["s1"]
+        if not rows.ragged and rows.onward == 1:
+            return x[begin:end]
+        steps = np.arange(begin, end)[:, None]
+        there = np.arange(rows.B) < rows.active[begin:end, None]
+        times = np.where(there, rows.begin + steps * rows.onward, 0)
+        xp = self.xp
+        found = x[xp.asarray(times), xp.asarray(np.broadcast_to(rows.batch, times.shape).copy())]
+        return xp.where(xp.asarray(there)[:, :, None], found, self.runner.dtype.type(0))
+
+
+_dense: dict[tuple[int, int, int], Any] = {}
+
+
+def _rows_there(xp: Any, rows: Rows) -> tuple[Array, Array, Array]:
+    """The order of rows on the device."""
+    key = rows.T, rows.B, rows.onward
+    if not rows.ragged and key in _dense:
+        return _dense[key]
+    made = tuple(
+        xp.asarray(np.ascontiguousarray(each, np.int64))
+        for each in (rows.batch, rows.begin, rows.active)
+    )
+    if not rows.ragged:
+        if len(_dense) > MOST_LAYOUTS:
+            _dense.clear()
+        _dense[key] = made
+    return made

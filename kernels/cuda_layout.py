@@ -1,0 +1,335 @@
+"""Layout for CUDA: how a run is divided among blocks, and where everything is.
+
+The batch is divided among groups of blocks, a step's units among the blocks of a group, its parts.
+The fewer parts, the less they wait for one another; the more, the less each has to multiply, and
+the more of its columns of the matrices fit its shared memory. ``choose`` weighs that by a model of
+a step's time. Matrices that do not fit are read from global memory at each step.
+
+Memory is two blocks of bytes, one that the way back needs (``kept``) and one that it does not
+(``work``). ``values`` are the words that sizes alone decide. Imports cuda_text and NumPy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+from tinygrad_seq.kernels.cuda_order import Chain, chains
+from tinygrad_seq.kernels.layout import Sizes
+
+TILE = 4
+WARP = 32
+RING = 4  # newest steps of a state or its gradient that are there at once
+COUNTER = 128  # bytes that each group's counter has for itself
+ALIGNMENT = 256
+ROWS_ALONE = 4096  # numbers that a block takes at once outside the loop
+
+
+class Machine(NamedTuple):
+    """What a layout depends on of the device."""
+
+    processors: int
+    shared_bytes: int  # of a block
+    threads: int  # of a block
+
+
+class Costs(NamedTuple):
+    """What a step's time is made of, in clocks; estimates for sm_90 until they are measured."""
+
+    barrier: float = 1500.0
+    meeting: float = 60.0
+    product: float = 500.0  # from its first load to its last sum, whatever its size
+    passing: float = 250.0
+    issue: float = 4.0  # instructions of warps in a clock
+    near: float = 20.0  # bytes in a clock to one block from the device's cache
+    streams: float = 30.0
+
+
+COSTS = Costs()
+
+
+def padded(count: int) -> int:
+    """Numbers of a row in memory: whole tiles, so that four can be read at once."""
+    return -(-count // TILE) * TILE
+
+
+# How a run is divided ------------------------------------------------------------------------
+
+
+class Shape(NamedTuple):
+    """A product of the loop as one part computes it."""
+
+    K: int
+    C: int  # columns
+    height: int  # rows of a thread's tile
+    across: int  # lanes of a warp beside one another
+    beside: int  # tiles of warps beside one another
+    workers: int  # warps that share the tiles
+    slices: int  # teams of them that share K
+    depth: int  # of K, of each team
+
+
+class Choice(NamedTuple):
+    """Groups of blocks and what they do."""
+
+    groups: int
+    parts: int  # blocks of a group
+    rows: int  # rows of a group
+    streamed: frozenset[int]  # products whose matrix does not stay in shared memory
+    shapes: dict[int, Shape]  # of each product
+    shared_bytes: int
+    clocks: float  # that a step is thought to take
+
+    def __str__(self) -> str:
+        where = "weights stay in shared memory"
+        if self.streamed:
+            products = ", ".join(f"%{slot}" for slot in sorted(self.streamed))
+            where = f"weights of {products} are read at each step, there is no room for them"
+        return (
+            f"{self.groups} groups of {self.parts} blocks, {self.rows} rows each; "
+            f"{self.shared_bytes} bytes of shared memory a block; {where}"
+        )
+
+
+class Wanted(NamedTuple):
+    """A product that is to be divided: its depth, and the widths that its columns are."""
+
+    slot: int
+    K: int
+    widths: tuple[int, ...]
+
+
+def choose(wanted: Sequence[Wanted], B: int, widest: int, item: int, machine: Machine) -> Choice:
+    """The division with the least time for a step."""
+    best = None
+    rows = 1
+    while True:
+        groups = -(-B // rows)
+        if groups <= machine.processors or rows >= B:
+            for parts in _counts(machine.processors // groups, widest):
+                found = _divided(wanted, groups, parts, rows, widest, item, machine)
+                if found is not None and (best is None or found.clocks < best.clocks):
+                    best = found
+        if rows >= B:
+            break
+        rows = min(2 * rows, B)
+    if best is None:
+        raise MemoryError(
+            f"scan: a step whose products have {max(sum(w.widths) for w in wanted)} columns does "
+            f"not fit a block of the device, which has {machine.shared_bytes} bytes of shared "
+            "memory; expected a smaller cell or batch"
+        )
+    return best
+
+
+def _counts(most: int, widest: int) -> list[int]:
+    """Numbers of parts to be tried."""
+    most = max(1, min(most, widest))
+    return sorted({2**k for k in range(most.bit_length())} | {most})
+
+
+def _shape(K: int, C: int, rows: int, machine: Machine) -> Shape:
+    """How the warps of a block divide a product."""
+    warps = machine.threads // WARP
+    height = TILE if rows >= TILE else 1
+    columns = C // TILE
+    across = min(WARP, 1 << max(0, columns - 1).bit_length())
+    down = WARP // across
+    beside = max(1, -(-columns // across))
+    tiles = beside * -(-rows // (height * down))
+    workers = min(warps, tiles)
+    slices = max(1, min(warps // workers, -(-K // TILE)))
+    depth = padded(-(-K // slices))
+    return Shape(K, C, height, across, beside, workers, slices, depth)
+
+
+def _divided(
+    wanted: Sequence[Wanted],
+    groups: int,
+    parts: int,
+    rows: int,
+    widest: int,
+    item: int,
+    machine: Machine,
+) -> Choice | None:
+    """What such a division takes; None if there is no room for it."""
+    shapes, clocks = {}, COSTS.passing * (1 + rows * -(-widest // parts) // machine.threads)
+    room = machine.shared_bytes
+    for each in wanted:
+        C = sum(padded(-(-width // parts)) for width in each.widths)
+        shape = shapes[each.slot] = _shape(each.K, C, rows, machine)
+        room -= shape.slices * rows * C * item
+        below = -(-rows // (shape.height * (WARP // shape.across)))
+        each_k = shape.height * TILE + 2 + shape.height / TILE
+        busy = min(1.0, shape.workers * shape.slices / 4)  # of the four schedulers
+        work = shape.beside * below * each.K * each_k / COSTS.issue / max(busy, 0.25)
+        reading = rows * each.K * item * shape.beside / COSTS.near
+        clocks += COSTS.product + max(work, reading)
+        clocks += COSTS.barrier + 5.0 * parts if parts > 1 else COSTS.meeting
+    if room < 0:
+        return None
+    streamed, used = set(), machine.shared_bytes - room
+    for each in sorted(wanted, key=lambda w: shapes[w.slot].K * shapes[w.slot].C):
+        shape = shapes[each.slot]
+        size = shape.K * shape.C * item
+        if size <= room:
+            room, used = room - size, used + size
+        else:
+            streamed.add(each.slot)
+            clocks += size / COSTS.streams
+    return Choice(groups, parts, rows, frozenset(streamed), shapes, used, clocks)
+
+
+# Where everything is -------------------------------------------------------------------------
+
+
+@dataclass
+class Memory:
+    """A block of bytes that is filled from its beginning."""
+
+    bytes: int = 0
+    arrays: dict[str, tuple[int, tuple[int, ...]]] = field(default_factory=dict)
+
+    def take(self, name: str, shape: tuple[int, ...], item: int) -> None:
+        self.arrays[name] = self.bytes, shape
+        size = int(np.prod(shape)) * item
+        self.bytes += -(-max(size, item) // ALIGNMENT) * ALIGNMENT
+
+
+class Layout:
+    """The layout of one direction for some sizes."""
+
+    def __init__(
+        self, plan: Any, direction: str, steps: int, keep: bool, sizes: Sizes, machine: Machine
+    ) -> None:
+        self.plan, self.sizes, self.steps, self.keep = plan, sizes, steps, keep
+        self.direction, self.machine = direction, machine
+        self.program = getattr(plan, direction)
+        self.item = np.dtype(plan.dtype).itemsize
+        self.values: dict[str, int] = {}
+        self.memory = {"work": Memory(), "kept": Memory()}
+        self.chains: list[Chain] = chains(plan, self.program)
+        self.choice = self._choose()
+        self._sizes()
+        self._states()
+        self._products()
+        self._buffers()
+        if direction == "backward":
+            self._results()
+
+    def width(self, slot: int) -> int:
+        at = self.plan.classes[slot]
+        return self.sizes.widths[at] if at < self.plan.forward_count else 1
+
+    def elements(self, offset: Any) -> int:
+        """Where in a row an offset is."""
+        starts = dict(self.sizes.starts)
+        return sum(self.width(k) if kind == "width" else starts[k] for kind, k in offset)
+
+    def _choose(self) -> Choice:
+        wanted = [
+            Wanted(
+                stage.slot,
+                self.width(stage.a),
+                tuple(self.width(each.slot) for each in chain.segments),
+            )
+            for chain in self.chains
+            for stage in chain.stages
+        ]
+        widest = max((self.width(slot) for slot in self.program.inputs), default=1)
+        return choose(wanted, self.sizes.B, max(1, widest), self.item, self.machine)
+
+    def _sizes(self) -> None:
+        plan, values, sizes = self.plan, self.values, self.sizes
+        values |= {
+            "B": sizes.B,
+            "onward": sizes.onward,
+            "slots": 2 if self.keep and sizes.resets else 1,
+            "parts": self.choice.parts,
+            "rows": self.choice.rows,
+            "kept_mask": -1 if self.keep else 1,
+        }
+        for slot in set(plan.classes):
+            values[f"w{slot}"] = self.width(slot)
+        values |= {f"start{slot}": start for slot, start in sizes.starts}
+        for k, (shape, strides) in enumerate(sizes.captured):
+            shared = len(shape) != 2 or (shape[0] == 1 and sizes.B != 1)  # by all rows
+            values[f"capture{k}_b"] = 0 if shared else strides[0]
+
+    def _rows(self, block: str, name: str, count: int, width: int) -> None:
+        """Memory for so many rows, one after another."""
+        self.memory[block].take(name, (count, padded(width)), self.item)
+        self.values[f"{name}_row"] = padded(width) * self.item
+
+    def _states(self) -> None:
+        plan, B, block = self.plan, self.sizes.B, "kept" if self.keep else "work"
+        for k, slot in enumerate(plan.state_slots):
+            all_steps = self.keep and k in plan.states_kept
+            count = self.steps * self.values["slots"] + 1 if all_steps else RING
+            self._rows(block, f"state{k}", count * B, self.width(slot))
+            self.values[f"state{k}_mask"] = -1 if all_steps else RING - 1
+        for slot in plan.kept:
+            count = self.steps if self.keep else 2
+            self._rows(block, f"kept{slot}", count * B, self.width(slot))
+
+    def _products(self) -> None:
+        """Where the matrices of the loop and what comes of them are, in shared memory or not."""
+        values, choice, at = self.values, self.choice, 0
+        for chain in self.chains:
+            for stage in chain.stages:
+                p, shape = f"p{stage.slot}", choice.shapes[stage.slot]
+                column = 0
+                for n, segment in enumerate(chain.segments):
+                    values[f"{p}_segment{n}"] = column
+                    column += padded(-(-self.width(segment.slot) // choice.parts))
+                given = self.sizes.captured[stage.matrix][1]
+                row, column_bytes = given[::-1] if stage.transposed else given
+                values |= {f"{p}_row": row, f"{p}_column": column_bytes, f"{p}_C": shape.C}
+                for name in ("height", "across", "beside", "workers", "slices", "depth"):
+                    values[f"{p}_{name}"] = getattr(shape, name)
+                span, below = shape.across * TILE, WARP // shape.across * shape.height
+                values |= {f"{p}_wrap": shape.beside * span, f"{p}_below": below}
+                values[f"{p}_dr"] = shape.workers // shape.beside * below
+                values[f"{p}_dc"] = shape.workers % shape.beside * span
+                values[f"{p}_out"] = at
+                at += shape.slices * choice.rows * shape.C
+                if stage.slot in choice.streamed:
+                    shape_all = (choice.parts, shape.K, shape.C)
+                    self.memory["work"].take(f"{p}_at", shape_all, self.item)
+                else:
+                    values[f"{p}_at"] = at
+                    at += shape.K * shape.C
+
+    def _buffers(self) -> None:
+        B, choice = self.sizes.B, self.choice
+        for buffer in self.program.scratch:
+            steps = self.steps if buffer.block else 2
+            self._rows("work", f"z{buffer.slot}", steps * B, self.width(buffer.slot))
+        blocks = choice.groups * choice.parts
+        widest = max((self.width(slot) for slot in self.program.inputs), default=1)
+        self.rows_alone = max(1, min(B, ROWS_ALONE // max(1, widest)))
+        self.tiles = max(1, self.steps) * -(-B // self.rows_alone)
+        self.blocks_alone = min(self.tiles, 8 * self.machine.processors)
+        numbers = 2 * max(blocks * choice.rows, self.blocks_alone * self.rows_alone)
+        for slot, row in enumerate(self.plan.rows):
+            if row.op in ("sum", "max", "min") and slot in self.program.inputs:
+                self.memory["work"].take(f"partial{slot}", (numbers,), self.item)
+        self.memory["work"].take("counters", (choice.groups * COUNTER,), 1)
+
+    def _results(self) -> None:
+        """Memory for gradients, of all steps and those that are added up on the way."""
+        plan, B = self.plan, self.sizes.B
+        for slot in plan.grads:
+            self._rows("work", f"grads{slot}", self.steps * B, self.width(slot))
+        for k, after in enumerate(plan.derivative.after):
+            if after is not None:
+                self._rows("work", f"dstate{k}", RING * B, self.width(plan.state_slots[k]))
+                self.values[f"dreset{k}"] = 0
+                if self.sizes.resets:
+                    shape = (B, self.width(plan.state_slots[k]))
+                    self.memory["work"].take(f"dreset{k}", shape, self.item)
+        slots = {row.detail: slot for slot, row in enumerate(plan.rows) if row.op == "capture"}
+        for k in {k for _, k in plan.derivative.sums}:
+            self._rows("work", f"sum{k}", B, self.sizes.widths[slots[k]])

@@ -1,0 +1,699 @@
+"""From a plan to source text for CUDA: a kernel for a direction's loop, and small ones around it.
+
+The loop's kernel takes all steps in one launch. A group of blocks has rows of the batch for itself,
+and in it a part has a share of the units of every width: it computes what stands at its own units,
+and the columns of each product that are read there. So the results of such a product stay in its
+shared memory, and blocks wait for one another (``barrier``) only before something reads across
+units what others have written: a product its rows, a sum its shares. Where threads of one block
+read what others of it wrote, they ``meet``. ``cuda_order.py`` finds both.
+
+What needs no loop (*early* and *late*) is done for all steps at once: products are the caller's,
+passes between them are kernels in which each block takes rows of one step after another.
+
+Names are those of ``text.py``. u7, n7: the first of a part's units of width w7, and how many; j a
+unit of the row, i the same counted from u7. Words ending in _row are bytes.
+Imports text and cuda_order.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, NamedTuple
+
+from tinygrad_seq.kernels.cuda_order import (
+    Chain,
+    Item,
+    Region,
+    Segment,
+    base_of,
+    chains,
+    slots_of,
+    waits,
+)
+from tinygrad_seq.kernels.text import REDUCTIONS, Writer, begins
+
+NEVER = {"x", "dy", "y", "dx", "capture"}  # the caller's: nobody waits for them
+
+
+class CudaWriter(Writer):
+    """Writes one kernel."""
+
+    def __init__(self, plan: Any, program: Any, rules: Any, streamed: frozenset[int]) -> None:
+        super().__init__(plan, program, rules)
+        self.streamed = streamed  # products whose matrices do not fit shared memory
+        self.chains = chains(plan, program)
+        self.chain_of = {each.stages[-1].slot: each for each in self.chains}
+        self.shared_widths: dict[int, None] = {}  # widths whose units are divided
+
+    # Kernels
+
+    def loop(self) -> str:
+        """The kernel of all steps."""
+        direction = self.program.direction
+        for name in ("counters", "parts", "rows", "s0", "s1", "k0", "B", "active"):
+            self.word(name)
+        for name in ("batch", "begin", "onward"):
+            self.word(name)
+        items = self._step_items()
+        need = waits(items)
+        for each in self.chains:
+            for stage in each.stages:
+                self._take_in(each, stage)
+        self._prologue()
+        self.add(1, "met = barrier(counter, 0, parts)")
+        steps = "range(s0, s1)" if self.forward else "range(s1 - 1, s0 - 1, -1)"
+        self.add(1, f"for s in {steps}:")
+        self.add(2, "m = min(word(active, s) - first, R)  # rows that have not ended")
+        if self.forward:
+            self.add(2, "if m <= 0:")
+            self.add(3, "break")
+        for item, distance in zip(items, need, strict=True):
+            if distance == 2:
+                self.add(2, "met = barrier(counter, met, parts)")
+            elif distance == 1:
+                self.add(2, "meet()")
+            item.write(2)
+        head = [
+            "group = block() // parts",
+            "part = block() - group * parts",
+            "first = group * rows  # rows first to first + R are this group's",
+            "R = min(rows, B - first)",
+            "if R <= 0:",
+            "    return",
+            "counter = counters + group * 128",
+            "shared = cuda.shared.array(0, number)",
+        ]
+        return self._whole(direction, head)
+
+    def alone(self, section: str, number: int) -> str:
+        """The kernel of passes that all steps have done at once."""
+        stage = self.program.sections[section][number]
+        items = self._stage_items(stage)
+        return self._tiles(f"{self.program.direction}_{section}{number}", items)
+
+    def gathered(self) -> str:
+        """The kernel that copies the caller's rows in the order of the run."""
+        item = Item(self._gather_all)
+        return self._tiles(f"{self.program.direction}_gather", [item])
+
+    def _tiles(self, name: str, items: list[Item]) -> str:
+        """A kernel whose blocks take rows of one step after another."""
+        for each in ("rows", "s0", "k0", "B", "active", "batch", "begin", "onward", "tiles"):
+            self.word(each)
+        self.add(1, "chunks = (B + rows - 1) // rows")
+        self.add(1, "for tile in range(block(), tiles, blocks()):")
+        self.add(2, "s = s0 + tile // chunks")
+        self.add(2, "first = tile % chunks * rows")
+        self.add(2, "R = min(rows, B - first)")
+        self.add(2, "m = min(word(active, s) - first, R)")
+        for item, distance in zip(items, waits(items), strict=True):
+            if distance:
+                self.add(2, "meet()")
+            item.write(2)
+        if len(items) > 1:
+            self.add(2, "meet()")
+        return self._whole(name, ["parts, part = 1, 0"])
+
+    def _whole(self, name: str, head: list[str]) -> str:
+        body = self.taken()
+        self.add(0, f"def {name}(words):")
+        if self.numbers:
+            self.word("numbers")
+        for k, word in enumerate(self.words):
+            self.add(1, f"{word} = words[{k}]")
+        for constant, variable in self.constants.items():
+            self.add(1, f"{variable} = constant({str(constant).replace('inf', '1e999')})")
+        for k, variable in self.numbers.items():
+            self.add(1, f"{variable} = load(numbers + {k * self.item})")
+        for line in head:
+            self.add(1, line)
+        for k in self.shared_widths:
+            self.add(1, f"u{k} = begin_of(w{k}, part, parts)  # units u{k} to u{k} + n{k}")
+            self.add(1, f"n{k} = begin_of(w{k}, part + 1, parts) - u{k}")
+            self.add(1, f"r{k}, i{k} = row_of(n{k}, rows), unit_of(n{k})  # a thread's first")
+            self.add(1, f"dr{k}, di{k} = rows_on(n{k}), units_on(n{k})  # and how far the next is")
+        self.lines += body
+        return "\n".join(self.lines) + "\n"
+
+    def units_of(self, slot: int) -> int:
+        """The width class of a row, divided among parts."""
+        at = int(self.plan.classes[slot])
+        self.width(slot)
+        self.shared_widths[at] = None
+        return at
+
+    # Rows in memory
+
+    def _row(self, kind: str, which: int) -> str:
+        row = "first + r"
+        if kind == "scratch":
+            step = "(s - k0)" if self._buffer(which).block else "(s & 1)"
+            bytes_ = self.word(f"z{which}_row")
+            return f"{self.word(f'z{which}')} + ({step} * B + {row}) * {bytes_}"
+        if kind in ("dstate", "before"):
+            step = "(s + 1 & 3)" if kind == "dstate" else "(s & 3)"
+            base, bytes_ = self.word(f"dstate{which}"), self.word(f"dstate{which}_row")
+            return f"{base} + ({step} * B + {row}) * {bytes_}"
+        if kind in ("kept", "grads"):
+            step = f"(s - k0 & {self.word('kept_mask')})" if kind == "kept" else "(s - k0)"
+            base, bytes_ = self.word(f"{kind}{which}"), self.word(f"{kind}{which}_row")
+            return f"{base} + ({step} * B + {row}) * {bytes_}"
+        if kind == "sum":
+            return f"{self.word(f'sum{which}')} + ({row}) * {self.word(f'sum{which}_row')}"
+        return super()._row(kind, which)
+
+    def _state_row(self, k: int, slot: str) -> str:
+        base, mask = self.word(f"state{k}"), self.word(f"state{k}_mask")
+        self.width(self.plan.state_slots[k])
+        return f"{base} + (({slot} & {mask}) * B + first + r) * {self.word(f'state{k}_row')}"
+
+    def _region(self, slot: int, by: str, anywhere: bool = False) -> list[Region]:
+        """What is read where a value is."""
+        base = base_of(self.plan, self.program, slot)
+        place = self.program.places.get(base)
+        if base in self.chain_of and self.chain_of[base].local:
+            return [Region(("shares", k.slot), (), 0, by) for k in self.chain_of[base].stages]
+        if place is None:
+            return []
+        offset = place.offset
+        at = slot
+        while at != base:  # a slice, or a slice of one
+            if self.plan.rows[at].op == "slice":
+                offset = (*begins(self.plan, at), *offset)
+            at = self.program.inputs[at][0]
+        width = None if anywhere else self.plan.classes[slot]
+        return [self._place_region(place.kind, place.which, offset, width, by)]
+
+    def _place_region(self, kind: str, which: int, offset: Any, width: int | None, by: str) -> Any:
+        names = {"after": "state", "before": "dstate"}
+        return Region((names.get(kind, kind), which), tuple(offset), width, by)
+
+    # A step
+
+    def _step_items(self) -> list[Item]:
+        items = [self._resets_item()] if self.forward and self.plan.state_slots else []
+        for stage in self.program.sections["loop"]:
+            items += self._stage_items(stage)
+        return [*items, *self._end_items()]
+
+    def _stage_items(self, stage: Any) -> list[Item]:
+        if not hasattr(stage, "passes"):
+            return self._product_items(stage)
+        computed = {slot for each in stage.passes for slot in slots_of(each)}
+        items = []
+        for each in stage.passes:
+            items += [self._single_item(slot, computed) for slot in each.singles]
+            for slots in each.loops.values():
+                items.append(self._loop_item(slots, computed))
+                sums = [slot for slot in slots if self.plan.rows[slot].op in REDUCTIONS]
+                items += [self._single_item(slot, computed) for slot in sums]
+        return [item for item in items if item is not None]
+
+    # Products
+
+    def _take_in(self, chain: Chain, stage: Any) -> None:
+        """A part's columns of a matrix, where the product reads them."""
+        p, k = f"p{stage.slot}", stage.matrix
+        row, column = self.word(f"{p}_row"), self.word(f"{p}_column")
+        C, K, at = self.word(f"{p}_C"), self.width(stage.a), self.word(f"{p}_at")
+        self._comment(1, stage.slot)
+        streamed = stage.slot in self.streamed
+        names = ("workers", "beside", "across", "height", "slices", "depth")
+        words = [self.word(f"{p}_{each}") for each in names]
+        workers, beside, across, height, slices, depth = words
+        self.add(1, f"{p}_team = team_of({workers})")
+        self.add(1, f"{p}_r = tile_row({workers}, {beside}, {across}, {height})")
+        self.add(1, f"{p}_c = tile_column({workers}, {beside}, {across})")
+        self.add(1, f"if {p}_team >= {slices}:")
+        self.add(2, f"{p}_r = rows  # a warp too many")
+        self.add(1, f"{p}_first = {p}_team * {depth}")
+        self.add(1, f"{p}_end = min({K}, {p}_first + {depth})")
+        self.add(1, f"{p}_share = {self.word(f'{p}_out')} + {p}_team * rows * {C}")
+        if streamed:
+            self.add(1, f"{at} += part * {K} * {C} * {self.item}")
+        for n, segment in enumerate(chain.segments):
+            at_units = self.units_of(segment.slot)
+            columns = f"{self._columns(chain, segment)}u{at_units}"
+            beside = self.word(f"{p}_segment{n}")
+            source = f"{self.word(f'capture{k}')} + ({columns}) * {column}"
+            given = f"{C}, {source}, {row}, {column}, {K}, n{at_units}"
+            if streamed:
+                self.add(1, f"lay_out({at} + {beside} * {self.item}, {given})")
+            else:
+                self.add(1, f"take_in(shared, {at} + {beside}, {given})")
+
+    def _columns(self, chain: Chain, segment: Segment) -> str:
+        """Where a segment begins in the whole product, as the beginning of a sum."""
+        if segment.slot == chain.stages[-1].slot:
+            return ""
+        terms = [
+            self.width(slot) if kind == "width" else self.word(f"start{slot}")
+            for kind, slot in begins(self.plan, segment.slot)
+        ]
+        return "".join(f"{term} + " for term in terms)
+
+    def _product_items(self, stage: Any) -> list[Item]:
+        chain = next(each for each in self.chains if stage in each.stages)
+        region = Region(("shares", stage.slot), (), 0, "tile")
+        items = [
+            Item(
+                lambda depth: self._multiply(stage, depth),
+                self._region(stage.a, "tile", anywhere=True),
+                [region],
+            )
+        ]
+        if chain.local:
+            return items
+        kind, which, offset = stage.into
+        for n, segment in enumerate(chain.segments):
+            into = self._place_region(kind, which, offset, segment.width, "units")
+            reads = [region._replace(by="units"), *([into] if stage.adds else [])]
+
+            def write(depth: int, n: int = n, segment: Segment = segment) -> None:
+                self._put_together(chain, stage, n, segment, depth)
+
+            items.append(Item(write, reads, [into]))
+        return items
+
+    def _multiply(self, stage: Any, depth: int) -> None:
+        p = f"p{stage.slot}"
+        base = base_of(self.plan, self.program, stage.a)
+        place = self.program.places[base]
+        bytes_ = {"scratch": "z{}_row", "state": "state{}_row", "after": "state{}_row"}
+        distance = self.word(bytes_.get(place.kind, place.kind + "{}_row").format(place.which))
+        name = "loose_" * (base != stage.a) + "streamed_" * (stage.slot in self.streamed)
+        height, at, C = (self.word(f"{p}_{each}") for each in ("height", "at", "C"))
+        on = ", ".join(self.word(f"{p}_{each}") for each in ("dr", "dc", "wrap", "below"))
+        self._comment(depth, stage.slot)
+        self.add(depth, "r = 0")
+        self.add(depth, f"operand = {self._read(stage.a)}")
+        self.add(depth, f"mine, on = ({p}_r, {p}_c, {p}_first, {p}_end), ({on})")
+        given = f"{height}, shared, operand, {distance}, m, {at}, {C}, {p}_share, mine, on"
+        self.add(depth, f"{name}product({given})")
+
+    def _put_together(self, chain: Chain, stage: Any, n: int, segment: Segment, depth: int) -> None:
+        kind, which, offset = stage.into
+        with_offset = self._row(kind, which) + self.offset(offset)
+
+        def body(depth: int) -> None:
+            self.add(depth, f"to = {with_offset} + j * {self.item}")
+            value = self._share(stage, n)
+            if stage.adds:
+                value = f"load(to) + {value}"
+            self.add(depth, f"store(to, {value})")
+
+        self._over_units(self.units_of(segment.slot), depth, body)
+
+    def _share(self, stage: Any, n: int) -> str:
+        """A thread's result of a product."""
+        p = f"p{stage.slot}"
+        out, C, slices = (self.word(f"{p}_{name}") for name in ("out", "C", "slices"))
+        at = f"{out} + r * {C} + {self.word(f'{p}_segment{n}')} + i"
+        return f"share(shared, {at}, {slices}, rows * {C})"
+
+    # Passes
+
+    def _over_units(self, width: int, depth: int, body: Any, rows: str = "m") -> None:
+        """Each thread's rows and units: r, j, and i, which is j counted from the part's first."""
+        self.add(depth, f"r, i = r{width}, i{width}")
+        self.add(depth, f"while r < {rows}:")
+        self.add(depth + 1, f"j = u{width} + i")
+        body(depth + 1)
+        self.add(depth + 1, f"r, i = r + dr{width}, i + di{width}")
+        self.add(depth + 1, f"if i >= n{width}:")
+        self.add(depth + 2, f"r, i = r + 1, i - n{width}")
+
+    def _value_reads(self, slot: int, repeated: bool, inside: set[int], by: str) -> list[Region]:
+        if self.plan.rows[slot].op == "number" or (slot in inside and not repeated):
+            return []
+        return self._region(slot, by, anywhere=repeated)
+
+    def _single_regions(self, slot: int, computed: set[int]) -> list[Region]:
+        """What a value of one number a row is made from."""
+        op = self.plan.rows[slot].op
+        if op == "number":
+            return []
+        if slot in computed and op in REDUCTIONS:
+            return [Region(("partial", slot), (), None, "row")]
+        if slot in computed and self.plan.single[slot]:
+            inputs = self.program.inputs[slot]
+            return [region for k in inputs for region in self._single_regions(k, computed)]
+        return self._region(slot, "row", anywhere=True)
+
+    def _single(self, slot: int, computed: set[int], known: set[int], depth: int) -> None:
+        """Have the one number of a row in a register."""
+        op = self.plan.rows[slot].op
+        if slot in known or op == "number":
+            return
+        known.add(slot)
+        if slot in computed and op in REDUCTIONS:
+            partial, blocks = self.word(f"partial{slot}"), "blocks()"
+            at = f"(((s & 1) * {blocks} + block() - part) * rows + r) * {self.item}"
+            value = f"row_{op}({partial} + {at}, parts, rows * {self.item})"
+        elif slot in computed and self.plan.single[slot]:
+            for k in self.program.inputs[slot]:
+                self._single(k, computed, known, depth)
+            if op == "uniform":
+                self._where(depth, "0")
+            value = self._expression(slot)
+        else:
+            value = f"load({self._read(slot)})"
+        self.add(depth, f"v{slot} = {value}")
+
+    def _where(self, depth: int, unit: str | None = None) -> None:
+        """Step and row that a random number belongs to."""
+        self.add(depth, "t, row = word(begin, first + r) + s * onward, word(batch, first + r)")
+        if unit is not None:
+            self.add(depth, f"j = {unit}")
+
+    def _single_item(self, slot: int, computed: set[int]) -> Item | None:
+        """A row's one number, written down by the first part."""
+        targets = self._targets(slot)
+        if not targets:
+            return None
+
+        def write(depth: int) -> None:
+            self._comment(depth, slot)
+            self.add(depth, "if part == 0:")
+            self.add(depth + 1, "for r in range(thread(), m, threads()):")
+            self._single(slot, computed, set(), depth + 2)
+            for target in targets:
+                to = self._row(target.kind, target.which) + self.offset(target.offset)
+                self._put(depth + 2, to, f"v{slot}", target.kind == "sum")
+
+        reads = self._single_regions(slot, computed)
+        writes = [self._place_region(t.kind, t.which, t.offset, None, "row") for t in targets]
+        return Item(write, reads, [region for region in writes if region.memory[0] not in NEVER])
+
+    def _put(self, depth: int, to: str, value: str, adds: bool) -> None:
+        self.add(depth, f"to = {to}")
+        self.add(depth, f"store(to, {f'load(to) + {value}' if adds else value})")
+
+    def _loop_item(self, slots: list[int], computed: set[int]) -> Item:
+        """Values along a row, and sums of them."""
+        plan, program = self.plan, self.program
+        reductions = [slot for slot in slots if plan.rows[slot].op in REDUCTIONS]
+        along = program.inputs[slots[0]][0] if slots[0] in reductions else slots[0]
+        inside = set(slots) - set(reductions)
+        by = "rows" if reductions else "units"
+        reads: list[Region] = []
+        writes = [Region(("partial", slot), (), plan.classes[along], by) for slot in reductions]
+        for slot in slots:
+            for k, repeated in zip(program.inputs[slot], self._repeated(slot), strict=True):
+                if repeated or self._known_single(k, computed):
+                    reads += self._single_regions(k, computed)
+                else:
+                    reads += self._value_reads(k, False, inside, by)
+            if slot in inside:
+                for t in self._targets(slot):
+                    region = self._place_region(t.kind, t.which, t.offset, plan.classes[slot], by)
+                    writes.append(region)
+                    if t.kind == "sum":
+                        reads.append(region)
+        item = Item(None, reads, [each for each in writes if each.memory[0] not in NEVER])
+
+        def values(depth: int) -> None:
+            self._values(slots, reductions, computed, depth)
+
+        def write(depth: int) -> None:
+            width = self.units_of(along)
+            if reductions:
+                self._over_rows(reductions, width, depth, values)
+            else:
+                self._over_units(width, depth, values)
+
+        item.write = write
+        return item
+
+    def _known_single(self, slot: int, computed: set[int]) -> bool:
+        return slot in computed and (
+            self.plan.single[slot] or self.plan.rows[slot].op in REDUCTIONS
+        )
+
+    def _over_rows(self, reductions: list[int], width: int, depth: int, body: Any) -> None:
+        """A warp for each row, its lanes along the units, and then their sums."""
+        self.add(depth, "for r in range(thread() // 32, m, threads() // 32):")
+        for slot in reductions:
+            nothing = {"sum": 0.0, "max": float("-inf"), "min": float("inf")}
+            value = self.constant(nothing[self.plan.rows[slot].op])
+            self.add(depth + 1, f"v{slot} = {value}")
+        self.add(depth + 1, f"for i in range(thread() % 32, n{width}, 32):")
+        self.add(depth + 2, f"j = u{width} + i")
+        body(depth + 2)
+        for slot in reductions:
+            name = self.plan.rows[slot].op
+            self.add(depth + 1, f"v{slot} = warp_{name}(v{slot})")
+        self.add(depth + 1, "if thread() % 32 == 0:")
+        for slot in reductions:
+            at = f"(((s & 1) * blocks() + block()) * rows + r) * {self.item}"
+            self.add(depth + 2, f"store({self.word(f'partial{slot}')} + {at}, v{slot})")
+
+    def _values(
+        self, slots: list[int], reductions: list[int], computed: set[int], depth: int
+    ) -> None:
+        plan, known = self.plan, set(slots) - set(reductions)
+        have: set[int] = set()
+        if any(plan.rows[slot].op == "uniform" for slot in slots):
+            self._where(depth)
+        for slot in slots:
+            self._comment(depth, slot)
+            for k, repeated in zip(self.program.inputs[slot], self._repeated(slot), strict=True):
+                if plan.rows[k].op == "number" or k in known or k in have:
+                    continue
+                if repeated or self._known_single(k, computed):
+                    self._single(k, computed, have, depth)
+                else:
+                    have.add(k)
+                    self.add(depth, f"v{k} = {self._load(k)}")
+            if slot in reductions:
+                name, source = plan.rows[slot].op, self.program.inputs[slot][0]
+                self.add(depth, f"v{slot} = part_{name}(v{slot}, {self.value(source)})")
+                continue
+            self.add(depth, f"v{slot} = {self._expression(slot)}")
+            for target in self._targets(slot):
+                to = self._row(target.kind, target.which) + self.offset(target.offset)
+                self._put(depth, f"{to} + j * {self.item}", f"v{slot}", target.kind == "sum")
+
+    def _load(self, slot: int) -> str:
+        """A value at the thread's own row and unit."""
+        base = base_of(self.plan, self.program, slot)
+        chain = self.chain_of.get(base)
+        place = self._read(slot) if chain is None or not chain.local or chain.goes_on else ""
+        loaded = [f"load({place} + j * {self.item})"] if place else []
+        if chain is not None and chain.local:
+            loaded += [self._share(stage, chain.at(slot)) for stage in chain.stages]
+        return " + ".join(loaded)
+
+    # The edges of a run
+
+    def _over_state(self, k: int, depth: int, body: Any) -> None:
+        self._over_units(self.units_of(self.plan.state_slots[k]), depth, body)
+
+    def _copy(self, depth: int, source: str, to: str) -> None:
+        self.add(depth, f"store({to} + j * {self.item}, load({source} + j * {self.item}))")
+
+    def _prologue(self) -> None:
+        if self.forward:
+            self._first_states()
+        else:
+            self._first_gradients()
+
+    def _first_states(self) -> None:
+        """States before the first step; rows that have no step end with them."""
+        for k, slot in enumerate(self.plan.state_slots):
+
+            def body(depth: int, k: int = k, slot: int = slot) -> None:
+                self.add(depth, f"p = {self._batch_row(f'initial{k}', slot)}")
+                self._copy(depth, "p", self._state_row(k, "(s0 - k0)"))
+                self.add(depth, "if word(active, s0) <= first + r:")
+                self._copy(depth + 1, "p", self._batch_row(f"last{k}", slot))
+
+            self.add(1, "m = R")
+            self._over_state(k, 1, body)
+
+    def _carried(self) -> list[int]:
+        return [k for k, after in enumerate(self.plan.derivative.after) if after is not None]
+
+    def _first_gradients(self) -> None:
+        """Gradients of the last states, and zeros where gradients are added up."""
+        plan, zero = self.plan, self.constant(0.0)
+        captures = {row.detail: slot for slot, row in enumerate(plan.rows) if row.op == "capture"}
+        self.add(1, f"if not {self.word('more')}:  # nothing has come back yet")
+        self.add(2, "m = R")
+        for k in self._carried():
+            slot = plan.state_slots[k]
+
+            def body(depth: int, k: int = k, slot: int = slot) -> None:
+                base, bytes_ = self.word(f"dstate{k}"), self.word(f"dstate{k}_row")
+                given = self.word(f"dlast{k}")
+                self.add(depth, f"v = {zero}")
+                self.add(depth, f"if {given}:")
+                address = f"{self._batch_row(f'dlast{k}', slot)} + j * {self.item}"
+                self.add(depth + 1, f"v = load({address})")
+                self.add(depth, "for k in range(4):")
+                to = f"{base} + (k * B + first + r) * {bytes_} + j * {self.item}"
+                self.add(depth + 1, f"store({to}, v)")
+                self.add(depth, f"if {self.word('resets')}:")
+                to = f"{self._batch_row(f'dreset{k}', slot)} + j * {self.item}"
+                self.add(depth + 1, f"store({to}, {zero})")
+
+            self._over_state(k, 2, body)
+        for k in sorted({k for _, k in plan.derivative.sums}):
+
+            def clear(depth: int, k: int = k) -> None:
+                self.add(depth, f"store({self._row('sum', k)} + j * {self.item}, {zero})")
+
+            self._over_units(self.units_of(captures[k]), 2, clear)
+
+    def _resets_item(self) -> Item:
+        """Rows that begin anew, before a step."""
+        slots = self.plan.state_slots
+        regions = [
+            Region(("state", k), (), self.plan.classes[s], "units") for k, s in enumerate(slots)
+        ]
+
+        def write(depth: int) -> None:
+            resets, places = self.word("resets"), self.word("slots")
+            self.add(depth, f"if {resets}:  # rows that begin anew, before this step")
+            for k, slot in enumerate(slots):
+
+                def body(depth: int, k: int = k, slot: int = slot) -> None:
+                    now = self._state_row(k, f"((s - k0) * {places})")
+                    self.add(depth, "t = word(begin, first + r) + s * onward")
+                    self.add(depth, f"if flag({resets}, t * B + word(batch, first + r)):")
+                    self._copy(depth + 1, self._batch_row(f"reset{k}", slot), now)
+                    self.add(depth, f"elif {places} == 2 and s > k0:")
+                    old = self._state_row(k, f"((s - k0) * {places} - 1)")
+                    self._copy(depth + 1, old, now)
+
+                self._over_state(k, depth + 1, body)
+
+        return Item(write, regions, regions)
+
+    def _end_items(self) -> list[Item]:
+        if self.forward:
+            return self._ends() if self.plan.state_slots else []
+        return [self._back_item(k) for k in self._carried()]
+
+    def _ends(self) -> list[Item]:
+        """Rows that end here leave their last state; where a segment begins all do."""
+        items = []
+        for k, slot in enumerate(self.plan.state_slots):
+
+            def write(depth: int, k: int = k, slot: int = slot) -> None:
+                every, width = self.word("every"), self.width(slot)
+                self.add(depth, "going = 0")
+                self.add(depth, "if s + 1 < s1:")
+                self.add(depth + 1, "going = min(max(word(active, s + 1) - first, 0), R)")
+                self.add(depth, f"if going < m or ({every} and (s + 1) % {every} == 0):")
+
+                def body(depth: int) -> None:
+                    self.add(depth, f"p = {self._row('after', k)}")
+                    self.add(depth, "if r >= going:  # the row ends here")
+                    self._copy(depth + 1, "p", self._batch_row(f"last{k}", slot))
+                    self.add(depth, f"elif {every}:  # a segment begins with this state")
+                    row = f"((s + 1) // {every} - 1) * B + word(batch, first + r)"
+                    self.add(depth + 1, f"if (s + 1) % {every} == 0:")
+                    to = f"{self.word(f'segments{k}')} + ({row}) * {width} * {self.item}"
+                    self._copy(depth + 2, "p", to)
+
+                self._over_state(k, depth + 1, body)
+
+            region = Region(("state", k), (), self.plan.classes[slot], "units")
+            items.append(Item(write, [region]))
+        return items
+
+    def _back_item(self, k: int) -> Item:
+        """What goes back to where rows began anew; zero where no gradient goes back."""
+        slot, zero = self.plan.state_slots[k], self.constant(0.0)
+        region = Region(("dstate", k), (), self.plan.classes[slot], "units")
+        unwritten = self.plan.derivative.before[k] is None
+
+        def write(depth: int) -> None:
+            if unwritten:
+
+                def clear(depth: int) -> None:
+                    self.add(depth, f"store({self._row('before', k)} + j * {self.item}, {zero})")
+
+                self._over_state(k, depth, clear)
+            resets = self.word("resets")
+            self.add(depth, f"if {resets}:  # what goes back to where rows began anew")
+
+            def body(depth: int) -> None:
+                self.add(depth, "t = word(begin, first + r) + s * onward")
+                self.add(depth, f"if flag({resets}, t * B + word(batch, first + r)):")
+                self.add(depth + 1, f"p = {self._row('before', k)} + j * {self.item}")
+                self.add(depth + 1, f"to = {self._batch_row(f'dreset{k}', slot)} + j * {self.item}")
+                self.add(depth + 1, "store(to, load(to) + load(p))")
+                self.add(depth + 1, f"store(p, {zero})")
+
+            self._over_state(k, depth + 1, body)
+
+        return Item(write, [region], [region])
+
+    def _gather_all(self, depth: int) -> None:
+        for slot in self.program.gathered:
+            row = self.plan.rows[slot]
+
+            def body(depth: int, slot: int = slot, row: Any = row) -> None:
+                to = f"{self._row('scratch', slot)} + j * {self.item}"
+                self.add(depth, f"to = {to}")
+                self.add(depth, "if r < m:")
+                source = self._user_row(f"{row.op}{row.detail}")
+                self.add(depth + 1, f"store(to, load({source} + j * {self.item}))")
+                self.add(depth, "else:")
+                self.add(depth + 1, f"store(to, {self.constant(0.0)})")
+
+            self.add(depth, f"# %{slot} = {row.op} {row.detail}, in the order of the run")
+            self._over_units(self.units_of(slot), depth, body, rows="R")
+
+
+# Modules -------------------------------------------------------------------------------------
+
+
+class Kernel(NamedTuple):
+    """A kernel's text, and the names of the words that it is called with."""
+
+    name: str
+    text: str
+    words: list[str]
+
+
+def kernel_texts(plan: Any, direction: str, rules: Any, streamed: frozenset[int]) -> list[Kernel]:
+    """All kernels of a direction: the loop's first, then in the order in which they run."""
+    program = getattr(plan, direction)
+    found = []
+
+    def written(write: Any) -> None:
+        writer = CudaWriter(plan, program, rules, streamed)
+        text = write(writer)
+        found.append(Kernel(text[4 : text.index("(")], text, writer.words))
+
+    written(lambda writer: writer.loop())
+    if program.gathered:
+        written(lambda writer: writer.gathered())
+    for section in ("early", "late"):
+        for number, stage in enumerate(program.sections[section]):
+            if hasattr(stage, "passes"):
+                written(lambda writer, at=(section, number): writer.alone(*at))
+    return found
+
+
+CALLED = (
+    "abs barrier begin_of block blocks cos equal erf exp expm1 flag greater greater_equal "
+    "lay_out less less_equal load log log1p loose_product loose_streamed_product maximum meet "
+    "minimum not_equal part_max part_min part_sum power product row_max row_min row_of row_sum "
+    "rows_on share sigmoid sign sin sqrt store streamed_product take_in tanh team_of thread "
+    "threads tile_column tile_row uniform unit_of units_on warp_max warp_min warp_sum where word"
+).split()
+
+
+def module_text(plan: Any, kernels: list[Kernel]) -> str:
+    """The module of some kernels."""
+    body = "\n\n".join(kernel.text for kernel in kernels)
+    head = f'"""{plan}\n"""\n\nfrom tinygrad_seq.kernels.cuda_library import cuda, functions\n\n'
+    head += f'_f = functions("{plan.dtype}")\nnumber = constant = _f.constant\n'
+    for name in CALLED:
+        if re.search(rf"\b{name}\(", body):
+            head += f"{name} = _f.{name}\n"
+    return head + "\n\n" + body
