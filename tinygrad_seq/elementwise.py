@@ -105,12 +105,13 @@ def _operands(values: Sequence[Any], operation: str) -> list[Any]:
     return promote(operands)
 
 
-def _beside(number: Any, values: Sequence[Any], operation: str, like: Any) -> Tensor:
-    """A NumPy scalar as a tensor, on the device of the tensors that it meets."""
-    made = as_tensor(number, operation, like)
-    for value in values:
-        if isinstance(value, Tensor) and value.device != made.device:
-            return made.to(value.device)
+def _beside(value: Any, others: Sequence[Any], operation: str, like: Any) -> Tensor:
+    """``value`` as a tensor; one made of a number goes to the device of the tensors it meets."""
+    made = as_tensor(value, operation, like)
+    if made is not value and not made.ndim:
+        for other in others:
+            if isinstance(other, Tensor) and other.device != made.device:
+                return made.to(other.device)
     return made
 
 
@@ -168,7 +169,7 @@ def power(a: TensorLike, b: TensorLike) -> Tensor:
 def _with_number(rule: Rule, x: TensorLike, number: TensorLike) -> Tensor:
     """A rule that chooses by x, which therefore is a tensor in any case."""
     x = float(x) if isinstance(x, float) else x
-    return _general(rule, as_tensor(x, rule.name, float_dtype([number])), number)
+    return _general(rule, _beside(x, [number], rule.name, float_dtype([number])), number)
 
 
 def leaky_relu(x: TensorLike, slope: TensorLike = 0.01) -> Tensor:
