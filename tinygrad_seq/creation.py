@@ -77,7 +77,7 @@ def tensor(
 
 def _placed(made: Tensor, device: str | None, requires_grad: bool = False) -> Tensor:
     """A new tensor moved to its device, a leaf there."""
-    if device is not None:
+    if device is not None and device != made.device:
         made = wrap(devices.to_device(made._data, device), None)
     made.requires_grad = requires_grad
     return made

@@ -28,12 +28,13 @@ _forked = False  # whether this process is the child of one in which it had
 
 def device_of(array: Any) -> str:
     """``"cuda"`` for an array on the GPU, ``"cpu"`` for everything else."""
-    return CUDA if hasattr(type(array), "__cuda_array_interface__") else CPU
+    kind = type(array)
+    return CPU if kind is np.ndarray or not hasattr(kind, "__cuda_array_interface__") else CUDA
 
 
 def is_array(value: Any) -> bool:
     """Whether ``value`` is NumPy's array or CuPy's. NumPy's scalars are numbers."""
-    return isinstance(value, np.ndarray) or device_of(value) == CUDA
+    return isinstance(value, np.ndarray) or hasattr(type(value), "__cuda_array_interface__")
 
 
 def namespace(array: Any) -> Any:
@@ -173,6 +174,8 @@ def check_one_device(operation: str, names: Sequence[str], arrays: Sequence[Any]
 
     ``names`` are those of the inputs, fewer or none where there may be any number.
     """
+    if len(set(map(type, arrays))) < 2:
+        return
     places = [(k, device_of(a)) for k, a in enumerate(arrays) if is_array(a)]
     if len({place for _, place in places}) < 2:
         return

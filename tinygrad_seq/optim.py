@@ -121,8 +121,16 @@ class Optimizer:
                 dtype = np.promote_types(parameter.dtype, np.float32)
                 value = parameter._data.astype(dtype, copy=False)
                 g = gradient._data.astype(dtype, copy=False)
-                _follow(state, value, dtype)
-                new = boxed(self._updated(value, g, settings, state))
+                for name, kept in state.items():
+                    if type(kept) is int or (type(kept) is type(value) and kept.dtype == dtype):
+                        continue
+                    if devices.is_array(kept):  # the model was moved or converted
+                        there = devices.to_device(kept, parameter.device)
+                        state[name] = there.astype(dtype)
+                try:
+                    new = boxed(self.update(value, g, settings, state))
+                except MemoryError as error:
+                    raise devices.explained(error, f"{type(self).__name__}.step") from None
                 if new.shape != value.shape or new.dtype != dtype:
                     raise ValueError(
                         f"{type(self).__name__}.update made {new.dtype}{new.shape} of a parameter "
@@ -134,12 +142,6 @@ class Optimizer:
                 f"{type(self).__name__}.step: no parameter has a gradient; call loss.backward() "
                 "first, and check that the loss depends on these parameters"
             )
-
-    def _updated(self, value: Any, gradient: Any, group: Group, state: State) -> Any:
-        try:
-            return self.update(value, gradient, group, state)
-        except MemoryError as error:
-            raise devices.explained(error, f"{type(self).__name__}.step") from None
 
     def update(self, value: Any, gradient: Any, group: Group, state: State) -> Any:
         """The new value, an array made anew; ``state`` is this parameter's own, to be changed."""
@@ -200,16 +202,6 @@ def _copied(state: Mapping[str, Any]) -> State:
 
 def _host_copy(array: Any) -> np.ndarray:
     return np.array(devices.to_host(array))
-
-
-def _follow(state: State, value: Any, dtype: Any) -> None:
-    """Take the arrays of a state to where the parameter is now, if it was moved or converted."""
-    for name, kept in state.items():
-        if type(kept) is type(value) and kept.dtype == dtype:
-            continue
-        if devices.is_array(kept):
-            moved = devices.to_device(kept, devices.device_of(value))
-            state[name] = moved.astype(dtype, copy=False)
 
 
 def _settings(group: Group) -> Group:
@@ -509,8 +501,8 @@ def clip_grad_norm_(
     """
     max_norm = _positive(max_norm, "clip_grad_norm_: max_norm")
     pairs = _with_gradients(parameters)
-    devices.check_one_device("clip_grad_norm_", (), [g for _, g in pairs])
-    if pairs and devices.device_of(pairs[0][1]) != devices.CPU:
+    if {type(g) for _, g in pairs} - {np.ndarray}:
+        devices.check_one_device("clip_grad_norm_", (), [g for _, g in pairs])
         return _clip_there(pairs, max_norm)
     with np.errstate(over="ignore"):
         norm = math.sqrt(sum(float(np.square(g).sum()) for _, g in pairs))

@@ -350,7 +350,8 @@ def index_part(part: Any, x: Tensor) -> Any:
         return part
     if isinstance(part, (int, np.integer)) and not isinstance(part, bool):
         return int(part)
-    array = devices.namespace(part).array(part)
+    xp = np if type(part) is list else devices.namespace(part)
+    array = xp.array(part)
     if not array.size and array.dtype.kind == "f":
         array = array.astype(np.int64)
     if array.dtype.kind not in "iub":
@@ -358,7 +359,7 @@ def index_part(part: Any, x: Tensor) -> Any:
             f"indexing: an index of dtype {array.dtype} was given, expected integers, slices or "
             "booleans"
         )
-    if x.device != devices.device_of(array):
+    if type(array) is not type(x._data) and x.device != devices.device_of(array):
         if devices.is_array(part) and part.ndim:
             raise DeviceError(
                 f"indexing: an index on {devices.device_of(part)} was given for a tensor on "

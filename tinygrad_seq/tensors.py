@@ -394,9 +394,6 @@ def as_array(data: Any, dtype: DTypeLike | None = None, copy: bool = False) -> A
     wanted = None if dtype is None else check_dtype(dtype)
     if isinstance(data, Tensor):
         array = data._data
-    elif devices.device_of(data) != devices.CPU:
-        array = data
-        check_dtype(array.dtype)
     else:
         if _holds(data, Tensor):
             raise ValueError(
@@ -408,8 +405,12 @@ def as_array(data: Any, dtype: DTypeLike | None = None, copy: bool = False) -> A
             array = np.asarray(data)
         except ValueError as error:
             raise ShapeError(f"tensor: the rows given differ in length ({error})") from None
+        except TypeError:  # CuPy's arrays refuse, and stay where they are
+            if not devices.is_array(data):
+                raise
+            array = data
         check_dtype(array.dtype)
-        if wanted is None and array.dtype == np.float64:
+        if wanted is None and array.dtype == np.float64 and array is not data:
             wanted = None if _holds(data, (np.ndarray, np.generic)) else DEFAULT_FLOAT
     return array.astype(wanted or array.dtype, copy=copy)
 
@@ -540,7 +541,8 @@ def refusal(
 def float_dtype(values: Sequence[Any]) -> np.dtype[Any] | None:
     """The dtype that the floating tensors and arrays among ``values`` combine to, if any."""
     held = (v._data if isinstance(v, Tensor) else v for v in values)
-    floats = [a.dtype for a in held if devices.is_array(a) and a.dtype in FLOATS]
+    arrays = [a for a in held if isinstance(a, ndarray) or devices.is_array(a)]
+    floats = [a.dtype for a in arrays if a.dtype in FLOATS]
     return np.result_type(*floats) if floats else None
 
 

@@ -93,7 +93,7 @@ def _accumulate(found: dict[Entry, Tensor]) -> None:
             home = leaf.newest()
             if gradient.dtype != home.dtype:  # the tensor was converted since
                 gradient = gradient.to(home.dtype)
-            if home.device is not None:  # or moved
+            if home is not leaf and home.device is not None:  # or moved
                 gradient = gradient.to(home.device)
             home.grad = gradient if home.grad is None else home.grad + gradient
 

@@ -10,6 +10,7 @@ Imports the engine and devices.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -33,12 +34,18 @@ __all__ = [
 ]
 
 
+def _check_places(operation: str, names: Sequence[str], a: Array, b: Array) -> None:
+    """Raise a DeviceError unless both arrays are on one device, which their types say."""
+    if type(a) is not type(b):
+        devices.check_one_device(operation, names, (a, b))
+
+
 def _mask(mask: Any, like: Tensor, loss: str) -> Array | None:
     """The mask as booleans of the shape of ``like``."""
     if mask is None:
         return None
     chosen, shape = array_of(mask), like.shape
-    devices.check_one_device(loss, ("the values", "the mask"), (like._data, chosen))
+    _check_places(loss, ("the values", "the mask"), like._data, chosen)
     if chosen.dtype != np.bool_:
         raise ValueError(f"{loss}: a mask of dtype {chosen.dtype} was given, expected booleans")
     if chosen.shape != shape[: chosen.ndim]:
@@ -75,7 +82,7 @@ def _difference(prediction: TensorLike, target: TensorLike, mask: Any, loss: str
             f"{loss}: prediction {p.shape} and target {t.shape} were given, expected equal shapes; "
             "nothing is broadcast here, reshape one"
         )
-    devices.check_one_device(loss, ("prediction", "target"), (p._data, t._data))
+    _check_places(loss, ("prediction", "target"), p._data, t._data)
     chosen = _mask(mask, p, loss)
     return _select(p - t, chosen), chosen
 
@@ -133,7 +140,7 @@ def cross_entropy(logits: TensorLike, target: TensorLike, mask: Any = None) -> T
             f"cross_entropy: logits {x.shape} and target {classes.shape} were given, expected "
             "logits (..., C) with the classes last and target (...)"
         )
-    devices.check_one_device("cross_entropy", ("logits", "target"), (x._data, classes._data))
+    _check_places("cross_entropy", ("logits", "target"), x._data, classes._data)
     if classes.dtype.kind not in "iu":
         raise ValueError(f"cross_entropy: target of dtype {classes.dtype}, expected integers")
     chosen = _mask(mask, classes, "cross_entropy")
@@ -165,7 +172,7 @@ def binary_cross_entropy_with_logits(
         raise ShapeError(
             f"{loss}: logits {x.shape} and target {t.shape} were given, expected equal shapes"
         )
-    devices.check_one_device(loss, ("logits", "target"), (x._data, t._data))
+    _check_places(loss, ("logits", "target"), x._data, t._data)
     chosen = _mask(mask, x, loss)
     x, t = _select(x, chosen), _select(t, chosen)
     return _average(_select(softplus(x) - x * t, chosen), chosen)
@@ -192,7 +199,7 @@ def dot_attention(
         weights = softmax(scores, axis=-1)
     else:
         there = array_of(mask)
-        devices.check_one_device("dot_attention", ("queries", "mask"), (q._data, there))
+        _check_places("dot_attention", ("queries", "mask"), q._data, there)
         if there.dtype != np.bool_ or there.shape != k.shape[:2]:
             raise ShapeError(
                 f"dot_attention: a mask {there.dtype}{there.shape} was given, expected booleans "
