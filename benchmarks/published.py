@@ -204,7 +204,7 @@ class Run:
         self.losses.append(loss.item())
         self.optimizer.zero_grad()
         loss.backward()
-        norm = optim.clip_grad_norm_(self.parameters, self.variant.clip)
+        norm = float(optim.clip_grad_norm_(self.parameters, self.variant.clip))
         self.broken = not np.isfinite([self.losses[-1], norm]).all()
         if not self.broken:
             self.optimizer.step()

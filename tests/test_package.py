@@ -22,6 +22,7 @@ PACKAGE = ROOT / "tinygrad_seq"
 # From the bottom up: each room may import those before it, and nothing after it.
 ROOMS = [
     "errors",
+    "devices",
     "parallel",
     "special",
     "blas",

@@ -59,7 +59,7 @@ from tinygrad_seq.elementwise import (
     tanh,
     where,
 )
-from tinygrad_seq.errors import ShapeError, TapeError, TraceError
+from tinygrad_seq.errors import DeviceError, ShapeError, TapeError, TraceError
 from tinygrad_seq.finding import find_nan
 from tinygrad_seq.generation import generate, roll_out
 from tinygrad_seq.listing import Tape
@@ -87,6 +87,7 @@ from tinygrad_seq.transforms import detach, grad, jvp, value_and_grad, vjp
 __version__ = "0.1.0"
 
 __all__ = [
+    "DeviceError",
     "ShapeError",
     "Stepper",
     "Tape",

@@ -75,9 +75,12 @@ def _scans_have_threads() -> bool:
 
 
 def matmul(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """``np.matmul(a, b)``: a (..., n, k) and b (..., k, m) of any dtypes give (..., n, m)."""
+    """``np.matmul(a, b)``: a (..., n, k) and b (..., k, m) of any dtypes give (..., n, m).
+
+    Arrays on a GPU are multiplied there, which NumPy leaves to them.
+    """
     work = a.size * b.shape[-1]
-    if ALONE_ANYWAY < work <= WORTH_THREADS and _scans_have_threads():
+    if ALONE_ANYWAY < work <= WORTH_THREADS and type(a) is np.ndarray and _scans_have_threads():
         library = _library()
         if library is not None:
             with _one_thread(library):

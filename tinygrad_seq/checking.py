@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from tinygrad_seq import devices
 from tinygrad_seq.tape import no_grad
 from tinygrad_seq.tensors import FLOATS, Tensor, as_tensor, wrap
 from tinygrad_seq.transforms import vjp
@@ -33,7 +34,7 @@ def gradcheck(
     ``rtol`` of it plus ``atol`` (times |u·f| where that is above 1); ε is ``eps`` times the largest
     |x| above 1. Two directions are tried, drawn by ``seed``. ``order=2`` also checks the derivative
     of the gradient, and so on. Returns True, or raises AssertionError saying where. f must not be
-    random.
+    random. It happens where the inputs are.
     """
     if isinstance(order, bool) or not isinstance(order, int) or order < 1:
         raise ValueError(
@@ -45,7 +46,7 @@ def gradcheck(
     rng = np.random.default_rng(seed)
     for n in range(1, order + 1):
         y, pullback = vjp(f, *xs)
-        weights = map_leaves(lambda t: wrap(rng.standard_normal(t.shape), None), y)
+        weights = map_leaves(lambda t: wrap(_direction(rng, t), None), y)
         with no_grad():
             gradients = pullback(weights)
         _check_along_directions(f, xs, weights, gradients, n, rng, (eps, rtol, atol))
@@ -54,7 +55,7 @@ def gradcheck(
             if not np.allclose(a._data, b._data, rtol, atol):
                 raise AssertionError(
                     f"gradcheck: derivative of order {n} for input{path} is another one where it "
-                    f"is recorded: it differs by up to {np.abs(a._data - b._data).max():.3g}"
+                    f"is recorded: it differs by up to {float(abs(a._data - b._data).max()):.3g}"
                 )
         f = _weighted_gradient(f, weights)
     return True
@@ -65,6 +66,11 @@ def _to_float64(x: Any) -> Tensor:
     if x.dtype not in FLOATS:
         raise ValueError(f"gradcheck: an input of dtype {x.dtype} was given, expected a float")
     return wrap(x._data.astype("float64"), None)
+
+
+def _direction(rng: np.random.Generator, x: Tensor) -> Any:
+    """Standard normal numbers of the shape of x, drawn on the host, where x is."""
+    return devices.to_device(np.asarray(rng.standard_normal(x.shape)), x.device)
 
 
 def _weighted_gradient(f: Function, weights: Any) -> Function:
@@ -88,17 +94,17 @@ def _check_along_directions(
         """u·f with input k moved."""
         at = [*points[:k], wrap(moved, None), *points[k + 1 :]]
         pairs = zip(leaves(f(*rebuild(xs, iter(at)))), leaves(weights), strict=True)
-        return float(np.sum([np.sum(y._data * u._data) for y, u in pairs]))
+        return sum(float((y._data * u._data).sum()) for y, u in pairs)
 
     for k, ((path, x), g) in enumerate(zip(paths(xs), leaves(gradients), strict=True)):
         if not x.size:
             continue
         for _ in range(2):
-            v = rng.standard_normal(x.shape)
-            step = eps * max(1.0, float(np.abs(x._data).max()))
+            v = _direction(rng, x)
+            step = eps * max(1.0, float(abs(x._data).max()))
             ends = [weighted(k, x._data + sign * step * v) for sign in (1, -1)]
             expected = (ends[0] - ends[1]) / (2 * step)
-            found = float(np.sum(g._data * v))
+            found = float((g._data * v).sum())
             if not abs(expected - found) <= atol * max(1.0, abs(ends[0])) + rtol * abs(expected):
                 raise AssertionError(
                     f"gradcheck: derivative of order {order} for input{path} of shape "

@@ -1,6 +1,6 @@
 """Functions over axes that are made of primitives, and so need no derivative of their own.
 
-Imports tensors, elementwise, structural and errors.
+Imports tensors, elementwise, structural, devices and errors.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from tinygrad_seq import devices
 from tinygrad_seq.elementwise import abs, exp, log, square, where
 from tinygrad_seq.errors import ShapeError
 from tinygrad_seq.structural import GETITEM, along, check_axes, check_axis, index_part, max, sum
@@ -23,6 +24,7 @@ from tinygrad_seq.tensors import (
     TensorLike,
     apply,
     as_tensor,
+    boxed,
     wrap,
 )
 
@@ -75,7 +77,7 @@ def _index_of(find: Any, x: Tensor, axis: int | None, operation: str) -> Tensor:
     count = x.size if axis is None else x.shape[check_axis(axis, x.ndim, operation)]
     if not count:
         raise ShapeError(f"{operation}: shape {x.shape} has no elements along axis {axis}")
-    return wrap(np.asarray(find(x._data, axis=axis)), None)
+    return wrap(boxed(find(x._data, axis=axis)), None)
 
 
 def _floating(x: TensorLike, operation: str) -> Tensor:
@@ -139,7 +141,7 @@ def take(x: TensorLike, indices: TensorLike, axis: int | None = None) -> Tensor:
     x = as_tensor(x, "take")
     if axis is None:
         x, axis = x.reshape(x.size), 0
-    return x[along(check_axis(axis, x.ndim, "take"), index_part(indices))]
+    return x[along(check_axis(axis, x.ndim, "take"), index_part(indices, x))]
 
 
 def take_along_axis(x: TensorLike, indices: TensorLike, axis: int = -1) -> Tensor:
@@ -147,14 +149,15 @@ def take_along_axis(x: TensorLike, indices: TensorLike, axis: int = -1) -> Tenso
 
     ``indices`` is an integer array with as many axes as ``x``; others than ``axis`` broadcast.
     """
-    x, at = as_tensor(x, "take_along_axis"), index_part(indices)
-    if not isinstance(at, np.ndarray) or at.ndim != x.ndim:
+    x = as_tensor(x, "take_along_axis")
+    at = index_part(indices, x)
+    if not devices.is_array(at) or at.ndim != x.ndim:
         raise ShapeError(
             f"take_along_axis: indices of shape {np.shape(at)} were given for a tensor of shape "
             f"{x.shape}, expected as many axes"
         )
     chosen = check_axis(axis, x.ndim, "take_along_axis")
-    grid = np.ogrid[tuple(slice(n) for n in x.shape)]
+    grid = devices.namespace(x._data).ogrid[tuple(slice(n) for n in x.shape)]
     return x[tuple(at if k == chosen else line for k, line in enumerate(grid))]
 
 

@@ -1,6 +1,8 @@
 """Tensors from nothing: given values, constants, ranges and random numbers.
 
-Imports tensors and errors.
+``device`` is where they are to be, ``"cpu"`` unless it says ``"cuda"``. Random numbers are drawn on
+the host and then moved, so that a seed gives the same ones on both.
+Imports tensors, devices and errors.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
+from tinygrad_seq import devices
 from tinygrad_seq.errors import ShapeError, TraceError
 from tinygrad_seq.tape import recording
 from tinygrad_seq.tensors import DEFAULT_FLOAT, FLOATS, Tensor, as_array, check_dtype, wrap
@@ -55,14 +58,29 @@ def _chosen(rng: Rng) -> np.random.Generator:
     )
 
 
-def tensor(data: Any, dtype: DTypeLike | None = None, requires_grad: bool = False) -> Tensor:
+def tensor(
+    data: Any,
+    dtype: DTypeLike | None = None,
+    requires_grad: bool = False,
+    device: str | None = None,
+) -> Tensor:
     """A tensor with a copy of ``data``: a number, nested lists, an array or a tensor.
 
     An array keeps its dtype; Python floats become float32 and ints int64, unless ``dtype`` is
-    given. Raises ShapeError for lists of unequal length, ValueError for other dtypes and for an
-    integer tensor that should require a gradient.
+    given. What is on a GPU stays there, unless ``device`` is given. Raises ShapeError for lists of
+    unequal length, ValueError for other dtypes and for an integer tensor that should require a
+    gradient.
     """
-    return Tensor(data, dtype, requires_grad)
+    made = Tensor(data, dtype, requires_grad)
+    return made if device is None else _placed(made, device, requires_grad)
+
+
+def _placed(made: Tensor, device: str | None, requires_grad: bool = False) -> Tensor:
+    """A new tensor moved to its device, a leaf there."""
+    if device is not None and device != made.device:
+        made = wrap(devices.to_device(made._data, device), None)
+    made.requires_grad = requires_grad
+    return made
 
 
 def _shape(shape: tuple[Any, ...], what: str) -> tuple[int, ...]:
@@ -83,30 +101,39 @@ def full(
     fill_value: complex,
     dtype: DTypeLike | None = None,
     requires_grad: bool = False,
+    device: str | None = None,
 ) -> Tensor:
     """A tensor that holds ``fill_value`` everywhere; dtype as ``tensor(fill_value)`` has it."""
     value = as_array(fill_value, dtype)
-    made = wrap(np.full(_shape((shape,), "full"), value), None)
-    made.requires_grad = requires_grad
-    return made
+    return _placed(wrap(np.full(_shape((shape,), "full"), value), None), device, requires_grad)
 
 
 def zeros(
-    *shape: int | Sequence[int], dtype: DTypeLike | None = None, requires_grad: bool = False
+    *shape: int | Sequence[int],
+    dtype: DTypeLike | None = None,
+    requires_grad: bool = False,
+    device: str | None = None,
 ) -> Tensor:
     """Zeros, float32 unless told otherwise: ``zeros(2, 3)`` or ``zeros((2, 3))``."""
-    return full(_shape(shape, "zeros"), 0, dtype or DEFAULT_FLOAT, requires_grad)
+    return full(_shape(shape, "zeros"), 0, dtype or DEFAULT_FLOAT, requires_grad, device)
 
 
 def ones(
-    *shape: int | Sequence[int], dtype: DTypeLike | None = None, requires_grad: bool = False
+    *shape: int | Sequence[int],
+    dtype: DTypeLike | None = None,
+    requires_grad: bool = False,
+    device: str | None = None,
 ) -> Tensor:
     """Ones, float32 unless told otherwise: ``ones(2, 3)`` or ``ones((2, 3))``."""
-    return full(_shape(shape, "ones"), 1, dtype or DEFAULT_FLOAT, requires_grad)
+    return full(_shape(shape, "ones"), 1, dtype or DEFAULT_FLOAT, requires_grad, device)
 
 
 def arange(
-    start: float, stop: float | None = None, step: float = 1, dtype: DTypeLike | None = None
+    start: float,
+    stop: float | None = None,
+    step: float = 1,
+    dtype: DTypeLike | None = None,
+    device: str | None = None,
 ) -> Tensor:
     """start, start + step, ... up to but without ``stop``; one argument alone is the stop."""
     low, high = (0, start) if stop is None else (start, stop)
@@ -115,13 +142,16 @@ def arange(
     whole = all(isinstance(v, (int, np.integer)) for v in (low, high, step))
     wanted = check_dtype(dtype or (np.int64 if whole else DEFAULT_FLOAT))
     made = np.arange(low, high, step, dtype=np.int64 if whole else np.float64)
-    return wrap(made.astype(wanted), None)
+    return _placed(wrap(made.astype(wanted), None), device)
 
 
-def eye(n: int, m: int | None = None, dtype: DTypeLike | None = None) -> Tensor:
+def eye(
+    n: int, m: int | None = None, dtype: DTypeLike | None = None, device: str | None = None
+) -> Tensor:
     """The identity matrix, n × m (m = n unless given), float32 unless told otherwise."""
     rows, columns = _shape((n, n if m is None else m), "eye")
-    return wrap(np.eye(rows, columns, dtype=check_dtype(dtype or DEFAULT_FLOAT)), None)
+    made = np.eye(rows, columns, dtype=check_dtype(dtype or DEFAULT_FLOAT))
+    return _placed(wrap(made, None), device)
 
 
 def randn(
@@ -130,6 +160,7 @@ def randn(
     requires_grad: bool = False,
     rng: Rng = None,
     per_sequence: bool = False,
+    device: str | None = None,
 ) -> Tensor:
     """Standard normal numbers, float32 unless told otherwise.
 
@@ -139,7 +170,7 @@ def randn(
         made = recording.draws.normal(_shape(shape, "randn"), rng, per_sequence)
         return _in_a_cell(made, dtype, requires_grad)
     values = generator(rng).standard_normal(_shape(shape, "randn"))
-    return _random(values, dtype, requires_grad)
+    return _random(values, dtype, requires_grad, device)
 
 
 def rand(
@@ -148,16 +179,17 @@ def rand(
     requires_grad: bool = False,
     rng: Rng = None,
     per_sequence: bool = False,
+    device: str | None = None,
 ) -> Tensor:
     """Uniform numbers from 0 up to but without 1, float32 unless told otherwise.
 
     Inside a cell, whose rows of the batch they are for, (B, n) or (B,): multiples of 2^-24 in the
-    dtype of the states. Each is a function of its place alone, that is of a seed (drawn from
-    ``rng`` in every call of ``scan`` or ``unroll``), the operation, the step, the row and the
-    column (Philox 4x32-10, Salmon et al. 2011); so ``scan`` and ``unroll`` draw the same after the
-    same ``manual_seed``, however many threads there are. With ``per_sequence`` they are drawn once
-    in each call of ``scan`` or ``unroll`` and are the same at all of its steps; outside a cell that
-    makes no difference.
+    dtype of the states, where they are. Each is a function of its place alone, that is of a seed
+    (drawn from ``rng`` in every call of ``scan`` or ``unroll``), the operation, the step, the row
+    and the column (Philox 4x32-10, Salmon et al. 2011); so ``scan`` and ``unroll`` draw the same
+    after the same ``manual_seed``, however many threads there are. With ``per_sequence`` they are
+    drawn once in each call of ``scan`` or ``unroll`` and are the same at all of its steps; outside
+    a cell that makes no difference.
     """
     if recording.draws is not None:
         made = recording.draws.uniform(_shape(shape, "rand"), rng, per_sequence)
@@ -165,7 +197,7 @@ def rand(
     single = check_dtype(dtype or DEFAULT_FLOAT) == np.float32
     kind: Any = np.float32 if single else np.float64
     values = generator(rng).random(_shape(shape, "rand"), dtype=kind)
-    return _random(values, dtype, requires_grad)
+    return _random(values, dtype, requires_grad, device)
 
 
 def _in_a_cell(made: Tensor, dtype: DTypeLike | None, requires_grad: bool) -> Tensor:
@@ -177,10 +209,10 @@ def _in_a_cell(made: Tensor, dtype: DTypeLike | None, requires_grad: bool) -> Te
     return made if dtype is None else made.to(dtype)
 
 
-def _random(values: np.ndarray, dtype: DTypeLike | None, requires_grad: bool) -> Tensor:
+def _random(
+    values: np.ndarray, dtype: DTypeLike | None, requires_grad: bool, device: str | None
+) -> Tensor:
     wanted = check_dtype(dtype or DEFAULT_FLOAT)
     if wanted not in FLOATS:
         raise ValueError(f"random numbers: dtype {wanted} was given, expected a floating one")
-    made = wrap(np.asarray(values, dtype=wanted), None)
-    made.requires_grad = requires_grad
-    return made
+    return _placed(wrap(np.asarray(values, dtype=wanted), None), device, requires_grad)

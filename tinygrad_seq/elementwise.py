@@ -3,7 +3,7 @@
 Each function takes tensors, arrays and Python numbers, broadcasts them as NumPy does, and gives a
 tensor. Python numbers are weak: they take the dtype of what they meet. NumPy's own float64 scalars
 (``np.sqrt(2)``) are Python floats too, and as weak.
-Imports rules, tensors and errors.
+Imports rules, tensors, devices and errors.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from tinygrad_seq import devices
 from tinygrad_seq.errors import TapeError
 from tinygrad_seq.rules import RULES, Rule, read_over_tensors
 from tinygrad_seq.tape import recording
@@ -22,6 +23,7 @@ from tinygrad_seq.tensors import (
     TensorLike,
     apply,
     as_tensor,
+    boxed,
     float_dtype,
     is_traced,
     promote,
@@ -94,11 +96,23 @@ def _operands(values: Sequence[Any], operation: str) -> list[Any]:
     for value in values:
         if isinstance(value, (float, int)) and not isinstance(value, bool):
             operands.append(float(value) if isinstance(value, float) else value)
+        elif isinstance(value, np.generic) or (isinstance(value, np.ndarray) and not value.ndim):
+            operands.append(_beside(value, values, operation, like))
         else:
             operands.append(as_tensor(value, operation, like))
     if not any(isinstance(operand, Tensor) for operand in operands):
         operands = [as_tensor(operand) for operand in operands]
     return promote(operands)
+
+
+def _beside(value: Any, others: Sequence[Any], operation: str, like: Any) -> Tensor:
+    """``value`` as a tensor; one made of a number goes to the device of the tensors it meets."""
+    made = as_tensor(value, operation, like)
+    if made is not value and not made.ndim:
+        for other in others:
+            if isinstance(other, Tensor) and other.device != made.device:
+                return made.to(other.device)
+    return made
 
 
 def _general(rule: Rule, *inputs: Any) -> Tensor:
@@ -146,14 +160,16 @@ def power(a: TensorLike, b: TensorLike) -> Tensor:
     if isinstance(b, (float, int)) and not isinstance(b, bool):
         return square(a) if type(b) is int and b == 2 else _scalar_power(a, b)
     if isinstance(a, (float, int)) and isinstance(b, Tensor) and b.dtype.kind == "f":
-        a = wrap(np.asarray(a, b.dtype), None)  # so that log(a) is taken in b's dtype
+        a = wrap(
+            devices.namespace(b._data).asarray(a, b.dtype), None
+        )  # so that log(a) is taken in b's dtype
     return _power(a, b)
 
 
 def _with_number(rule: Rule, x: TensorLike, number: TensorLike) -> Tensor:
     """A rule that chooses by x, which therefore is a tensor in any case."""
     x = float(x) if isinstance(x, float) else x
-    return _general(rule, as_tensor(x, rule.name, float_dtype([number])), number)
+    return _general(rule, _beside(x, [number], rule.name, float_dtype([number])), number)
 
 
 def leaky_relu(x: TensorLike, slope: TensorLike = 0.01) -> Tensor:
@@ -210,9 +226,12 @@ def _comparison(ufunc: Any) -> Callable[[Any, Any], Tensor]:
             return recording.tracer.compare(ufunc.__name__, a, b)  # type: ignore[no-any-return]
         arrays = [t._data if isinstance(t, Tensor) else t for t in (a, b)]
         try:
-            return wrap(np.asarray(ufunc(*arrays)), None)
+            made = boxed(ufunc(*arrays))
         except (TypeError, ValueError) as error:
             raise refusal(ufunc.__name__, "ab", arrays, error) from None
+        if type(made) is not np.ndarray and isinstance(a, Tensor) and isinstance(b, Tensor):
+            devices.check_one_device(ufunc.__name__, "ab", arrays)
+        return wrap(made, None)
 
     return compare
 
@@ -235,7 +254,7 @@ def _invert(x: Tensor) -> Tensor:
         return recording.tracer.invert(x)  # type: ignore[no-any-return]
     if x.dtype.kind == "f":
         raise ValueError(f"~t: dtype {x.dtype} was given, expected booleans or integers")
-    return wrap(np.asarray(np.invert(x._data)), None)
+    return wrap(boxed(np.invert(x._data)), None)
 
 
 def _reflected(function: Binary) -> Binary:

@@ -1,4 +1,4 @@
-"""The errors this package raises about shapes, traces and tapes, and one check that all use.
+"""The errors this package raises about shapes, traces, tapes, devices, and one check for all.
 
 Each message names the operation and the argument, what was given, what was expected and what to
 do. Any other bad value raises a plain ``ValueError``. Imports nothing of this package.
@@ -9,7 +9,7 @@ from __future__ import annotations
 from operator import index
 from typing import Any
 
-__all__ = ["ShapeError", "TapeError", "TraceError", "whole"]
+__all__ = ["DeviceError", "ShapeError", "TapeError", "TraceError", "whole"]
 
 
 class ShapeError(ValueError):
@@ -22,6 +22,10 @@ class TraceError(RuntimeError):
 
 class TapeError(RuntimeError):
     """A gradient was asked for that the tape cannot give."""
+
+
+class DeviceError(RuntimeError):
+    """Tensors on different devices met, or a GPU was asked for that cannot be used."""
 
 
 def whole(value: Any, name: str, least: int = 1) -> int:

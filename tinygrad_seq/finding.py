@@ -2,7 +2,8 @@
 
 A function is run while a tape looks at every value that is recorded, and scans go step by step as
 ``unroll`` does, so that a step and a line of the cell can be named. If all values are numbers, the
-way back is gone through in the same manner. Imports listing, structural, tape, tensors and trees.
+way back is gone through in the same manner.
+Imports listing, structural, tape, tensors, devices and trees.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from tinygrad_seq.devices import namespace
 from tinygrad_seq.errors import TapeError
 from tinygrad_seq.listing import Line, Tape
 from tinygrad_seq.structural import ARRAYS
@@ -102,7 +104,8 @@ class _Watch(Tape):
         gradients: dict[Entry, Any] = {}
         for tensor in outputs:
             if tensor.requires_grad and tensor.dtype in FLOATS and tensor._entry is not None:
-                gradients[tensor._entry] = np.ones(tensor.shape, tensor.dtype)
+                xp = namespace(tensor._data)
+                gradients[tensor._entry] = xp.ones(tensor.shape, tensor.dtype)
         pieces: dict[Entry, list[Piece]] = {}
         for line in reversed(list(self)):
             entry = line.entry
@@ -137,7 +140,7 @@ class _Watch(Tape):
         places = np.argwhere(np.isnan(values)).tolist()
         count, first = len(places), tuple(places[0])
         text = f"the first NaN is in a {of}, of line %{line.index} of the tape: {line.text}\n"
-        text += f"  {count} of {np.size(values)} are NaN, the first at {first}; it {how}\n"
+        text += f"  {count} of {values.size} are NaN, the first at {first}; it {how}\n"
         if of == "gradient":
             text += f"  its inputs: {self._described(inputs)}\n"
         if step is not None:
@@ -157,15 +160,17 @@ class _Watch(Tape):
 
 
 def _is_nan(values: Any) -> bool:
-    array = np.asarray(values)
-    return array.dtype.kind == "f" and bool(np.isnan(array).any())
+    return values.dtype.kind == "f" and bool(np.isnan(values).any())
 
 
 def _range(values: Any) -> str:
     """An array in a few words: dtype, shape, from where to where."""
-    array = np.asarray(values)
-    text = f"{array.dtype}{array.shape}"
-    return f"{text} from {array.min():.3g} to {array.max():.3g}" if array.size else text
+    text = f"{values.dtype}{values.shape}"
+    return (
+        f"{text} from {float(values.min()):.3g} to {float(values.max()):.3g}"
+        if values.size
+        else text
+    )
 
 
 def _called_from() -> str:

@@ -1,6 +1,6 @@
 """``Tape``: the list of what is recorded, to print and to check.
 
-Recording itself needs no list; see ``tape.py``. Imports tape and errors.
+Recording itself needs no list; see ``tape.py``. Imports tape, devices and errors.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from tinygrad_seq.devices import device_of, is_array, to_device
 from tinygrad_seq.errors import TapeError
 from tinygrad_seq.tape import Entry, check_unwritten, recording
 
@@ -26,6 +27,7 @@ class Line:
     dtype: np.dtype[Any]
     text: str  # the operation with its inputs and numbers, to be read
     entry: Entry
+    device: str = "cpu"
 
 
 class Tape:
@@ -80,29 +82,32 @@ class Tape:
                 texts.append(f"{given!r}")
                 continue
             if parent not in self._slots:
-                self._add_made_before(parent, self._names.get(id(given)))
+                self._add_made_before(parent, self._names.get(id(given)), given.device)
             slots.append(self._slots[parent])
             texts.append(f"%{slots[-1]}")
         assert entry.op is not None
         params = [_short(p) for p in (entry.saved or ())[entry.op.value_count :][: entry.op.shown]]
         arguments = ", ".join(_abridged(texts) + params)
-        self._append(entry, entry.op.name, tuple(slots), f"{entry.op.name}({arguments})")
+        text = f"{entry.op.name}({arguments})"
+        self._append(entry, entry.op.name, tuple(slots), text, device_of(value))
 
-    def _add_made_before(self, entry: Entry, name: str | None) -> None:
+    def _add_made_before(self, entry: Entry, name: str | None, device: str) -> None:
         """List what was made before it was used: a leaf, or a transform's input with its origin."""
         if entry.op is not None and entry.op.name == "input" and entry.parents[0] is not None:
             origin = entry.parents[0]
             if origin not in self._slots:
-                self._add_made_before(origin, None)
+                self._add_made_before(origin, None, device)
             slot = self._slots[origin]
-            self._append(entry, "input", (slot,), f"input(%{slot})")
+            self._append(entry, "input", (slot,), f"input(%{slot})", device)
             return
         name = name or self._named_entries.get(entry) or _kind(entry)
-        self._append(entry, name, (), name)
+        self._append(entry, name, (), name, device)
 
-    def _append(self, entry: Entry, op: str, inputs: tuple[int, ...], text: str) -> None:
+    def _append(
+        self, entry: Entry, op: str, inputs: tuple[int, ...], text: str, device: str
+    ) -> None:
         index = self._slots[entry] = len(self._lines)
-        self._lines.append(Line(index, op, inputs, entry.shape, entry.dtype, text, entry))
+        self._lines.append(Line(index, op, inputs, entry.shape, entry.dtype, text, entry, device))
 
     def __str__(self) -> str:
         if not self._lines:
@@ -145,13 +150,17 @@ class Tape:
             raise TapeError(f"{where}: its inputs are not the entries that it was made from")
         if entry.index <= max((p.index for p in parents), default=0):
             raise TapeError(f"{where}: it was recorded before one of its inputs")
-        blanks = [1 if p is None else np.ones(p.shape, p.dtype) for p in entry.parents]
-        made = np.asarray(entry.op.forward(*blanks, *entry.saved[entry.op.value_count :]))
+        blanks = [1 if p is None else self._blank(p) for p in entry.parents]
+        made = entry.op.forward(*blanks, *entry.saved[entry.op.value_count :])
         if (made.shape, made.dtype) != (line.shape, line.dtype):
             raise TapeError(
                 f"{where}: {line.dtype}{line.shape} is listed, its inputs make "
                 f"{made.dtype}{made.shape}"
             )
+
+    def _blank(self, entry: Entry) -> Any:
+        ones = np.ones(entry.shape, entry.dtype)
+        return to_device(ones, self._lines[self._slots[entry]].device)
 
 
 def _kind(entry: Entry) -> str:
@@ -167,7 +176,7 @@ def _abridged(texts: list[str]) -> list[str]:
 
 def _short(param: Any) -> str:
     """A param as it is written in Python, arrays by dtype and shape."""
-    if isinstance(param, np.ndarray):
+    if is_array(param):
         return f"{param.dtype}{param.shape}"
     if isinstance(param, slice):
         ends = ["" if v is None else str(v) for v in (param.start, param.stop)]

@@ -1,7 +1,8 @@
 """Optimisers, schedules of their learning rate, and clipping of gradients.
 
 An update computes new values and puts them in the parameter's place; nothing that is recorded or
-that somebody looks at changes under them. Imports the engine and nn's Module.
+that somebody looks at changes under them. All of it happens where the parameters are, and nothing
+waits for a GPU. Imports the engine, devices and nn's Module.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from tinygrad_seq import devices
 from tinygrad_seq.errors import TapeError, whole
 from tinygrad_seq.nn.module import Module
-from tinygrad_seq.tensors import Tensor, replace_data, wrap
+from tinygrad_seq.tensors import Tensor, boxed, replace_data, wrap
 
 __all__ = [
     "SGD",
@@ -120,9 +122,15 @@ class Optimizer:
                 value = parameter._data.astype(dtype, copy=False)
                 g = gradient._data.astype(dtype, copy=False)
                 for name, kept in state.items():
-                    if isinstance(kept, np.ndarray) and kept.dtype != dtype:
-                        state[name] = kept.astype(dtype)  # the model was converted
-                new = np.asarray(self.update(value, g, settings, state))
+                    if type(kept) is int or (type(kept) is type(value) and kept.dtype == dtype):
+                        continue
+                    if devices.is_array(kept):  # the model was moved or converted
+                        there = devices.to_device(kept, parameter.device)
+                        state[name] = there.astype(dtype)
+                try:
+                    new = boxed(self.update(value, g, settings, state))
+                except MemoryError as error:
+                    raise devices.explained(error, f"{type(self).__name__}.step") from None
                 if new.shape != value.shape or new.dtype != dtype:
                     raise ValueError(
                         f"{type(self).__name__}.update made {new.dtype}{new.shape} of a parameter "
@@ -140,7 +148,7 @@ class Optimizer:
         raise NotImplementedError
 
     def state_dict(self) -> dict[str, Any]:
-        """Kind, settings and the state of each parameter, by position; arrays are copied.
+        """Kind, settings and the state of each parameter, by position; arrays copied to the host.
 
         It is nested: save it with pickle, not ``np.savez``.
         """
@@ -153,7 +161,8 @@ class Optimizer:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a ``state_dict`` of an optimiser of this kind with as many parameters.
 
-        Raises ValueError for one of another kind or size; nothing is changed then.
+        Its arrays go to where their parameters are. Raises ValueError for one of another kind or
+        size; nothing is changed then.
         """
         parameters, name = self.parameters(), type(self).__name__
         if not hasattr(state, "keys") or set(state) != {"kind", "param_groups", "states"}:
@@ -168,7 +177,7 @@ class Optimizer:
             )
         for parameter, saved in zip(parameters, states, strict=True):
             for key, value in saved.items():
-                if isinstance(value, np.ndarray) and value.shape != parameter.shape:
+                if devices.is_array(value) and value.shape != parameter.shape:
                     raise ValueError(
                         f"load_state_dict: {key} of shape {value.shape} was given for a parameter "
                         f"of shape {parameter.shape}"
@@ -178,12 +187,21 @@ class Optimizer:
             group.update(settings)
         self._states = [_copied(saved) for saved in states]
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What pickle keeps: like a tensor, a state comes back on the host."""
+        return {**vars(self), "_states": [_copied(state) for state in self._states]}
+
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(str(_settings(g)) for g in self.param_groups)})"
 
 
 def _copied(state: Mapping[str, Any]) -> State:
-    return {k: np.copy(v) if isinstance(v, np.ndarray) else v for k, v in state.items()}
+    """A state on the host."""
+    return {k: _host_copy(v) if devices.is_array(v) else v for k, v in state.items()}
+
+
+def _host_copy(array: Any) -> np.ndarray:
+    return np.array(devices.to_host(array))
 
 
 def _settings(group: Group) -> Group:
@@ -472,26 +490,42 @@ def _positive(value: float, name: str) -> float:
     return float(value)
 
 
-def clip_grad_norm_(parameters: Tensor | Module | Iterable[Tensor], max_norm: float) -> float:
+def clip_grad_norm_(
+    parameters: Tensor | Module | Iterable[Tensor], max_norm: float
+) -> float | Tensor:
     """Scale all gradients together so that their norm is at most ``max_norm``.
 
-    Returns √Σ g² over all of them before clipping (Pascanu, Mikolov, Bengio 2013). A norm that is
-    not finite leaves the gradients as they are; whoever gets it decides.
+    Returns √Σ g² over all of them before clipping (Pascanu, Mikolov, Bengio 2013): a float, or on a
+    GPU a tensor without axes, for which nothing has to wait until ``float(norm)`` is asked for. A
+    norm that is not finite leaves the gradients as they are; whoever gets it decides.
     """
     max_norm = _positive(max_norm, "clip_grad_norm_: max_norm")
     pairs = _with_gradients(parameters)
+    if {type(g) for _, g in pairs} - {np.ndarray}:
+        devices.check_one_device("clip_grad_norm_", (), [g for _, g in pairs])
+        return _clip_there(pairs, max_norm)
     with np.errstate(over="ignore"):
         norm = math.sqrt(sum(float(np.square(g).sum()) for _, g in pairs))
     if math.isinf(norm):  # float32 overflows long before the gradient does
         norm = math.sqrt(sum(float(np.sum(np.square(g, dtype=np.float64))) for _, g in pairs))
     if max_norm < norm < math.inf:
         for tensor, g in pairs:
-            tensor.grad = wrap(np.asarray(g * (max_norm / norm)), None)
+            tensor.grad = wrap(boxed(g * (max_norm / norm)), None)
     return norm
+
+
+def _clip_there(pairs: list[tuple[Tensor, Any]], max_norm: float) -> Tensor:
+    """The same on a GPU, where there is no looking at a number without waiting for it."""
+    norm = np.sqrt(sum(np.square(g, dtype=np.float64).sum() for _, g in pairs))
+    clips = (norm > max_norm) & np.isfinite(norm)
+    factor = np.where(clips, max_norm / norm, 1.0)
+    for tensor, g in pairs:
+        tensor.grad = wrap(g * factor.astype(g.dtype), None)
+    return wrap(norm, None)
 
 
 def clip_grad_value_(parameters: Tensor | Module | Iterable[Tensor], limit: float) -> None:
     """Bound every element of every gradient to ±``limit``."""
     limit = _positive(limit, "clip_grad_value_: limit")
     for tensor, g in _with_gradients(parameters):
-        tensor.grad = wrap(np.asarray(np.clip(g, -limit, limit)), None)
+        tensor.grad = wrap(boxed(np.clip(g, -limit, limit)), None)

@@ -1,8 +1,9 @@
 """Every elementwise primitive, one entry each: its name, its value, its derivatives.
 
-An entry is text, and the text has three readings. Over NumPy arrays it is the eager operation and
-its backward (where NumPy has a ufunc of the same name, that computes the value). Over tensors it is
-the derivative of the derivative. Over scalars it is what a generated kernel is to be made of.
+An entry is text, and the text has three readings. Over arrays it is the eager operation and its
+backward (where NumPy has a ufunc of the same name, that computes the value; it leaves arrays on a
+GPU to CuPy). Over tensors it is the derivative of the derivative. Over scalars it is what a
+generated kernel is to be made of.
 
 A derivative is a vector-Jacobian product: ``g`` is the gradient that arrives from the output ``y``,
 and the inputs go by their own names. The names that a derivative mentions are the values that the
@@ -23,7 +24,7 @@ import numpy as np
 
 from tinygrad_seq.special import erf
 
-Array = Any  # np.ndarray; on a device, that device's array
+Array = Any  # np.ndarray, or cupy.ndarray on a GPU
 Function = Callable[..., Any]
 
 

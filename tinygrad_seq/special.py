@@ -1,4 +1,4 @@
-"""The error function for NumPy arrays, which NumPy itself lacks. Imports NumPy alone.
+"""The error function for NumPy arrays, which NumPy itself lacks. Imports devices.
 
 Rational approximations of W. J. Cody, "Rational Chebyshev approximations for the error function",
 Mathematics of Computation 23 (1969); in float64 within 4 ulp of the C library's ``erf``.
@@ -9,6 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+
+from tinygrad_seq import devices
 
 _SMALL = (
     (
@@ -59,6 +61,8 @@ def _ratio(coefficients: tuple[tuple[float, ...], tuple[float, ...]], x: Any) ->
 
 def erf(x: Any) -> Any:
     """erf(x) = 2/√π ∫₀ˣ exp(−t²) dt, elementwise, in the dtype of ``x``."""
+    if devices.device_of(x) != devices.CPU:
+        return devices.erf(x)
     if x.dtype == np.float16:  # the polynomials leave its range
         return erf(x.astype(np.float32)).astype(np.float16)
     size = np.abs(x)

@@ -3,7 +3,7 @@
 Each is an ``Operation`` whose derivatives are written with methods and operators that arrays and
 tensors share, so that one text serves the backward and its own derivative. What can be made of
 these without a derivative of its own is in ``composites.py``.
-Imports rules, tape, tensors and errors.
+Imports rules, tape, tensors, devices and errors.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
-from tinygrad_seq import blas
-from tinygrad_seq.errors import ShapeError
+from tinygrad_seq import blas, devices
+from tinygrad_seq.errors import DeviceError, ShapeError
 from tinygrad_seq.rules import Array, Operation
 from tinygrad_seq.tape import Arithmetic, Entry, Piece
 from tinygrad_seq.tensors import (
@@ -321,10 +321,11 @@ GETITEM = Operation(
 def _put(*values: Any) -> Array:
     """Zeros of a shape with each gradient added at its index; indices may repeat."""
     *gradients, indices, shape, dtype = values
-    made = np.zeros(shape, dtype)
+    xp = devices.namespace(gradients[0])
+    made = xp.zeros(shape, dtype)
     for index, gradient in zip(indices, gradients, strict=True):
-        if any(isinstance(i, np.ndarray) and i.dtype != np.bool_ for i in index):
-            np.add.at(made, index, gradient)
+        if any(devices.is_array(i) and i.dtype != np.bool_ for i in index):
+            xp.add.at(made, index, gradient)
         else:
             made[index] += gradient
     return made
@@ -338,15 +339,19 @@ SCATTER = Operation(
 )
 
 
-def index_part(part: Any) -> Any:
-    """One part of an index: an int, a slice, None, ... or an array of its own. Or ValueError."""
+def index_part(part: Any, x: Tensor) -> Any:
+    """One part of an index of x: an int, a slice, None, ... or an array of its own. Or ValueError.
+
+    A list goes to the device of x; an array must be there, or a DeviceError is raised.
+    """
     if isinstance(part, Tensor):
         part = part._data
     if part is None or part is Ellipsis or isinstance(part, slice):
         return part
     if isinstance(part, (int, np.integer)) and not isinstance(part, bool):
         return int(part)
-    array = np.array(part)
+    xp = np if type(part) is list else devices.namespace(part)
+    array = xp.array(part)
     if not array.size and array.dtype.kind == "f":
         array = array.astype(np.int64)
     if array.dtype.kind not in "iub":
@@ -354,16 +359,24 @@ def index_part(part: Any) -> Any:
             f"indexing: an index of dtype {array.dtype} was given, expected integers, slices or "
             "booleans"
         )
+    if type(array) is not type(x._data) and x.device != devices.device_of(array):
+        if devices.is_array(part) and part.ndim:
+            raise DeviceError(
+                f"indexing: an index on {devices.device_of(part)} was given for a tensor on "
+                f"{x.device}; make a tensor of it and move it with .to({x.device!r})"
+            )
+        array = devices.to_device(array, x.device)
     return array
 
 
 def getitem(x: Tensor, index: Any) -> Tensor:
     """``x[index]`` with NumPy's meaning: integers, slices, None, ..., integer and boolean arrays.
 
-    An integer that is out of range raises IndexError, as NumPy's does.
+    An integer that is out of range raises IndexError, as NumPy's does. In arrays on a GPU it is
+    not noticed: CuPy counts on from the other end.
     """
     given = index if type(index) is tuple else (index,)
-    parts = tuple([part if type(part) is slice else index_part(part) for part in given])
+    parts = tuple([part if type(part) is slice else index_part(part, x) for part in given])
     return apply(GETITEM, (x,), (parts,))
 
 
@@ -424,7 +437,7 @@ def _few(shapes: Sequence[tuple[int, ...]]) -> str:
 
 def _pad_forward(x: Array, widths: tuple[tuple[int, int], ...], value: float) -> Array:
     shape = [n + before + after for n, (before, after) in zip(x.shape, widths, strict=True)]
-    made = np.full(shape, value, x.dtype)
+    made = devices.namespace(x).full(shape, value, x.dtype)
     made[_inside(widths)] = x
     return made
 
@@ -522,16 +535,34 @@ def _shape_given(shape: tuple[Any, ...]) -> Any:
     return shape[0] if len(shape) == 1 and isinstance(shape[0], (tuple, list)) else shape
 
 
-def _to(x: Tensor, target: Any) -> Tensor:
-    """``x`` in another dtype, or on another device (``"cpu"``)."""
-    if target == "cpu":
-        return x
-    if isinstance(target, str) and target.split(":")[0] in ("cuda", "gpu"):
-        raise ValueError(
-            f"to: device {target!r} was given; this version computes on the CPU alone, so expected "
-            "'cpu' or a dtype"
-        )
-    return astype(x, target)
+def is_device(target: Any) -> bool:
+    """Whether ``target`` of a ``to`` names a device, not a dtype."""
+    return isinstance(target, str) and target.split(":")[0] in ("cpu", "cuda", "gpu")
+
+
+def _moved(g: Any, device: str) -> Any:
+    return g.to(device) if isinstance(g, Tensor) else devices.to_device(g, device)
+
+
+TO = Operation(
+    "to",
+    ("x",),
+    lambda x, device, before: devices.to_device(x, device),
+    (lambda g, device, before: _moved(g, before),),
+    shown=1,
+)
+
+
+def to(x: TensorLike, target: Any) -> Tensor:
+    """``x`` in another dtype, or on another device: ``"cpu"``, or ``"cuda"`` for the GPU.
+
+    The gradient comes back in the dtype and on the device of x. What is there already is x itself.
+    """
+    x = as_tensor(x, "to")
+    if not is_device(target):
+        return astype(x, target)
+    device = devices.device_named(target)
+    return x if device == x.device else apply(TO, (x,), (device, x.device))
 
 
 _METHODS: dict[str, Any] = {
@@ -545,7 +576,7 @@ _METHODS: dict[str, Any] = {
     "min": min,
     "reshape": lambda x, *shape: reshape(x, _shape_given(shape)),
     "sum": sum,
-    "to": _to,
+    "to": to,
     "transpose": lambda x, *axes: permute_dims(x, _shape_given(axes) or None),
 }
 for _name, _method in _METHODS.items():

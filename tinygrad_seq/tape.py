@@ -54,14 +54,15 @@ class Entry:
 class Leaf(Entry):
     """A tensor that no recorded operation made. It holds the gradient that accumulates."""
 
-    __slots__ = ("grad", "requires_grad", "successor")
+    __slots__ = ("device", "grad", "requires_grad", "successor")
 
     def __init__(self, shape: tuple[int, ...], dtype: np.dtype[Any], requires_grad: bool) -> None:
         super().__init__(None, (), (), shape, dtype)
         self.requires_grad = requires_grad
         self.grad: Any = None  # a Tensor of the same shape and dtype
+        self.device: str | None = None  # where its tensor was moved to, if it was
         self.successor: Leaf | None = (
-            None  # the tensor's next leaf, once it was frozen, thawed or converted
+            None  # the tensor's next leaf, once it was frozen, thawed, converted or moved
         )
 
     def newest(self) -> Leaf:

@@ -3,18 +3,20 @@
 No mathematics lives here. Operators and methods are hung on the class by the rooms that define
 them: ``elementwise.py``, ``structural.py`` (products, reductions, shapes, indexing),
 ``composites.py``, ``transforms.py`` (backward) and ``interop.py`` (NumPy's functions).
-Imports rules, tape and errors.
+Imports rules, tape, devices and errors.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from operator import index
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
-from tinygrad_seq.errors import ShapeError, TapeError
+from tinygrad_seq import devices
+from tinygrad_seq.errors import DeviceError, ShapeError, TapeError
 from tinygrad_seq.rules import Array, Operation
 from tinygrad_seq.tape import Entry, Leaf, mark_written, recording
 
@@ -74,7 +76,8 @@ class Tensor:
 
     @property
     def device(self) -> str:
-        return "cpu"
+        """``"cpu"`` or ``"cuda"``; ``t.to(...)`` moves a tensor."""
+        return "cpu" if type(self._data) is ndarray else devices.device_of(self._data)
 
     @property
     def requires_grad(self) -> bool:
@@ -118,9 +121,13 @@ class Tensor:
 
     @property
     def data(self) -> Array:
-        """The value as a read-only array that shares memory."""
+        """The value as a read-only array that shares memory.
+
+        On a GPU it is CuPy's array, which cannot be protected: do not write to it.
+        """
         view = self._data.view()
-        view.flags.writeable = False
+        if type(view) is ndarray:
+            view.flags.writeable = False
         return view
 
     @data.setter
@@ -135,16 +142,31 @@ class Tensor:
     # As something else
 
     def numpy(self) -> Array:
-        """The value as a read-only NumPy array that shares memory; ``.copy()`` it to write."""
-        return self.data
+        """The value as a read-only NumPy array; ``.copy()`` it to write.
+
+        It shares memory; that of a tensor on a GPU is a copy, made when everything before is done.
+        """
+        array = devices.to_host(self.data)
+        array.flags.writeable = False
+        return array
 
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> Array:
+        """``np.asarray(t)``: as ``numpy()``, but a tensor on a GPU raises DeviceError.
+
+        NumPy and others convert what they are given without being asked, and moving it would go
+        unnoticed.
+        """
+        if self.device != devices.CPU:
+            raise DeviceError(
+                f"np.asarray: a tensor on {self.device} was given where an array on the host is "
+                "wanted; t.numpy() copies it there"
+            )
         if copy or (dtype is not None and np.dtype(dtype) != self.dtype):
             return np.array(self._data, dtype=dtype)
         return self.data
 
     def item(self) -> Any:
-        """The only element, as a Python number."""
+        """The only element, as a Python number, copied to the host if need be."""
         if self.size != 1:
             raise ShapeError(f"item: shape {self.shape} was given, expected exactly one element")
         return self._data.item()
@@ -154,7 +176,7 @@ class Tensor:
 
     def detach(self) -> Tensor:
         """The same value off the tape."""
-        if recording.tracer is not None and type(self._data) is not ndarray:
+        if recording.tracer is not None and is_traced((self,)):
             return recording.tracer.detach(self)  # type: ignore[no-any-return]
         return wrap(self._data, None)
 
@@ -181,15 +203,17 @@ class Tensor:
         return int(self.item())
 
     def __index__(self) -> int:
-        return self._data.__index__()  # type: ignore[no-any-return]
+        return index(devices.to_host(self._data))
 
     def __format__(self, spec: str) -> str:
         return format(self.item(), spec) if spec else repr(self)
 
     def __repr__(self) -> str:
-        text = np.array2string(self._data, separator=", ", prefix="tensor(")
+        values = devices.to_host(self._data)
+        text = np.array2string(values, separator=", ", prefix="tensor(")
+        place = "" if self.device == devices.CPU else f", device={self.device!r}"
         grad = ", requires_grad=True" if self.requires_grad else ""
-        return f"tensor({text}, dtype={self.dtype}{grad})"
+        return f"tensor({text}, dtype={self.dtype}{place}{grad})"
 
     def __setitem__(self, index: Any, value: Any) -> NoReturn:
         raise TapeError(
@@ -198,13 +222,25 @@ class Tensor:
         )
 
     def __reduce__(self) -> Any:
+        """What pickle keeps: values on the host, where they come back too."""
+        data, *more = self._parts()
+        return _restore, (devices.to_host(data), *more)
+
+    def __copy__(self) -> Tensor:
+        return _restore(*self._parts())
+
+    def __deepcopy__(self, memo: Any) -> Tensor:
+        data, requires_grad, grad = self._parts()
+        grad = None if grad is None else grad.__deepcopy__(memo)
+        return _restore(data.copy(), requires_grad, grad)
+
+    def _parts(self) -> tuple[Array, bool, Tensor | None]:
         if not self.is_leaf:
             raise TapeError(
                 "copy, deepcopy or pickle: this tensor is the result of recorded operations, which "
                 "cannot be copied; take t.detach() instead, or t.numpy(), to plot for example"
             )
-        grad = None if self.grad is None else self.grad.detach()
-        return _restore, (self._data, self.requires_grad, grad)
+        return self._data, self.requires_grad, None if self.grad is None else self.grad.detach()
 
     if TYPE_CHECKING:  # hung on the class by other rooms; see the top of the file
         T: Tensor
@@ -286,12 +322,13 @@ def entry_of(tensor: Tensor) -> Entry:
 
 
 def renew_leaf(tensor: Tensor, requires_grad: bool) -> None:
-    """Give a leaf that changes what it requires, or its dtype, an entry of its own from now on.
+    """Give a leaf that changes what it requires, its dtype or its device an entry of its own.
 
-    What was recorded before keeps the old one, which passes on what it gets.
+    What was recorded before keeps the old one, which passes on what it gets from now on.
     """
     old = tensor._entry
     tensor._entry = new = Leaf(tensor.shape, tensor.dtype, requires_grad)
+    new.device = tensor.device
     if isinstance(old, Leaf):
         new.grad, new.written = old.grad, old.written
         old.grad, old.successor = None, new
@@ -299,18 +336,51 @@ def renew_leaf(tensor: Tensor, requires_grad: bool) -> None:
 
 def replace_data(tensor: Tensor, array: Array) -> None:
     """Let the tensor hold ``array``, which nobody may write to. What is recorded keeps the old."""
-    tensor._data = np.asarray(array)
+    tensor._data = boxed(array)
     mark_written(entry_of(tensor))
 
 
 def _same_kind(value: Any, like: Tensor, name: str) -> Tensor:
-    """``value`` as a tensor that has the shape and dtype of ``like``, arrays copied."""
+    """``value`` as a tensor of the shape, dtype and device of ``like``, arrays copied."""
     made = as_tensor(value, name, like.dtype)
     if made.shape != like.shape:
         raise ShapeError(f"{name}: shape {made.shape} was given, expected {like.shape}")
     if made.dtype != like.dtype:
         raise ValueError(
             f"{name}: dtype {made.dtype} was given, expected {like.dtype}; convert it first"
+        )
+    check_same_device(name, made, like)
+    return made
+
+
+def check_same_device(what: str, given: Tensor, like: Tensor) -> None:
+    """Raise a DeviceError unless both tensors are on one device."""
+    if given.device != like.device:
+        raise DeviceError(
+            f"{what}: one on {given.device} was given for a tensor on {like.device}; make a tensor "
+            f"of it and move it with .to({like.device!r})"
+        )
+
+
+def boxed(value: Any) -> Array:
+    """An array: NumPy turns those without axes into scalars, and this undoes it."""
+    return np.asarray(value) if isinstance(value, np.generic) else value
+
+
+def array_of(value: Any) -> Array:
+    """The array in a tensor, an array as it is, on its device, or one made of a list or number."""
+    if isinstance(value, Tensor):
+        return value._data
+    return value if devices.is_array(value) else np.asarray(value)
+
+
+def host_array(value: Any, what: str) -> np.ndarray:
+    """A NumPy array of what is read on the host: lengths, for example, which say what to do."""
+    made = array_of(value)
+    if not isinstance(made, ndarray):
+        raise DeviceError(
+            f"{what}: given on {devices.device_of(made)}, expected on the host, where it is read; "
+            "take .to('cpu') of it, once, before"
         )
     return made
 
@@ -335,8 +405,12 @@ def as_array(data: Any, dtype: DTypeLike | None = None, copy: bool = False) -> A
             array = np.asarray(data)
         except ValueError as error:
             raise ShapeError(f"tensor: the rows given differ in length ({error})") from None
+        except TypeError:  # CuPy's arrays refuse, and stay where they are
+            if not devices.is_array(data):
+                raise
+            array = data
         check_dtype(array.dtype)
-        if wanted is None and array.dtype == np.float64:
+        if wanted is None and array.dtype == np.float64 and array is not data:
             wanted = None if _holds(data, (np.ndarray, np.generic)) else DEFAULT_FLOAT
     return array.astype(wanted or array.dtype, copy=copy)
 
@@ -376,6 +450,8 @@ def as_tensor(value: Any, operation: str = "tensor", like: np.dtype[Any] | None 
         array = as_array(value, copy=isinstance(value, np.ndarray))
         is_weak = array.dtype == DEFAULT_FLOAT and not _holds(value, (np.ndarray, np.generic))
         return wrap(as_array(value, like) if is_weak and like is not None else array, None)
+    if devices.device_of(value) != devices.CPU:
+        return wrap(as_array(value, copy=True), None)
     raise ValueError(
         f"{operation}: a {type(value).__name__} was given, expected a tensor, an array or a number"
     )
@@ -388,8 +464,8 @@ def apply(op: Operation, inputs: Sequence[Any], params: tuple[Any, ...] = ()) ->
     """Run ``op`` on tensors and Python numbers, and record it if an input requires a gradient.
 
     This is the one way in which an operation happens. ``params`` are what else it takes: axes,
-    shapes, an index. The dtype is NumPy's for these inputs. Raises what ``refusal`` makes of
-    NumPy's error.
+    shapes, an index. It happens where the inputs are, and the dtype is NumPy's for them. Raises
+    what ``refusal`` makes of NumPy's error.
     """
     if recording.tracer is not None:
         traced = recording.tracer.apply(op, inputs, params)
@@ -413,8 +489,13 @@ def apply(op: Operation, inputs: Sequence[Any], params: tuple[Any, ...] = ()) ->
         y = op.forward(*arrays, *params)
     except (ValueError, OverflowError) as error:
         raise refusal(op.name, op.inputs, arrays, error) from None
-    if type(y) is not ndarray:  # NumPy turns arrays without axes into scalars
-        y = np.asarray(y)
+    except (TypeError, MemoryError, RuntimeError) as error:
+        devices.check_one_device(op.name, op.inputs, arrays)
+        raise devices.explained(error, op.name) from None
+    if type(y) is not ndarray:  # a NumPy scalar, or on a GPU
+        y = boxed(y)
+        if type(y) is not ndarray:
+            devices.check_one_device(op.name, op.inputs, arrays)
     if not needs or not recording.enabled:
         return wrap(y, None)
     if None in parents:  # constants get an entry too, by which a change of their data is noticed
@@ -433,8 +514,8 @@ def apply(op: Operation, inputs: Sequence[Any], params: tuple[Any, ...] = ()) ->
 
 def is_traced(inputs: Sequence[Any]) -> bool:
     """Whether one of the inputs stands for a value that a compiled kernel will have."""
-    for t in inputs:  # noqa: SIM110, a loop takes half the time of any() here
-        if type(t) is Tensor and type(t._data) is not ndarray:
+    for t in inputs:
+        if type(t) is Tensor and type(t._data) is not ndarray and hasattr(t._data, "slot"):
             return True
     return False
 
@@ -442,13 +523,14 @@ def is_traced(inputs: Sequence[Any]) -> bool:
 def refusal(
     name: str, inputs: Sequence[str], arrays: Sequence[Any], error: Exception
 ) -> ValueError:
-    """What to say when NumPy refuses an operation."""
+    """What to say when NumPy or CuPy refuses an operation."""
+    devices.check_one_device(name, inputs, arrays)
     given = ", ".join(
         f"{k} {a.shape if hasattr(a, 'shape') else a!r}"
         for k, a in zip(inputs, arrays, strict=False)
     )
     try:
-        np.broadcast_shapes(*(np.shape(a) for a in arrays))
+        np.broadcast_shapes(*(a.shape if hasattr(a, "shape") else np.shape(a) for a in arrays))
     except ValueError:
         what = "their axes, aligned at the last, must be equal or 1; reshape or expand_dims one"
         return ShapeError(f"{name}: {given} were given, {what}")
@@ -459,7 +541,8 @@ def refusal(
 def float_dtype(values: Sequence[Any]) -> np.dtype[Any] | None:
     """The dtype that the floating tensors and arrays among ``values`` combine to, if any."""
     held = (v._data if isinstance(v, Tensor) else v for v in values)
-    floats = [a.dtype for a in held if isinstance(a, np.ndarray) and a.dtype in FLOATS]
+    arrays = [a for a in held if isinstance(a, ndarray) or devices.is_array(a)]
+    floats = [a.dtype for a in arrays if a.dtype in FLOATS]
     return np.result_type(*floats) if floats else None
 
 

@@ -11,13 +11,11 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from tinygrad_seq.errors import whole
 from tinygrad_seq.nn.module import Module, in_mode
 from tinygrad_seq.optim import Optimizer, Schedule, clip_grad_norm_
 from tinygrad_seq.tape import no_grad
-from tinygrad_seq.tensors import FLOATS, Tensor, as_tensor
+from tinygrad_seq.tensors import FLOATS, Tensor, as_tensor, host_array
 from tinygrad_seq.transforms import detach
 from tinygrad_seq.trees import leaves
 from tinygrad_seq.truncation import Block, check_forward, run_with_state, tbptt
@@ -69,7 +67,8 @@ def fit(
 
     ``batches`` is iterated once an epoch and yields ``(inputs, targets)``, for ``model(inputs)``,
     or ``(inputs, targets, lengths)``, for ``model(inputs, lengths=lengths)``. Arrays become
-    tensors, floating ones in the dtype of the model's parameters. ``clip_norm`` bounds the norm of
+    tensors, floating ones in the dtype of the model's parameters, and all are moved to where these
+    are; lengths stay on the host. ``clip_norm`` bounds the norm of
     the gradient. ``validation`` are batches to measure on after each epoch, in ``eval`` mode. With
     ``patience`` training stops when the validation loss (without validation, the training loss)
     has not improved for that many epochs, and the best weights are put back. ``schedule.step()`` is
@@ -87,7 +86,8 @@ def fit(
 
     Ctrl-C ends training and returns the history so far, with ``interrupted`` set. A loss or a
     clipped gradient that is not finite raises ValueError before it reaches the weights; so does a
-    validation loss that is not finite, after its epoch.
+    validation loss that is not finite, after its epoch. To see that, each update waits for a GPU
+    once, for its loss, and once more for the norm if it is clipped.
     """
     epochs = whole(epochs, "fit: epochs", least=0)
     if patience is not None:
@@ -141,7 +141,8 @@ def fit(
 def evaluate(model: Any, batches: Iterable[Any], loss: Loss, *, carry_state: bool = False) -> float:
     """The mean loss over batches in ``eval`` mode, without recording.
 
-    With ``carry_state`` a batch goes on from the state of the one before, as in ``fit``.
+    Batches are moved to where the model is. With ``carry_state`` a batch goes on from the state of
+    the one before. Both are as in ``fit``.
     """
     return _evaluate(model, batches, _How(loss, None, carry_state))
 
@@ -161,7 +162,8 @@ def predict(model: Any, inputs: Any, lengths: Any = None, **more: Any) -> Any:
     """What the model makes of ``inputs`` in ``eval`` mode, without recording.
 
     ``lengths`` and ``more`` are passed on to the model: ``predict(layer, x, state=state)``. Arrays
-    become tensors, floating ones in the dtype of the model's parameters, as in ``fit``.
+    become tensors, floating ones in the dtype of the model's parameters, and go to where these are,
+    as in ``fit``.
     """
     with in_mode(model, training=False), no_grad():
         given = _as_tensors(inputs, model, "predict")
@@ -203,7 +205,7 @@ def _train_epoch(
         optimizer.zero_grad()
         for number, size, after in _gradients(model, batch, how, state, where):
             if clip_norm is not None:
-                norms.append(clip_grad_norm_(optimizer.parameters(), clip_norm))
+                norms.append(float(clip_grad_norm_(optimizer.parameters(), clip_norm)))
                 if not math.isfinite(norms[-1]):
                     raise ValueError(
                         f"{where}: the norm of the gradient is {norms[-1]}; this batch has not "
@@ -258,7 +260,7 @@ def _checked(model: Any, batch: Any, caller: str) -> _Batch:
     size = sum(t.size for t in leaves(targets))
     if len(batch) == 2:
         return _Batch(inputs, targets, None, size)
-    lengths = np.asarray(batch[2])
+    lengths = host_array(batch[2], f"{caller}: lengths")
     steps_and_rows = leaves(inputs)[0].shape[:2]
     if any(t.shape[:2] == steps_and_rows for t in leaves(targets)):  # a target for each step
         size = int(lengths.sum())
@@ -274,7 +276,7 @@ def _forward(model: Any, batch: _Batch, how: _How, state: Any, caller: str) -> t
 
 
 def _as_tensors(values: Any, model: Any, caller: str) -> Any:
-    """Arrays and lists of numbers as tensors, floating ones in the dtype of the parameters.
+    """Arrays and lists of numbers as tensors, in the dtype and on the device of the parameters.
 
     Tuples and dicts are structures of them.
     """
@@ -284,9 +286,11 @@ def _as_tensors(values: Any, model: Any, caller: str) -> Any:
         inner = [_as_tensors(value, model, caller) for value in values]
         return type(values)(*inner) if hasattr(values, "_fields") else tuple(inner)
     parameters = model.parameters() if isinstance(model, Module) else ()
-    dtype = next((p.dtype for p in parameters if p.dtype in FLOATS), None)
-    tensor = as_tensor(values, f"{caller}: batch", dtype)
-    return tensor.to(dtype) if dtype is not None and tensor.dtype in FLOATS else tensor
+    like = next((p for p in parameters if p.dtype in FLOATS), None)
+    tensor = as_tensor(values, f"{caller}: batch", None if like is None else like.dtype)
+    if like is None:
+        return tensor
+    return (tensor.to(like.dtype) if tensor.dtype in FLOATS else tensor).to(like.device)
 
 
 def _number(loss: Any, caller: str) -> float:

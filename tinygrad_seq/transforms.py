@@ -2,7 +2,7 @@
 
 Everything is the one walk of ``tape.py``, over arrays, or over tensors where the derivatives must
 themselves be differentiable. Forward mode is the derivative of the pullback.
-Imports rules, tape, tensors, structural (for the walk's arithmetic), trees and errors.
+Imports rules, tape, tensors, structural (for the walk's arithmetic), devices, trees and errors.
 """
 
 from __future__ import annotations
@@ -11,13 +11,22 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-import numpy as np
-
+from tinygrad_seq import devices
 from tinygrad_seq.errors import ShapeError, TapeError
 from tinygrad_seq.rules import Operation
 from tinygrad_seq.structural import ARRAYS, TENSORS
 from tinygrad_seq.tape import Entry, Leaf, reachable, recording, set_recording, walk
-from tinygrad_seq.tensors import FLOATS, Tensor, TensorLike, as_array, as_tensor, entry_of, wrap
+from tinygrad_seq.tensors import (
+    FLOATS,
+    Tensor,
+    TensorLike,
+    as_array,
+    as_tensor,
+    boxed,
+    check_same_device,
+    entry_of,
+    wrap,
+)
 from tinygrad_seq.trees import check_same, leaves, map_leaves, paths, rebuild
 
 Function = Callable[..., Any]
@@ -60,13 +69,21 @@ def backward(
     retain = create_graph if retain_graph is None else retain_graph
     if create_graph:
         with set_recording(True):
-            _accumulate(walk({entry: start}, TENSORS, None, retain))
+            _accumulate(_walk({entry: start}, TENSORS, None, retain))
     else:
-        found = walk({entry: start._data}, ARRAYS, None, retain)
-        _accumulate({leaf: wrap(np.asarray(g), None) for leaf, g in found.items()})
+        found = _walk({entry: start._data}, ARRAYS, None, retain)
+        _accumulate({leaf: wrap(boxed(g), None) for leaf, g in found.items()})
 
 
 setattr(Tensor, "backward", backward)  # noqa: B010
+
+
+def _walk(*arguments: Any, **options: Any) -> dict[Entry, Any]:
+    """The walk; where a GPU's memory ends on the way, the error says so."""
+    try:
+        return walk(*arguments, **options)
+    except MemoryError as error:
+        raise devices.explained(error, "backward") from None
 
 
 def _accumulate(found: dict[Entry, Tensor]) -> None:
@@ -76,11 +93,13 @@ def _accumulate(found: dict[Entry, Tensor]) -> None:
             home = leaf.newest()
             if gradient.dtype != home.dtype:  # the tensor was converted since
                 gradient = gradient.to(home.dtype)
+            if home is not leaf and home.device is not None:  # or moved
+                gradient = gradient.to(home.device)
             home.grad = gradient if home.grad is None else home.grad + gradient
 
 
 def _ones_like(tensor: Tensor) -> Tensor:
-    return wrap(np.ones(tensor.shape, tensor.dtype), None)
+    return wrap(devices.namespace(tensor._data).ones(tensor.shape, tensor.dtype), None)
 
 
 def _cotangent(given: TensorLike, like: Tensor, what: str) -> Tensor:
@@ -89,6 +108,7 @@ def _cotangent(given: TensorLike, like: Tensor, what: str) -> Tensor:
     )
     if made.shape != like.shape:
         raise ShapeError(f"{what}: shape {made.shape} was given, expected {like.shape}")
+    check_same_device(what, made, like)
     return made.to(like.dtype)
 
 
@@ -178,15 +198,15 @@ class _Linearised:
     def pull(self, cotangents: Sequence[Tensor], retain_graph: bool) -> list[Tensor | None]:
         """The gradient for each input, None where unconnected, from those for each output."""
         roots = {e: g._data for e, g in _by_entry(self.outputs, cotangents).items()}
-        found = walk(roots, ARRAYS, self.ends, retain_graph) if roots else {}
+        found = _walk(roots, ARRAYS, self.ends, retain_graph) if roots else {}
         arrays = (found.get(end) for end in self.ends)
-        return [None if g is None else wrap(np.asarray(g), None) for g in arrays]
+        return [None if g is None else wrap(boxed(g), None) for g in arrays]
 
     def pull_recorded(self, cotangents: Sequence[Tensor]) -> list[Tensor | None]:
         """The same, recorded."""
         with set_recording(True):
             roots = _by_entry(self.outputs, cotangents)
-            found = walk(roots, TENSORS, self.ends, retain_graph=True) if roots else {}
+            found = _walk(roots, TENSORS, self.ends, retain_graph=True) if roots else {}
         return [found.get(end) for end in self.ends]
 
     def like_inputs(self, gradients: Sequence[Tensor | None]) -> Any:
@@ -206,7 +226,7 @@ def _by_entry(tensors: Sequence[Tensor], cotangents: Sequence[Tensor]) -> dict[E
 
 def _filled(gradients: Sequence[Tensor | None], like: Sequence[Tensor]) -> list[Tensor]:
     return [
-        wrap(np.zeros(t.shape, t.dtype), None) if g is None else g
+        wrap(devices.namespace(t._data).zeros(t.shape, t.dtype), None) if g is None else g
         for g, t in zip(gradients, like, strict=True)
     ]
 
@@ -258,14 +278,16 @@ def jvp(f: Function, xs: Sequence[Any], tangents: Sequence[Any]) -> tuple[Any, A
         _cotangent(v, x, "jvp: tangent") for v, x in zip(along, leaves(run.inputs), strict=True)
     ]
     # uJ at any u, recorded as a function of u.
-    probes = [wrap(np.ones(t.shape, t.dtype), Leaf(t.shape, t.dtype, True)) for t in run.outputs]
+    probes = [
+        wrap(_ones_like(t)._data, Leaf(t.shape, t.dtype, requires_grad=True)) for t in run.outputs
+    ]
     pulled = [
         (uJ, v) for uJ, v in zip(run.pull_recorded(probes), along, strict=True) if uJ is not None
     ]
     ends = [entry_of(probe) for probe in probes]
     roots = _by_entry([uJ for uJ, _ in pulled], [v for _, v in pulled])
     with set_recording(True):
-        found = walk(roots, TENSORS, ends, retain_graph=run.recorded) if roots else {}
+        found = _walk(roots, TENSORS, ends, retain_graph=run.recorded) if roots else {}
     moved = _filled([found.get(end) for end in ends], run.outputs)
     if not run.recorded:
         moved = [v.detach() for v in moved]

@@ -16,7 +16,7 @@ from tinygrad_seq.errors import ShapeError, whole
 from tinygrad_seq.nn.module import Module
 from tinygrad_seq.nn.recurrent import Recurrent
 from tinygrad_seq.structural import concat
-from tinygrad_seq.tensors import Tensor, as_tensor
+from tinygrad_seq.tensors import Tensor, as_tensor, host_array
 from tinygrad_seq.transforms import detach
 from tinygrad_seq.trees import leaves, map_columns, map_leaves, paths
 
@@ -63,7 +63,8 @@ def tbptt(
     ``model.with_state(x, state)``, if it has that (``nn.Sequential``), or as ``model(x, state)``,
     which returns (prediction, state) like a recurrent layer; with ``lengths=`` if there are any.
     ``state`` is the first one, None for the model's own. The state goes from block to block off the
-    tape.
+    tape. Inputs and targets are on the model's device, lengths on the host; each block waits for a
+    GPU once, for its loss.
 
     Yields a ``Block`` each k1 steps, the last of fewer steps if k1 does not divide T. Gradients are
     added to what the parameters have. Raises ValueError for k1 or k2 below 1 and for a model that
@@ -97,24 +98,27 @@ def _blocks(sequence: _Sequence, loss: Any, k1: int, k2: int, state: Any) -> Ite
         joined = predictions[0] if len(predictions) == 1 else map_columns(concat, predictions)
         newest = map_leaves(lambda leaf, n=a - cuts[0]: leaf[n:], joined)
         value = loss(newest, sequence.targets_of(a, b))
-        _backward(value)
+        number = _backward(value)
         begin = following
-        yield Block(float(value.item()), sequence.size(a, b), detach(state), a, b)
+        yield Block(number, sequence.size(a, b), detach(state), a, b)
 
 
-def _backward(value: Any) -> None:
+def _backward(value: Any) -> float:
+    """Go backward from a loss, which must be a finite number; returns it."""
     if not isinstance(value, Tensor) or value.size != 1:
         found = f"shape {value.shape}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
         raise ValueError(
             f"tbptt: the loss returned {found}, expected one number as a tensor, such as those of "
             "nn.functional"
         )
-    if not np.isfinite(value.item()):
+    number = float(value.item())
+    if not np.isfinite(number):
         raise ValueError(
-            f"tbptt: the loss is {value.item()}; this block has added nothing to the gradients. "
+            f"tbptt: the loss is {number}; this block has added nothing to the gradients. "
             "Look for NaN in the data, lower the learning rate, or clip the gradient's norm"
         )
     value.backward()
+    return number
 
 
 class _Sequence:
@@ -135,7 +139,7 @@ class _Sequence:
                     f"expected {(self.T, self.B)} first in all of inputs and targets: one for each "
                     "step"
                 )
-        self.lengths = None if lengths is None else np.asarray(lengths)
+        self.lengths = None if lengths is None else host_array(lengths, "tbptt: lengths")
         if self.lengths is not None and self.lengths.shape != (self.B,):
             raise ShapeError(
                 f"tbptt: lengths has shape {self.lengths.shape}, expected ({self.B},): one for "

@@ -4,7 +4,7 @@ Each takes ``lengths`` (B,), for rows of different lengths: what stands beyond a
 anything, NaN too; it counts for nothing, gets a gradient of exactly zero, and outputs there are 0.
 Shapes: B rows of a batch, C channels in and O out, W elements in a row, N windows of K places.
 All of it is made of the engine's operations, so nothing here has a derivative of its own.
-Imports the engine and module.
+Lengths are read on the host. Imports the engine, devices and module.
 """
 
 from __future__ import annotations
@@ -15,13 +15,23 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
+from tinygrad_seq import devices
 from tinygrad_seq.composites import mean, scaled_sum
 from tinygrad_seq.creation import Rng, generator
 from tinygrad_seq.elementwise import sqrt, square, where
 from tinygrad_seq.errors import ShapeError, whole
 from tinygrad_seq.nn.module import Module, parameter
+from tinygrad_seq.rules import Array
 from tinygrad_seq.structural import max, pad, stack, sum
-from tinygrad_seq.tensors import DEFAULT_FLOAT, FLOATS, Tensor, TensorLike, as_tensor
+from tinygrad_seq.tensors import (
+    DEFAULT_FLOAT,
+    FLOATS,
+    Tensor,
+    TensorLike,
+    as_tensor,
+    host_array,
+    replace_data,
+)
 
 
 def _floating(x: TensorLike, layer: str) -> Tensor:
@@ -39,12 +49,12 @@ def _rows(x: TensorLike, layer: str) -> Tensor:
     return x
 
 
-def _inside(lengths: Any, x: Tensor, layer: str) -> np.ndarray | None:
-    """(B, 1, W) booleans: what is within its row's length. None if everything is."""
+def _inside(lengths: Any, x: Tensor, layer: str) -> Array | None:
+    """(B, 1, W) booleans, where x is: what is within its row's length. None if everything is."""
     if lengths is None:
         return None
     B, W = x.shape[0], x.shape[2]
-    given = np.asarray(lengths)
+    given = host_array(lengths, f"{layer}: lengths")
     if given.shape != (B,):
         raise ShapeError(
             f"{layer}: lengths has shape {given.shape}, expected ({B},): one for each row"
@@ -56,10 +66,13 @@ def _inside(lengths: Any, x: Tensor, layer: str) -> np.ndarray | None:
             f"{layer}: lengths from {given.min()} to {given.max()} were given, expected 0 to {W}, "
             "the length of x; after a layer that changes it give layer.output_lengths(lengths)"
         )
-    return None if (given == W).all() else np.arange(W) < given.reshape(B, 1, 1)
+    if (given == W).all():
+        return None
+    ends = devices.to_device(given.reshape(B, 1, 1), x.device)
+    return devices.namespace(ends).arange(W) < ends
 
 
-def _within(inside: np.ndarray | None, x: Tensor, other: float = 0.0) -> Tensor:
+def _within(inside: Array | None, x: Tensor, other: float = 0.0) -> Tensor:
     return x if inside is None else where(inside, x, other)
 
 
@@ -99,7 +112,7 @@ class _Windowed(Module):
 
     def output_lengths(self, lengths: Any) -> np.ndarray:
         """``output_length`` for each of an array of lengths; 0 for those where no window fits."""
-        W = np.asarray(lengths)
+        W = host_array(lengths, f"{type(self).__name__}: lengths")
         spare = W + self.around[0] + self.around[1] - self.dilation * (self.kernel_size - 1) - 1
         return np.where((W > 0) & (spare >= 0), spare // self.stride + 1, 0)
 
@@ -264,7 +277,8 @@ class GlobalPool1d(Module):
         factor = 1.0 / np.maximum(counts, 1)
         wide = x.to("float32") if x.dtype == np.float16 else x  # float16 ends at 65,504
         total = sum(_within(inside, wide), axis=2)
-        return (total * as_tensor(factor).to(wide.dtype)).to(x.dtype)
+        part = float(factor) if inside is None else as_tensor(factor).to(wide.dtype)
+        return (total * part).to(x.dtype)
 
 
 # Normalisation ---------------------------------------------------------------------------------
@@ -327,7 +341,8 @@ class BatchNorm1d(Module):
         x = _within(inside, x.to("float32") if x.dtype == np.float16 else x)  # room for squares
         column = (C,) + (1,) * (x.ndim - 2)
         if self.training:
-            centred, variance = self._centred(x, inside)
+            n = x.size // C if inside is None else int(np.sum(lengths))
+            centred, variance = self._centred(x, inside, n)
         else:
             centred = x - self.running_mean.reshape(column)
             variance = self.running_var.reshape(column)
@@ -338,9 +353,8 @@ class BatchNorm1d(Module):
             y = centred * scale + self.bias.reshape(column)
         return _within(inside, y).to(dtype)
 
-    def _centred(self, x: Tensor, inside: np.ndarray | None) -> tuple[Tensor, Tensor]:
-        """x − μ and σ² of this batch, which also moves the running ones."""
-        n = x.size // x.shape[1] if inside is None else int(inside.sum())
+    def _centred(self, x: Tensor, inside: Array | None, n: int) -> tuple[Tensor, Tensor]:
+        """x − μ and σ² of this batch of n values a channel, which also moves the running ones."""
         if n < 2:
             raise ShapeError(
                 f"BatchNorm1d: x of shape {x.shape} has {n} value{'s' if n != 1 else ''} for each "
@@ -354,10 +368,14 @@ class BatchNorm1d(Module):
         self._track(average._data.ravel(), variance._data.ravel() * (n / (n - 1)))
         return centred, variance
 
-    def _track(self, average: np.ndarray, variance: np.ndarray) -> None:
-        batches = int(self.num_batches_tracked._data) + 1
-        self.num_batches_tracked.data = np.asarray(batches)
-        step = 1.0 / batches if self.momentum is None else self.momentum
+    def _track(self, average: Array, variance: Array) -> None:
+        batches = self.num_batches_tracked._data + 1
+        replace_data(self.num_batches_tracked, batches)
         for running, new in (self.running_mean, average), (self.running_var, variance):
-            moved = (1.0 - step) * running._data + step * new
-            running.data = moved.astype(running.dtype)
+            if self.momentum is not None:
+                step, left = self.momentum, 1.0 - self.momentum
+            else:  # on a GPU it stays there
+                step = (1.0 / batches).astype(new.dtype)
+                left = (1.0 - 1.0 / batches).astype(running.dtype)
+            moved = left * running._data + step * new
+            replace_data(running, moved.astype(running.dtype, copy=False))

@@ -4,20 +4,24 @@ Each loss averages its elements, or those that a mask selects; 0 if there are no
 
 ``mask`` is boolean and has the shape of the elements, or of their leading axes. What it leaves out
 may be anything, NaN too, and gets a gradient of exactly zero. A loss is float32 or float64.
-Imports the engine.
+Predictions, targets and masks are on one device, and so is the loss: nothing waits for a GPU.
+Imports the engine and devices.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from tinygrad_seq import devices
 from tinygrad_seq.composites import logsumexp, softmax, take_along_axis
 from tinygrad_seq.elementwise import abs, minimum, softplus, sqrt, square, where
 from tinygrad_seq.errors import ShapeError
+from tinygrad_seq.rules import Array
 from tinygrad_seq.structural import permute_dims, sum
-from tinygrad_seq.tensors import Tensor, TensorLike, as_tensor
+from tinygrad_seq.tensors import Tensor, TensorLike, array_of, as_tensor, wrap
 
 __all__ = [
     "binary_cross_entropy_with_logits",
@@ -30,11 +34,18 @@ __all__ = [
 ]
 
 
-def _mask(mask: Any, shape: tuple[int, ...], loss: str) -> np.ndarray | None:
-    """The mask as booleans that broadcast to ``shape``."""
+def _check_places(operation: str, names: Sequence[str], a: Array, b: Array) -> None:
+    """Raise a DeviceError unless both arrays are on one device, which their types say."""
+    if type(a) is not type(b):
+        devices.check_one_device(operation, names, (a, b))
+
+
+def _mask(mask: Any, like: Tensor, loss: str) -> Array | None:
+    """The mask as booleans of the shape of ``like``."""
     if mask is None:
         return None
-    chosen = np.asarray(mask)
+    chosen, shape = array_of(mask), like.shape
+    _check_places(loss, ("the values", "the mask"), like._data, chosen)
     if chosen.dtype != np.bool_:
         raise ValueError(f"{loss}: a mask of dtype {chosen.dtype} was given, expected booleans")
     if chosen.shape != shape[: chosen.ndim]:
@@ -45,13 +56,16 @@ def _mask(mask: Any, shape: tuple[int, ...], loss: str) -> np.ndarray | None:
     return np.broadcast_to(chosen.reshape(*chosen.shape, *[1] * (len(shape) - chosen.ndim)), shape)
 
 
-def _select(x: Tensor, mask: np.ndarray | None) -> Tensor:
+def _select(x: Tensor, mask: Array | None) -> Tensor:
     return x if mask is None else where(mask, x, 0)
 
 
-def _average(elements: Tensor, mask: np.ndarray | None) -> Tensor:
-    count = elements.size if mask is None else int(mask.sum())
-    return sum(elements) * (1.0 / max(count, 1))
+def _average(elements: Tensor, mask: Array | None) -> Tensor:
+    if mask is None or type(mask) is np.ndarray:
+        count = elements.size if mask is None else int(mask.sum())
+        return sum(elements) * (1.0 / max(count, 1))
+    part = 1.0 / np.maximum(mask.sum(), 1)  # stays on the GPU
+    return sum(elements) * wrap(part.astype(elements.dtype), None)
 
 
 def _wide(x: TensorLike, loss: str) -> Tensor:
@@ -68,7 +82,8 @@ def _difference(prediction: TensorLike, target: TensorLike, mask: Any, loss: str
             f"{loss}: prediction {p.shape} and target {t.shape} were given, expected equal shapes; "
             "nothing is broadcast here, reshape one"
         )
-    chosen = _mask(mask, p.shape, loss)
+    _check_places(loss, ("prediction", "target"), p._data, t._data)
+    chosen = _mask(mask, p, loss)
     return _select(p - t, chosen), chosen
 
 
@@ -85,7 +100,10 @@ def rmse_loss(prediction: TensorLike, target: TensorLike, mask: Any = None) -> T
     """
     difference, chosen = _difference(prediction, target, mask, "rmse_loss")
     mse = _average(square(difference), chosen)
-    return sqrt(mse) if mse._data > 0 else mse
+    if mse.device == devices.CPU:
+        return sqrt(mse) if mse._data > 0 else mse
+    some = mse > 0
+    return where(some, sqrt(where(some, mse, 1.0)), mse)
 
 
 def l1_loss(prediction: TensorLike, target: TensorLike, mask: Any = None) -> Tensor:
@@ -113,7 +131,8 @@ def cross_entropy(logits: TensorLike, target: TensorLike, mask: Any = None) -> T
     """The mean of −log softmax(logits)[target], in nats.
 
     ``logits`` (..., C): classes are the last axis. ``target`` (...): integers from 0 to C − 1, or
-    anything where the boolean ``mask``, (...) or its leading axes, is False.
+    anything where the boolean ``mask``, (...) or its leading axes, is False. Others raise
+    ValueError; on a GPU, where looking at them would mean waiting, they make the loss NaN.
     """
     x, classes = _wide(logits, "cross_entropy"), as_tensor(target, "cross_entropy")
     if not x.ndim or x.shape[:-1] != classes.shape:
@@ -121,11 +140,13 @@ def cross_entropy(logits: TensorLike, target: TensorLike, mask: Any = None) -> T
             f"cross_entropy: logits {x.shape} and target {classes.shape} were given, expected "
             "logits (..., C) with the classes last and target (...)"
         )
+    _check_places("cross_entropy", ("logits", "target"), x._data, classes._data)
     if classes.dtype.kind not in "iu":
         raise ValueError(f"cross_entropy: target of dtype {classes.dtype}, expected integers")
-    chosen = _mask(mask, classes.shape, "cross_entropy")
+    chosen = _mask(mask, classes, "cross_entropy")
     at = classes._data if chosen is None else np.where(chosen, classes._data, 0)
-    if at.size and not 0 <= at.min() <= at.max() < x.shape[-1]:
+    on_gpu = classes.device != devices.CPU
+    if at.size and not on_gpu and not 0 <= at.min() <= at.max() < x.shape[-1]:
         raise ValueError(
             f"cross_entropy: targets from {at.min()} to {at.max()} were given, expected 0 to "
             f"{x.shape[-1] - 1}"
@@ -133,6 +154,8 @@ def cross_entropy(logits: TensorLike, target: TensorLike, mask: Any = None) -> T
     if chosen is not None:
         x = _select(x, np.broadcast_to(chosen[..., None], x.shape))
     picked = take_along_axis(x, at[..., None])[..., 0]
+    if on_gpu:
+        picked = where((at >= 0) & (at < x.shape[-1]), picked, np.nan)
     return _average(_select(logsumexp(x, axis=-1) - picked, chosen), chosen)
 
 
@@ -149,7 +172,8 @@ def binary_cross_entropy_with_logits(
         raise ShapeError(
             f"{loss}: logits {x.shape} and target {t.shape} were given, expected equal shapes"
         )
-    chosen = _mask(mask, x.shape, loss)
+    _check_places(loss, ("logits", "target"), x._data, t._data)
+    chosen = _mask(mask, x, loss)
     x, t = _select(x, chosen), _select(t, chosen)
     return _average(_select(softplus(x) - x * t, chosen), chosen)
 
@@ -174,7 +198,8 @@ def dot_attention(
     if mask is None:
         weights = softmax(scores, axis=-1)
     else:
-        there = np.asarray(mask)
+        there = array_of(mask)
+        _check_places("dot_attention", ("queries", "mask"), q._data, there)
         if there.dtype != np.bool_ or there.shape != k.shape[:2]:
             raise ShapeError(
                 f"dot_attention: a mask {there.dtype}{there.shape} was given, expected booleans "

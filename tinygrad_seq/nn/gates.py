@@ -133,7 +133,7 @@ class Gate(Module):
         p = self.recurrent_dropout
         if not p or not self.training:
             return a
-        kept = rand(a.shape, per_sequence=True) >= p
+        kept = rand(a.shape, per_sequence=True, device=a.device) >= p
         return a * (kept.to(a.dtype) * (1 / (1 - p)))
 
 
@@ -197,9 +197,11 @@ class GatedCell(Gate):
         return self.state_sizes[0]
 
     def initial_state(self, batch_size: int) -> Any:
-        """Zeros (batch_size, hidden_size) in the dtype of the parameters."""
-        dtype = self.weight_hh.dtype
-        leaves = tuple([zeros(batch_size, size, dtype=dtype) for size in self.state_sizes])
+        """Zeros (batch_size, hidden_size), in the dtype of the parameters and on their device."""
+        dtype, device = self.weight_hh.dtype, self.weight_hh.device
+        leaves = tuple(
+            [zeros(batch_size, size, dtype=dtype, device=device) for size in self.state_sizes]
+        )
         return leaves[0] if len(leaves) == 1 else leaves
 
     def clipped(self, state: Tensor) -> Tensor:
@@ -213,7 +215,7 @@ class GatedCell(Gate):
             return new
         if not self.training:
             return p * old + (1 - p) * new
-        return where(rand(new.shape) < p, old, new)
+        return where(rand(new.shape, device=new.device) < p, old, new)
 
     def check(self, x: Tensor, *state: Tensor) -> None:
         """Raise a ShapeError unless x is (B, I) and the leaves of the state are as they must be."""

@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
+from tinygrad_seq import devices
 from tinygrad_seq.composites import mean
 from tinygrad_seq.creation import Rng, generator, rand
-from tinygrad_seq.elementwise import sqrt, square
+from tinygrad_seq.elementwise import sqrt, square, where
 from tinygrad_seq.errors import ShapeError, whole
 from tinygrad_seq.nn.init import glorot
 from tinygrad_seq.nn.module import Module, parameter
@@ -57,7 +58,8 @@ class Linear(Module):
 class Embedding(Module):
     """A vector for each integer: (...) integers from 0 to num_embeddings − 1 to (..., D).
 
-    ``weight`` (num_embeddings, embedding_dim) starts with standard normal numbers.
+    ``weight`` (num_embeddings, embedding_dim) starts with standard normal numbers. An integer out
+    of range raises ValueError; on a GPU, where looking at it would mean waiting, its vector is NaN.
     """
 
     def __init__(
@@ -76,6 +78,9 @@ class Embedding(Module):
         count = self.weight.shape[0]
         if at.dtype.kind not in "iu":
             raise ValueError(f"Embedding: indices of dtype {at.dtype} given, expected integers")
+        if at.device != devices.CPU:
+            known = (at >= 0) & (at < count)
+            return where(known.reshape(*at.shape, 1), self.weight[at], np.nan)
         if at.size and not 0 <= (low := at._data.min()) <= (high := at._data.max()) < count:
             raise ValueError(
                 f"Embedding: indices from {low} to {high} were given, expected 0 to {count - 1}"
@@ -103,7 +108,7 @@ class Dropout(Module):
             return x
         if x.dtype not in FLOATS:
             x = x.to("float32")
-        kept = rand(x.shape, rng=self.rng) >= self.p
+        kept = rand(x.shape, rng=self.rng, device=x.device) >= self.p
         return x * (kept.to(x.dtype) * (1 / (1 - self.p)))
 
 

@@ -14,7 +14,9 @@ from typing import Any
 
 from numpy.typing import DTypeLike
 
+from tinygrad_seq import devices
 from tinygrad_seq.errors import ShapeError
+from tinygrad_seq.structural import is_device
 from tinygrad_seq.tensors import (
     FLOATS,
     Tensor,
@@ -164,14 +166,18 @@ class Module:
         return found
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The values of all parameters and buffers now; later training does not change them."""
+        """The values of all parameters and buffers now; later training does not change them.
+
+        They are where the module is; ``pickle`` and ``np.savez`` write host arrays to a file.
+        """
         return {name: tensor.detach() for name, tensor in self._named_state().items()}
 
     def load_state_dict(self, state: Mapping[str, TensorLike]) -> None:
         """Take over the values of a ``state_dict``; arrays will do as well.
 
-        Floating values are converted to the dtype that the module has. Raises ValueError for names
-        that are missing or unknown and ShapeError for other shapes; nothing is changed then.
+        Values are moved to where the module is, floating ones converted to its dtype. Raises
+        ValueError for names that are missing or unknown and ShapeError for other shapes; nothing is
+        changed then.
         """
         own = self._named_state()
         if not hasattr(state, "keys"):
@@ -195,7 +201,8 @@ class Module:
                 raise ValueError(
                     f"load_state_dict: {name} has dtype {value.dtype}, expected {tensor.dtype}"
                 )
-            values[name] = value._data.astype(tensor.dtype)
+            moved = devices.to_device(value._data, tensor.device)
+            values[name] = moved.astype(tensor.dtype)
         for name, tensor in own.items():
             replace_data(tensor, values[name])
 
@@ -215,15 +222,21 @@ class Module:
             parameter.grad = None
 
     def to(self, target: DTypeLike) -> Module:
-        """Convert every floating parameter and buffer, in place; returns the module."""
-        if isinstance(target, str) and target == "cpu":
-            return self
+        """Convert or move parameters and buffers, in place; returns the module.
+
+        A dtype is for the floating ones; a device, ``"cpu"`` or ``"cuda"``, for all of them and
+        their gradients. An optimiser made before goes on with them there. Raises DeviceError where
+        there is no GPU.
+        """
         for tensor in self._named_state().values():
-            if tensor.dtype in FLOATS:
-                converted = tensor.detach().to(target)
-                if converted.dtype not in FLOATS:
-                    raise ValueError(f"to: {check_dtype(target)} was given, expected a float dtype")
-                tensor._data, gradient = converted._data, tensor.grad
+            if not is_device(target) and tensor.dtype not in FLOATS:
+                continue
+            changed = tensor.detach().to(target)
+            if changed.dtype.kind != tensor.dtype.kind:
+                raise ValueError(f"to: {check_dtype(target)} was given, expected a float dtype")
+            if changed._data is not tensor._data:
+                gradient = tensor.grad
+                tensor._data = changed._data
                 renew_leaf(tensor, tensor.requires_grad)
                 tensor.grad = None if gradient is None else gradient.detach().to(target)
         return self

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
+from tinygrad_seq import devices
 from tinygrad_seq.creation import Rng, generator
 from tinygrad_seq.errors import ShapeError, whole
 from tinygrad_seq.nn.cells import GRUCell, LSTMCell, RNNCell
@@ -18,7 +19,7 @@ from tinygrad_seq.nn.layers import Dropout
 from tinygrad_seq.nn.module import Module
 from tinygrad_seq.recurrence import scan, unroll
 from tinygrad_seq.structural import concat, permute_dims, stack, sum
-from tinygrad_seq.tensors import Tensor, TensorLike, as_tensor
+from tinygrad_seq.tensors import Tensor, TensorLike, as_tensor, host_array
 from tinygrad_seq.trees import leaves, map_columns, map_leaves, paths, structure
 
 BACKENDS = {"scan": scan, "tape": unroll}
@@ -93,7 +94,7 @@ class Recurrent(Module):
             raise ShapeError(f"{type(self).__name__}: x has shape {ys.shape}, expected {axes}")
         if self.batch_first:
             ys = permute_dims(ys, (1, 0, 2))
-            resets = None if resets is None else np.asarray(resets).T
+            resets = None if resets is None else host_array(resets, "resets").T
         drive = BACKENDS[self.backend]
         states, last = self._split_state(state), []
         for layer in range(self.num_layers):
@@ -142,8 +143,9 @@ def _last_output(ys: Tensor, lengths: Any, reverse: bool) -> Tensor:
         return sum(ys, axis=0)
     if reverse or lengths is None:
         return ys[0 if reverse else -1]
-    rows = np.asarray(lengths)  # a row of length 0 has zeros at any step
-    return ys[np.maximum(rows, 1) - 1, np.arange(len(rows))]
+    rows = host_array(lengths, "lengths")  # a row of length 0 has zeros at any step
+    at = np.maximum(rows, 1) - 1, np.arange(len(rows))
+    return ys[tuple(devices.to_device(index, ys.device) for index in at)]
 
 
 class _Stacked(Recurrent):

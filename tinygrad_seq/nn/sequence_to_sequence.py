@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import DTypeLike
 
+from tinygrad_seq import devices
 from tinygrad_seq.creation import Rng, generator
 from tinygrad_seq.elementwise import tanh
 from tinygrad_seq.errors import ShapeError, whole
@@ -22,7 +23,7 @@ from tinygrad_seq.recurrence import Stepper
 from tinygrad_seq.search import beam_search
 from tinygrad_seq.structural import concat
 from tinygrad_seq.tape import no_grad
-from tinygrad_seq.tensors import Tensor
+from tinygrad_seq.tensors import Tensor, array_of, host_array
 from tinygrad_seq.trees import map_leaves
 
 LAYERS: dict[str, Any] = {"rnn": RNN, "lstm": LSTM, "gru": GRU}
@@ -34,6 +35,11 @@ class Encoded(NamedTuple):
     outputs: Tensor  # (S, B, H), of the encoder at each place
     there: np.ndarray  # (S, B), booleans: which places are no padding
     state: Any  # the encoder's last
+
+    @property
+    def mask(self) -> Any:
+        """``there``, where the outputs are."""
+        return devices.to_device(self.there, self.outputs.device)
 
 
 class Seq2Seq(Module):
@@ -92,7 +98,7 @@ class Seq2Seq(Module):
 
     def encode(self, source: Any, lengths: Any = None) -> Encoded:
         """Read the sources (S, B)."""
-        ids = np.asarray(source)
+        ids = array_of(source)
         if ids.ndim != 2:
             raise ShapeError(f"Seq2Seq: source has shape {ids.shape}, expected (S, B)")
         if not len(ids):
@@ -103,13 +109,13 @@ class Seq2Seq(Module):
         outputs, state = self.encoder(self.dropout(self.source_embedding(source)), lengths=lengths)
         there = np.ones(ids.shape, bool)
         if lengths is not None:
-            there = np.arange(len(ids))[:, None] < np.asarray(lengths)
+            there = np.arange(len(ids))[:, None] < host_array(lengths, "Seq2Seq: lengths")
         return Encoded(outputs, there, state)
 
     def logits(self, hs: Tensor, encoded: Encoded) -> Tensor:
         """Logits (T, B, V) from the decoder's outputs (T, B, H)."""
         if self.combine is not None:
-            seen, _ = dot_attention(hs, encoded.outputs, mask=encoded.there)
+            seen, _ = dot_attention(hs, encoded.outputs, mask=encoded.mask)
             hs = tanh(self.combine(concat([hs, seen], axis=-1)))
         logits: Tensor = self.output(self.dropout(hs))
         return logits
@@ -131,7 +137,7 @@ class Seq2Seq(Module):
             raise ValueError("Seq2Seq: the model has no attention, expected attention=True")
         encoded = self.encode(source, lengths)
         hs = self._decode(target, encoded)
-        return dot_attention(hs, encoded.outputs, mask=encoded.there)[1]
+        return dot_attention(hs, encoded.outputs, mask=encoded.mask)[1]
 
     def greedy(
         self, source: Any, lengths: Any = None, *, start: int, end: int, longest: int

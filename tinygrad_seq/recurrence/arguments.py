@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tinygrad_seq.errors import ShapeError, TraceError
-from tinygrad_seq.tensors import FLOATS, Tensor, as_tensor
+from tinygrad_seq.errors import DeviceError, ShapeError, TraceError
+from tinygrad_seq.tensors import FLOATS, Tensor, as_tensor, host_array
 from tinygrad_seq.trees import leaves, paths, rebuild, structure
 
 Cell = Callable[[Any, Any], tuple[Any, Any]]
@@ -56,6 +56,7 @@ def check_arguments(
     else:
         reset_state = _state(start, B, f"{_name(cell)}.initial_state({B})", driver)
         _check_like(state, reset_state, f"{driver}: state is", "initial_state gives")
+    _check_devices(xs, state, reset_state, driver)
     return Given(
         xs,
         state,
@@ -65,6 +66,19 @@ def check_arguments(
         _lengths(lengths, T, B, driver),
         _resets(resets, T, B, driver),
     )
+
+
+def _check_devices(xs: Any, state: Any, reset_state: Any, driver: str) -> None:
+    device = leaves(xs)[0].device
+    for tree in (xs, state) if reset_state is state else (xs, state, reset_state):
+        for leaf in leaves(tree):
+            if leaf.device != device:
+                raise DeviceError(
+                    f"{driver}: xs is on {device}, but "
+                    f"{'a leaf of it' if tree is xs else 'the state'} on {leaf.device}; move one "
+                    "with .to(...); an initial_state makes its tensors with device= as its "
+                    "parameters have it"
+                )
 
 
 def _name(cell: Any) -> str:
@@ -122,7 +136,7 @@ def _state(state: Any, B: int, what: str, driver: str) -> Any:
 def _lengths(lengths: Any, T: int, B: int, driver: str) -> np.ndarray | None:
     if lengths is None:
         return None
-    given = np.asarray(lengths)
+    given = host_array(lengths, f"{driver}: lengths")
     if given.size == 0 and B == 0:
         return None
     if given.shape != (B,):
@@ -142,7 +156,7 @@ def _lengths(lengths: Any, T: int, B: int, driver: str) -> np.ndarray | None:
 def _resets(resets: Any, T: int, B: int, driver: str) -> np.ndarray | None:
     if resets is None:
         return None
-    given = np.asarray(resets)
+    given = host_array(resets, f"{driver}: resets")
     if given.shape != (T, B):
         raise ShapeError(f"{driver}: resets has shape {given.shape}, expected (T, B) = {(T, B)}")
     if given.dtype != np.bool_:

@@ -44,8 +44,10 @@ def drawn(seed: int, operation: int, step: int, shape: tuple[int, ...], dtype: A
 class Draws(Source):
     """What a cell draws while its steps run one after another."""
 
-    def __init__(self, dtype: np.dtype[Any], seeds: list[int] | None = None) -> None:
-        self.dtype = dtype
+    def __init__(
+        self, dtype: np.dtype[Any], seeds: list[int] | None = None, device: str = "cpu"
+    ) -> None:
+        self.dtype, self.device = dtype, device
         self.seeds = [] if seeds is None else seeds  # of each operation that draws at every step
         self.held: list[Tensor] = []  # what operations drew that draw once
         self.step = self.operation = self.held_operation = 0
@@ -57,12 +59,15 @@ class Draws(Source):
         if per_sequence:
             k, self.held_operation = self.held_operation, self.held_operation + 1
             if k == len(self.held):
-                self.held.append(drawn(new_seed(rng), 0, 0, shape, self.dtype))
+                self.held.append(self._drawn(new_seed(rng), 0, 0, shape))
             return self.held[k]
         k, self.operation = self.operation, self.operation + 1
         if k == len(self.seeds):
             self.seeds.append(new_seed(rng))
-        return drawn(self.seeds[k], k, self.step, shape, self.dtype)
+        return self._drawn(self.seeds[k], k, self.step, shape)
+
+    def _drawn(self, seed: int, operation: int, step: int, shape: tuple[int, ...]) -> Tensor:
+        return drawn(seed, operation, step, shape, self.dtype).to(self.device)
 
 
 @contextmanager

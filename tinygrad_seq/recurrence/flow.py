@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from tinygrad_seq import devices
 from tinygrad_seq.structural import ARRAYS
 from tinygrad_seq.tape import Entry, recording, walk
 from tinygrad_seq.tensors import Tensor, entry_of
@@ -73,7 +74,8 @@ def gradient_flow(
                 f"gradient_flow: the function returned {found}, expected a loss: one number as a "
                 "tensor that requires a gradient"
             )
-        walk({entry_of(loss): np.ones(loss.shape, loss.dtype)}, ARRAYS)
+        xp = devices.namespace(loss._data)
+        walk({entry_of(loss): xp.ones(loss.shape, loss.dtype)}, ARRAYS)
     finally:
         recording.flow = outer
     if not watch.found:

@@ -1,6 +1,6 @@
 """``unroll``: a cell run step by step on the tape. The reference for every other driver.
 
-Imports the engine and arguments.
+Imports the engine, devices and arguments.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from tinygrad_seq import devices
 from tinygrad_seq.elementwise import where
 from tinygrad_seq.recurrence.arguments import (
     Cell,
@@ -51,6 +52,8 @@ def unroll(
     step's input is processed the row's state returns to ``cell.initial_state``, or to the state
     passed in if the cell has none.
 
+    On a GPU xs, state and the cell's tensors are there, lengths and resets on the host.
+
     Raises ShapeError or ValueError for arguments that do not fit, and TraceError for a cell that
     does not return ``(y, state)``.
     """
@@ -64,8 +67,9 @@ def run_steps(
     cell: Cell, given: Given, reverse: bool, seeds: list[int] | None = None
 ) -> tuple[Any, Any]:
     """``unroll`` with arguments that are checked; ``seeds`` of what the cell draws, if known."""
-    floating = (leaf.dtype for leaf in leaves(given.state) if leaf.dtype in FLOATS)
-    draws = Draws(next(floating, DEFAULT_FLOAT), seeds)
+    states = leaves(given.state)
+    floating = (leaf.dtype for leaf in states if leaf.dtype in FLOATS)
+    draws = Draws(next(floating, DEFAULT_FLOAT), seeds, states[0].device if states else "cpu")
     with _collector_waits(), drawing(draws):
         try:
             return _run(cell, given, reverse, draws)
@@ -132,20 +136,27 @@ def _last_steps(given: Given) -> Any:
     assert given.lengths is not None
     longest = int(given.lengths.argmax())
     if not given.lengths[longest]:
-        return map_leaves(lambda leaf: _plain(leaf.shape[1:], leaf.dtype), given.xs)
+        return map_leaves(_plain, given.xs)
     rows = np.where(given.lengths > 0, np.arange(given.B), longest)
     steps = given.lengths[rows] - 1
-    return map_leaves(lambda leaf: wrap(leaf._data[steps, rows], None), given.xs)
+    return map_leaves(lambda leaf: leaf.detach()[_on(steps, leaf), _on(rows, leaf)], given.xs)
 
 
-def _plain(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Tensor:
-    """Ones, or index 0 where integers are looked up."""
-    return wrap(np.ones(shape, dtype) if dtype.kind == "f" else np.zeros(shape, dtype), None)
+def _plain(leaf: Tensor) -> Tensor:
+    """One step of ones, or of index 0 where integers are looked up."""
+    xp = devices.namespace(leaf._data)
+    make = xp.ones if leaf.dtype.kind == "f" else xp.zeros
+    return wrap(make(leaf.shape[1:], leaf.dtype), None)
+
+
+def _on(array: np.ndarray, like: Tensor) -> Tensor:
+    """What is known on the host, as a tensor where ``like`` is."""
+    return wrap(devices.to_device(array, like.device), None)
 
 
 def no_steps(cell: Cell, given: Given) -> Any:
     """Outputs of no steps: those of one, of which none is taken."""
-    x = map_leaves(lambda leaf: _plain(leaf.shape[1:], leaf.dtype), given.xs)
+    x = map_leaves(_plain, given.xs)
     y, _ = check_returned(cell(x, given.state), given.B, cell, "unroll")
     return map_leaves(lambda leaf: stack([leaf])[:0], y)
 
@@ -168,7 +179,7 @@ def _collector_waits() -> Iterator[None]:
 
 def _rows(chosen: np.ndarray, like: Tensor) -> Tensor:
     """A choice of rows in a shape that broadcasts against ``like``."""
-    return wrap(chosen.reshape(-1, *([1] * (like.ndim - 1))), None)
+    return _on(chosen.reshape(-1, *([1] * (like.ndim - 1))), like)
 
 
 def _select(chosen: np.ndarray, tree: Any, other: Any) -> Any:
@@ -177,4 +188,5 @@ def _select(chosen: np.ndarray, tree: Any, other: Any) -> Any:
 
 
 def _zero_unless(chosen: np.ndarray, leaf: Tensor) -> Tensor:
-    return where(_rows(chosen, leaf), leaf, wrap(np.zeros((), leaf.dtype), None))
+    zero = devices.namespace(leaf._data).zeros((), leaf.dtype)
+    return where(_rows(chosen, leaf), leaf, wrap(zero, None))
