@@ -169,6 +169,10 @@ class Runner:
 
     # Running
 
+    def repeated(self, inputs: Inputs) -> Repeated:
+        """A run over one step, again and again."""
+        return Repeated(self, inputs)
+
     def _bases(
         self,
         layout: Layout,

@@ -77,6 +77,10 @@ class Runner:
 
     # Running
 
+    def repeated(self, inputs: Inputs) -> Repeated:
+        """A run over one step, again and again."""
+        return Repeated(self, inputs)
+
     def forward(
         self, inputs: Inputs, keep: bool
     ) -> tuple[list[Array], Sequence[Array], Kept | None]:
@@ -143,7 +147,7 @@ class Runner:
         layout = self._layout("forward", inputs, steps, True)
         widths = [inputs.widths[slot] for slot in self.plan.y_slots]
         nowhere = [xp.empty((1, inputs.rows.B, n), self.dtype) for n in widths]
-        last = [xp.empty_like(state) for state in inputs.states]
+        last = [xp.empty(state.shape, self.dtype) for state in inputs.states]
         for begin in reversed(range(0, total, steps)):
             end, number = min(begin + steps, total), begin // steps
             again = _Run(self, layout, inputs)
@@ -166,14 +170,14 @@ class Runner:
     ) -> Gradients:
         """What a way back has left in its memory."""
         plan, inputs = self.plan, run.inputs
-        order = np.argsort(inputs.rows.batch) if inputs.rows.ragged else None
+        order = self.xp.asarray(np.argsort(inputs.rows.batch)) if inputs.rows.ragged else None
         states: list[Array | None] = [None] * len(inputs.states)
         resets = list(states)
         for k, after in enumerate(plan.derivative.after):
             if after is not None and plan.wanted_states[k]:
                 ring = run.rows(f"dstate{k}", run.layout.width(plan.state_slots[k]))
                 end = ring[: inputs.rows.B]  # step 0 has written into the ring's first place
-                states[k] = self.xp.ascontiguousarray(end if order is None else end[order])
+                states[k] = end.copy() if order is None else end[order]
             if after is not None and inputs.resets is not None:
                 resets[k] = run.view(f"dreset{k}").copy()
         widths = inputs.widths
@@ -190,6 +194,29 @@ class Runner:
         return Gradients(dxs, states, resets, captured)
 
 
+class Repeated:
+    """A forward run over one step, again and again, each from the states that the last one left.
+
+    Callers write into ``xs`` and ``states`` of ``inputs``, and read ``ys`` and ``states``.
+    """
+
+    def __init__(self, runner: Runner, inputs: Inputs) -> None:
+        self.inputs = inputs
+        widths = [inputs.widths[slot] for slot in runner.plan.y_slots]
+        self.ys = [runner.xp.empty((1, inputs.rows.B, n), runner.dtype) for n in widths]
+        layout = runner._layout("forward", inputs, 1, False)
+        self._run = run = _Run(runner, layout, inputs)
+        run.give("y", self.ys)
+        run.give_rows("initial", inputs.states)
+        run.give_rows("reset", inputs.reset_states)
+        run.give_rows("last", inputs.states)
+        run.give_rows("segments", [None] * len(inputs.states))
+        run.words["every"] = 0
+
+    def run(self) -> None:
+        self._run.steps(0, 1)
+
+
 class _Run:
     """The words and the memory of one run."""
 
@@ -198,7 +225,7 @@ class _Run:
     ) -> None:
         self.runner, self.layout, self.inputs, self.xp = runner, layout, inputs, runner.xp
         self.kernels = runner._direction(layout.direction, layout.choice.streamed)
-        self.stream = self.xp.cuda.get_current_stream().ptr if hasattr(self.xp, "cuda") else 0
+        self.stream = cuda_build.stream_of(self.xp)
         self.words = dict(layout.values)
         self.places: dict[str, tuple[Array, int, tuple[int, ...]]] = {}
         make = self.xp.zeros if inputs.rows.ragged else self.xp.empty
@@ -245,9 +272,10 @@ class _Run:
         words["resets"] = 0
         if inputs.resets is not None:
             words["resets"] = cuda_build.address(inputs.resets)
-        numbers = self.xp.asarray(np.array(inputs.numbers, self.runner.dtype))
-        self._hold.append(numbers)
-        words["numbers"] = cuda_build.address(numbers)
+        if inputs.numbers:
+            numbers = self.xp.asarray(np.array(inputs.numbers, self.runner.dtype))
+            self._hold.append(numbers)
+            words["numbers"] = cuda_build.address(numbers)
         for k, seed in enumerate(inputs.seeds):  # unsigned, and words are not
             words[f"seed{k}"] = seed - 2**64 if seed >= 2**63 else seed
         self.give("x", inputs.xs)

@@ -237,6 +237,11 @@ def address(array: Any) -> int:
     return int(array.data.ptr)
 
 
+def stream_of(xp: Any) -> int:
+    """The stream that the arrays' own operations go to."""
+    return 0 if SIMULATED else int(xp.cuda.get_current_stream().ptr)
+
+
 @cache
 def machine() -> Machine:
     """The device that kernels run on."""

@@ -16,8 +16,9 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
-from tinygrad_seq.kernels.cuda_order import Chain, chains
+from tinygrad_seq.kernels.cuda_order import Chain, chains, slots_of
 from tinygrad_seq.kernels.layout import Sizes
+from tinygrad_seq.kernels.text import REDUCTIONS
 
 TILE = 4
 WARP = 32
@@ -101,15 +102,21 @@ class Wanted(NamedTuple):
     widths: tuple[int, ...]
 
 
-def choose(wanted: Sequence[Wanted], B: int, widest: int, item: int, machine: Machine) -> Choice:
-    """The division with the least time for a step."""
+def choose(
+    wanted: Sequence[Wanted], B: int, widest: int, item: int, machine: Machine, meetings: int = 0
+) -> Choice:
+    """The division with the least time for a step.
+
+    Units of the widest value are shared by the parts, numbers have ``item`` bytes, and blocks meet
+    before each product and ``meetings`` times besides.
+    """
     best = None
     rows = 1
     while True:
         groups = -(-B // rows)
         if groups <= machine.processors or rows >= B:
             for parts in _counts(machine.processors // groups, widest):
-                found = _divided(wanted, groups, parts, rows, widest, item, machine)
+                found = divided(wanted, groups, parts, rows, widest, item, machine, meetings)
                 if found is not None and (best is None or found.clocks < best.clocks):
                     best = found
         if rows >= B:
@@ -145,7 +152,7 @@ def _shape(K: int, C: int, rows: int, machine: Machine) -> Shape:
     return Shape(K, C, height, across, beside, workers, slices, depth)
 
 
-def _divided(
+def divided(
     wanted: Sequence[Wanted],
     groups: int,
     parts: int,
@@ -153,9 +160,13 @@ def _divided(
     widest: int,
     item: int,
     machine: Machine,
+    meetings: int = 0,
 ) -> Choice | None:
     """What such a division takes; None if there is no room for it."""
-    shapes, clocks = {}, COSTS.passing * (1 + rows * -(-widest // parts) // machine.threads)
+    waiting = COSTS.barrier + 5.0 * parts if parts > 1 else COSTS.meeting
+    shapes = {}
+    clocks = COSTS.passing * (1 + rows * -(-widest // parts) // machine.threads)
+    clocks += waiting * (len(wanted) + meetings)
     room = machine.shared_bytes
     for each in wanted:
         C = sum(padded(-(-width // parts)) for width in each.widths)
@@ -167,7 +178,6 @@ def _divided(
         work = shape.beside * below * each.K * each_k / COSTS.issue / max(busy, 0.25)
         reading = rows * each.K * item * shape.beside / COSTS.near
         clocks += COSTS.product + max(work, reading)
-        clocks += COSTS.barrier + 5.0 * parts if parts > 1 else COSTS.meeting
     if room < 0:
         return None
     streamed, used = set(), machine.shared_bytes - room
@@ -239,7 +249,14 @@ class Layout:
             for stage in chain.stages
         ]
         widest = max((self.width(slot) for slot in self.program.inputs), default=1)
-        return choose(wanted, self.sizes.B, max(1, widest), self.item, self.machine)
+        sums = sum(
+            self.plan.rows[slot].op in REDUCTIONS
+            for stage in self.program.sections["loop"]
+            for each in getattr(stage, "passes", ())
+            for slot in slots_of(each)
+        )
+        B, machine = self.sizes.B, self.machine
+        return choose(wanted, B, max(1, widest), self.item, machine, sums)
 
     def _sizes(self) -> None:
         plan, values, sizes = self.plan, self.values, self.sizes

@@ -427,8 +427,12 @@ def array(obj: Any, dtype: Any = None, copy: bool = True, order: str = "K") -> n
     return made.copy() if copy and made is obj else made
 
 
-def matmul(a: Any, b: Any) -> ndarray:
-    return _own(np.matmul(_host(a), _host(b)))
+def matmul(a: Any, b: Any, out: Any = None) -> ndarray:
+    made = _own(np.matmul(_host(a), _host(b)))
+    if out is None:
+        return made
+    out[...] = made
+    return out
 
 
 def save(file: Any, arr: ndarray) -> None:

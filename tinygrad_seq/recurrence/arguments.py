@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from tinygrad_seq import devices
 from tinygrad_seq.errors import DeviceError, ShapeError, TraceError
 from tinygrad_seq.tensors import FLOATS, Tensor, as_tensor, host_array
-from tinygrad_seq.trees import leaves, paths, rebuild, structure
+from tinygrad_seq.trees import leaves, map_leaves, paths, rebuild, structure
 
 Cell = Callable[[Any, Any], tuple[Any, Any]]
 
@@ -42,6 +43,9 @@ def check_arguments(
     xs, T, B = _inputs(xs, driver)
     initial = getattr(cell, "initial_state", None)
     start = initial(B) if initial is not None else None
+    device = leaves(xs)[0].device
+    if start is not None and device != devices.CPU:  # a state made here goes where xs is
+        start = map_leaves(lambda leaf: as_tensor(leaf, driver).to(device), start)
     if state is None:
         if initial is None:
             layer = ", or one of its cells if it is a layer" if hasattr(cell, "cells") else ""
@@ -76,8 +80,7 @@ def _check_devices(xs: Any, state: Any, reset_state: Any, driver: str) -> None:
                 raise DeviceError(
                     f"{driver}: xs is on {device}, but "
                     f"{'a leaf of it' if tree is xs else 'the state'} on {leaf.device}; move one "
-                    "with .to(...); an initial_state makes its tensors with device= as its "
-                    "parameters have it"
+                    "with .to(...)"
                 )
 
 

@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from tinygrad_seq.errors import TraceError, whole
+from tinygrad_seq import devices
+from tinygrad_seq.errors import DeviceError, TraceError, whole
 from tinygrad_seq.recurrence.arguments import Cell, Given, check_arguments
 from tinygrad_seq.recurrence.derive import Needs, differentiate
 from tinygrad_seq.recurrence.plan import Plan, make_plan
@@ -100,6 +101,16 @@ class Call:
         self.own_resets = given.reset_state is not given.state
         self.reset_states = leaves(given.reset_state) if given.resets is not None else self.states
         self.captured = self.step.trace.captured
+        self._check_device()
+
+    def _check_device(self) -> None:
+        device = self.xs[0].device
+        for tensor in self.captured:
+            if tensor.device != device:
+                raise DeviceError(
+                    f"scan: xs is on {device}, but a tensor of {tensor.shape} that the cell reads "
+                    f"on {tensor.device}; move one with cell.to({device!r}), xs.to(...)"
+                )
 
     def inputs(self) -> list[Tensor]:
         """All tensors that the results depend on."""
@@ -122,19 +133,20 @@ class Call:
 
     def runner(self, needs: Needs | None) -> Any:
         """The compiled code, with a way back if something needs one."""
-        return _runner(self.step, needs, _name(self.cell))
+        return _runner(self.step, needs, _name(self.cell), self.xs[0]._data)
 
     def arrays(self, runner: Any) -> Any:
         """What the compiled code reads."""
         from tinygrad_seq.kernels import cpu
 
         given, trace = self.given, self.step.trace
+        xp = devices.namespace(self.xs[0]._data)
         states = [_ready(s._data, self.dtype) for s in self.states]
         return cpu.Inputs(
             rows=cpu.rows_of(given.T, given.B, given.lengths, self.reverse),
             xs=[_rows_ready(x._data, self.dtype) for x in self.xs],
             states=states,
-            resets=None if given.resets is None else np.ascontiguousarray(given.resets),
+            resets=None if given.resets is None else xp.asarray(given.resets, order="C"),
             reset_states=states
             if self.reset_states is self.states
             else [_ready(s._data, self.dtype) for s in self.reset_states],
@@ -183,10 +195,8 @@ def _name(cell: Any) -> str:
     return "".join(c if c.isalnum() else "_" for c in name)
 
 
-def _runner(step: Step, needs: Needs | None, name: str) -> Any:
-    """The compiled code for these rows, made if they were never seen."""
-    from tinygrad_seq.kernels import cpu
-
+def _runner(step: Step, needs: Needs | None, name: str, x: Any) -> Any:
+    """The compiled code for these rows where x is, made if they were never seen."""
     trace = step.trace
     structure = (
         trace.dtype.char,
@@ -195,15 +205,27 @@ def _runner(step: Step, needs: Needs | None, name: str) -> Any:
         step.state_slots,
         frozenset(trace.frozen),
     )
-    key = (structure, needs)
+    key = (structure, needs, devices.device_of(x))
     runner = _runners.get(key)
     if runner is None:
         with _lock:
             runner = _runners.get(key)
             if runner is None:
-                texts = {op: (rule.inputs, rule.text) for op, rule in RULES.items()}
-                runner = _runners[key] = cpu.Runner(_plan(step, needs, name), texts)
+                runner = _runners[key] = _new_runner(_plan(step, needs, name), x)
     return runner
+
+
+def _new_runner(plan: Plan, x: Any) -> Any:
+    texts = {op: (rule.inputs, rule.text) for op, rule in RULES.items()}
+    if devices.device_of(x) == devices.CPU:
+        from tinygrad_seq.kernels import cpu
+
+        return cpu.Runner(plan, texts)
+    try:
+        from tinygrad_seq.kernels import cuda
+    except ImportError as error:
+        raise DeviceError(f"scan: {error}") from None
+    return cuda.Runner(plan, texts, devices.namespace(x))
 
 
 def _plan(step: Step, needs: Needs | None, name: str) -> Plan:
@@ -214,14 +236,14 @@ def _plan(step: Step, needs: Needs | None, name: str) -> Plan:
 # Arrays as kernels read them -----------------------------------------------------------------
 
 
-def _ready(array: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
+def _ready(array: Any, dtype: np.dtype[Any]) -> Any:
     """(B, n), row after row; (B,) counts as (B, 1)."""
     if array.ndim != 2:
         array = array.reshape(len(array), 1)
-    return np.ascontiguousarray(array, dtype)
+    return devices.namespace(array).asarray(array, dtype, order="C")
 
 
-def _rows_ready(x: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
+def _rows_ready(x: Any, dtype: np.dtype[Any]) -> Any:
     """(T, B, n) in the kernel's dtype, the numbers of a row side by side."""
     if x.dtype.kind in "iu" and x.size and _largest(x) > 2 ** (np.finfo(dtype).nmant + 1):
         raise ValueError(
@@ -231,20 +253,22 @@ def _rows_ready(x: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
     x = x.astype(dtype, copy=False)
     if x.ndim == 2:
         x = x[:, :, None]
-    return x if x.shape[2] < 2 or x.strides[2] == x.itemsize else np.ascontiguousarray(x)
+    if x.shape[2] < 2 or x.strides[2] == x.itemsize:
+        return x
+    return devices.namespace(x).asarray(x, order="C")
 
 
-def _largest(x: np.ndarray) -> int:
+def _largest(x: Any) -> int:
     return max(-int(x.min()), int(x.max()))
 
 
-def _capture_ready(array: np.ndarray, dtype: np.dtype[Any], matrix: bool) -> np.ndarray:
+def _capture_ready(array: Any, dtype: np.dtype[Any], matrix: bool) -> Any:
     """A matrix at any whole strides, others row after row."""
     if array.dtype != dtype:
         array = array.astype(dtype)
     if matrix and not any(stride % array.itemsize for stride in array.strides):
         return array
-    return np.ascontiguousarray(array)
+    return devices.namespace(array).asarray(array, order="C")
 
 
 # On the tape ---------------------------------------------------------------------------------
@@ -284,12 +308,13 @@ class _Run:
         scan = self.scan
         count = len(scan.step.y_slots)
         dtype = scan.dtype
+        xp = devices.namespace(scan.xs[0]._data)
         dys = []
         for k in range(count):
             shape, _ = self.outputs[k]
             dy = gradients.get(k)
             if dy is None:
-                dy = np.broadcast_to(np.zeros(shape[2:], dtype), shape)
+                dy = xp.broadcast_to(xp.zeros(shape[2:], dtype), shape)
             dys.append(_rows_ready(dy, dtype))
         dlast: list[Any] = [
             None if (g := gradients.get(count + k)) is None else _ready(g, dtype)
@@ -306,7 +331,7 @@ class _Run:
         if len(self.shapes) > len(given):
             given += resets
         return [
-            np.zeros(shape, dtype) if g is None else g.reshape(shape)
+            xp.zeros(shape, dtype) if g is None else g.reshape(shape)
             for g, shape in zip(given, self.shapes, strict=True)
         ]
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from tinygrad_seq.errors import ShapeError, TraceError
+from tinygrad_seq import devices
+from tinygrad_seq.errors import DeviceError, ShapeError, TraceError
 from tinygrad_seq.recurrence.arguments import Cell, check_arguments
 from tinygrad_seq.recurrence.compiled import Call
 from tinygrad_seq.tape import no_grad
@@ -33,8 +34,6 @@ class Stepper:
     """
 
     def __init__(self, cell: Cell, x: Any, state: Any = None) -> None:
-        from tinygrad_seq.kernels import cpu
-
         x = map_leaves(lambda leaf: as_tensor(leaf, "Stepper: x"), x)
         if any(not leaf.ndim for leaf in leaves(x)):
             raise ShapeError("Stepper: x is a number, expected an input of one step, (B, ...)")
@@ -56,7 +55,7 @@ class Stepper:
         inputs.reset_states = inputs.states
         self._step, self._given = scan.step, given
         self._shapes = [leaf.shape for leaf in leaves(x)]
-        self._run = cpu.Repeated(runner, inputs)
+        self._run = runner.repeated(inputs)
         self._y_shapes = [leaf.shape for leaf in leaves(scan.step.y)]
         self._single = type(scan.step.y) is Tensor and type(x) is Tensor
 
@@ -71,6 +70,11 @@ class Stepper:
             )
         for value, buffer, shape in zip(given, run.inputs.xs, self._shapes, strict=True):
             array = value._data if type(value) is Tensor else np.asarray(value)
+            if type(array) is not type(buffer):
+                raise DeviceError(
+                    f"Stepper: x is on {devices.device_of(array)}, and the stepper on "
+                    f"{devices.device_of(buffer)}; move x with .to(...)"
+                )
             if array.shape != shape:
                 raise ShapeError(
                     f"Stepper: x has shape {array.shape}, expected {shape} as when it was made"

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
+from tinygrad_seq import devices
 from tinygrad_seq.creation import Rng, new_seed
 from tinygrad_seq.errors import ShapeError, TraceError
 from tinygrad_seq.recurrence.arguments import Cell, Given, check_returned, check_state
@@ -116,8 +117,8 @@ def _no_value(traced: Traced, what: str) -> NoReturn:
 class Trace(Source):
     """A step tape in the making: rows, and beside them what the rows leave open."""
 
-    def __init__(self, batch_size: int, dtype: np.dtype[Any]) -> None:
-        self.B, self.dtype = batch_size, dtype
+    def __init__(self, batch_size: int, dtype: np.dtype[Any], device: str = "cpu") -> None:
+        self.B, self.dtype, self.device = batch_size, dtype, device
         self.rows: list[Row] = []
         self.widths: list[int] = []  # of each row, the length of its last axis
         self.single: list[bool] = []  # whether that is 1 whatever the sizes
@@ -181,6 +182,10 @@ class Trace(Source):
             self._captures[key] = slot
         return slot
 
+    def constant(self, array: np.ndarray) -> Tensor:
+        """An array that the step reads, where its inputs are."""
+        return wrap(devices.to_device(array, self.device), None)
+
     def number(self, value: float) -> int:
         self.numbers.append(float(value))
         return self.add("number", (), len(self.numbers) - 1, single=True)
@@ -193,7 +198,7 @@ class Trace(Source):
                 f"own; {WAY_OUT}"
             )
         if per_sequence:
-            return drawn(new_seed(rng), 0, 0, shape, self.dtype)
+            return drawn(new_seed(rng), 0, 0, shape, self.dtype).to(self.device)
         self.seeds.append(new_seed(rng))
         slot = self.add("uniform", (), (), shape[1] if len(shape) == 2 else 1)
         return _stand_in(self, slot, shape, self.dtype)
@@ -557,7 +562,7 @@ class Trace(Source):
             ]
             return concat([self._slice(data, a, b, (self.B, b - a)) for a, b in pieces], axis=1)
         # Any other choice of units is a product with a matrix of ones and zeros.
-        return x @ wrap((np.arange(n)[:, None] == chosen).astype(self.dtype), None)
+        return x @ self.constant((np.arange(n)[:, None] == chosen).astype(self.dtype))
 
     def _slice(self, x: Traced, start: int, stop: int, shape: tuple[int, ...]) -> Tensor:
         slot = len(self.widths)
@@ -616,14 +621,14 @@ class Trace(Source):
             self._mixes("pad", inputs)
         from tinygrad_seq.structural import concat
 
-        before, after = (wrap(np.full((self.B, n), value, self.dtype), None) for n in widths[1])
+        before, after = (self.constant(np.full((self.B, n), value, self.dtype)) for n in widths[1])
         return concat([before, x, after], axis=1)
 
     def _cumsum(self, inputs: Sequence[Tensor], params: Any) -> Tensor:
         if inputs[0].ndim != 2 or params[0] != 1:
             self._mixes("cumsum", inputs)
         n = inputs[0].shape[1]
-        return inputs[0] @ wrap(np.triu(np.ones((n, n), self.dtype)), None)
+        return inputs[0] @ self.constant(np.triu(np.ones((n, n), self.dtype)))
 
 
 def _product_of(factors: list[Tensor]) -> Tensor:
@@ -690,7 +695,7 @@ class Step(NamedTuple):
 
 def trace_cell(cell: Cell, given: Given, dtype: np.dtype[Any], driver: str = "scan") -> Step:
     """Run the cell once on tensors without values."""
-    trace = Trace(given.B, dtype)
+    trace = Trace(given.B, dtype, leaves(given.xs)[0].device)
     counters = {"x": 0, "state": 0}
 
     def stand_in(op: str, leaf: Tensor, shape: tuple[int, ...]) -> Tensor:

@@ -1,0 +1,64 @@
+"""Where the tests of this folder run: on a GPU, or in a process with the simulator.
+
+With NUMBA_ENABLE_CUDASIM=1 kernels are simulated and arrays are the stand-in's; ``test_cuda.py``
+starts such a process. Otherwise they need a GPU, and are skipped where there is none.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import nullcontext
+
+import numpy as np
+import pytest
+
+SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM") == "1"
+if SIMULATED:
+    import cuda_simulator
+
+    cuda_simulator.install()
+    np.seterr(all="ignore")  # the device says nothing of a division by zero
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    from tinygrad_seq import devices
+
+    reason = None if SIMULATED else devices.missing()
+    for item in items:
+        if "on_cuda" in str(item.path):
+            item.add_marker(pytest.mark.gpu)
+            if reason:
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(autouse=True)
+def device():
+    """ "cuda", which in the simulator is the host's memory."""
+    if SIMULATED:
+        import fake_cupy
+
+        context = fake_cupy.installed()
+    else:
+        context = nullcontext()
+    with context:
+        yield "cuda"
+
+
+@pytest.fixture
+def divided(monkeypatch, rng):
+    """Runs are divided among blocks in any way that works, whatever is thought to be best."""
+    from tinygrad_seq.kernels import cuda_layout
+
+    def choose(wanted, B, widest, item, machine, meetings=0):
+        found = []
+        for rows in {1, 2, B}:
+            for parts in (1, 2, 3):
+                room = machine._replace(shared_bytes=int(rng.choice([48_000, 6_000, 1_500])))
+                groups = -(-B // rows)
+                choice = cuda_layout.divided(wanted, groups, parts, rows, widest, item, room)
+                if choice is not None:
+                    found.append(choice)
+        return found[rng.integers(len(found))]
+
+    if SIMULATED:
+        monkeypatch.setattr(cuda_layout, "choose", choose)

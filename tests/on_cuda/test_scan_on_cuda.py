@@ -1,0 +1,187 @@
+"""``scan`` on the device against ``unroll`` on the host: every cell, values and all gradients."""
+
+from __future__ import annotations
+
+import copy
+import sys
+from typing import Any
+
+import cells
+import numpy as np
+import pytest
+
+import tinygrad_seq as tgs
+from tinygrad_seq import nn
+from tinygrad_seq.errors import DeviceError
+from tinygrad_seq.trees import leaves, map_leaves, structure
+
+LENGTHS = np.array([3, 5, 0])
+RESETS = np.array([[0, 1, 0], [0, 0, 0], [1, 0, 1], [0, 1, 0], [0, 0, 1]], bool)
+OPTIONS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "lengths": {"lengths": LENGTHS},
+    "reverse": {"reverse": True, "lengths": LENGTHS},
+    "resets": {"resets": RESETS},
+    "checkpoint": {"checkpoint": 2},
+    "checkpoint with resets": {"checkpoint": 3, "resets": RESETS, "lengths": LENGTHS},
+}
+
+
+def results(drive, cell, xs, state, options, device, weigh):
+    """Outputs, last states and all gradients, as NumPy's arrays."""
+    tgs.manual_seed(1)
+    cell = cell.to(device)
+
+    def leaf(x):
+        return tgs.tensor(x, requires_grad=x.dtype.kind == "f")
+
+    given = map_leaves(leaf, xs), map_leaves(leaf, state)
+    xs, state = map_leaves(lambda t: t.to(device), given)
+    out = drive(cell, xs, state, **options)
+    made = leaves(out)
+    loss = sum(
+        tgs.sum(y * tgs.tensor(w).to(device)) for y, w in zip(made, weigh(made), strict=True)
+    )
+    loss.backward()
+    wanted = [*(t for t in leaves(given) if t.requires_grad), *cell.parameters()]
+    return [y.numpy() for y in made], [None if t.grad is None else t.grad.numpy() for t in wanted]
+
+
+def agree(name, rng, device, options, dtype="float64", T=5, B=3, I=4, H=6, tolerance=1e-10):
+    cell = cells.CELLS[name](rng, dtype, I, H)
+    xs = cells.make_inputs(name, rng, T, B, I, dtype)
+    state = map_leaves(lambda h: rng.standard_normal(h.shape).astype(dtype), cell.initial_state(B))
+    drawn: list[np.ndarray] = []
+
+    def weigh(made):
+        if not drawn:
+            drawn.extend(rng.standard_normal(y.shape).astype(dtype) for y in made)
+        return drawn
+
+    plain = {k: v for k, v in options.items() if k != "checkpoint"}
+    expected = results(tgs.unroll, copy.deepcopy(cell), xs, state, plain, "cpu", weigh)
+    found = results(tgs.scan, copy.deepcopy(cell), xs, state, options, device, weigh)
+    for e, f in zip([*expected[0], *expected[1]], [*found[0], *found[1]], strict=True):
+        if e is None or f is None:
+            assert not np.any(e if f is None else f)
+            continue
+        assert f.dtype == e.dtype
+        scale = max(1.0, float(np.abs(e).max(initial=0)))
+        np.testing.assert_allclose(f, e, rtol=0, atol=tolerance * scale)
+
+
+@pytest.mark.parametrize("name", cells.CELLS)
+def test_every_cell(name, rng, device, divided):
+    agree(name, rng, device, {})
+
+
+@pytest.mark.parametrize("name", ["lstm", "layer norm lstm", "two widths", "noisy"])
+@pytest.mark.parametrize("options", OPTIONS)
+def test_every_way_to_run(name, options, rng, device, divided):
+    agree(name, rng, device, OPTIONS[options])
+
+
+@pytest.mark.parametrize("sizes", [(1, 1, 1, 1), (2, 7, 1, 3), (3, 1, 5, 9), (4, 2, 3, 17)])
+@pytest.mark.parametrize("name", ["gru", "minimal gated unit"])
+def test_sizes(name, sizes, rng, device, divided):
+    T, B, I, H = sizes
+    agree(name, rng, device, {}, T=T, B=B, I=I, H=H)
+
+
+@pytest.mark.parametrize("name", ["lstm", "gru", "peephole", "layer norm lstm"])
+def test_single_precision(name, rng, device):
+    agree(name, rng, device, {}, dtype="float32", T=4, tolerance=1e-5)
+
+
+def test_layers(rng, device):
+    """Two layers both ways, with lengths, as ``nn`` runs them."""
+    model = nn.LSTM(4, 5, num_layers=2, bidirectional=True, rng=rng, dtype="float64")
+    x = rng.standard_normal((5, 3, 4))
+    found = []
+    for place in ("cpu", device):
+        moved = copy.deepcopy(model).to(place)
+        moved.backend = "tape" if place == "cpu" else "scan"
+        hs, _ = moved(tgs.tensor(x).to(place), lengths=[5, 2, 3])
+        assert hs.device == place
+        tgs.sum(hs * hs).backward()
+        found.append([hs.numpy(), *(p.grad.numpy() for p in moved.parameters())])
+    for cpu, cuda in zip(*found, strict=True):
+        np.testing.assert_allclose(cuda, cpu, atol=1e-10)
+
+
+def test_nothing_comes_back_to_the_host(rng, device):
+    fake = sys.modules.get("fake_cupy")
+    if fake is None:
+        pytest.skip("copies are counted in the simulator alone")
+    cell = nn.LSTMCell(3, 4, rng=rng).to(device)
+    x = tgs.tensor(rng.standard_normal((4, 2, 3)).astype("f4")).to(device)
+
+    def step():
+        ys, _ = tgs.scan(cell, x)
+        tgs.sum(ys).backward()
+
+    step()
+    fake.transfers.clear()
+    step()
+    assert fake.transfers["to_host"] == 0
+    assert fake.transfers["to_device"] <= 2  # the initial state's zeros are made there
+
+
+def test_stepper(rng, device):
+    cell = nn.GRUCell(3, 4, rng=rng, dtype="float64").to(device)
+    x = tgs.tensor(rng.standard_normal((4, 2, 3))).to(device)
+    step = tgs.Stepper(cell, x[0])
+    ys = np.stack([step(x[t]).numpy() for t in range(4)])
+    np.testing.assert_allclose(ys, tgs.scan(cell, x)[0].numpy(), atol=1e-12)
+    with pytest.raises(DeviceError, match="Stepper: x is on cpu, and the stepper on cuda"):
+        step(np.zeros((2, 3)))
+
+
+def test_nothing_to_do(rng, device):
+    cell = nn.RNNCell(3, 4, rng=rng).to(device)
+    for T, B in ((0, 2), (2, 0)):
+        ys, state = tgs.scan(cell, tgs.zeros(T, B, 3, device=device))
+        assert (ys.shape, state.shape) == ((T, B, 4), (B, 4))
+        assert ys.device == state.device == device
+    ys, _ = tgs.scan(cell, tgs.ones(2, 2, 3, device=device), lengths=[0, 0])
+    assert not ys.numpy().any()
+
+
+def test_second_derivatives(rng, device):
+    """They run step by step on the tape, on the device too."""
+    cell = nn.RNNCell(2, 3, rng=rng, dtype="float64")
+    x = rng.standard_normal((3, 2, 2))
+    found = []
+    for place in ("cpu", device):
+        moved = copy.deepcopy(cell).to(place)
+        drive = tgs.unroll if place == "cpu" else tgs.scan
+        ys, _ = drive(moved, tgs.tensor(x).to(place))
+        tgs.sum(ys * ys).backward(create_graph=True)
+        g = moved.weight_hh.grad
+        moved.zero_grad()
+        tgs.sum(g * g).backward()
+        found.append(moved.weight_hh.grad.numpy())
+    np.testing.assert_allclose(found[1], found[0], atol=1e-10)
+
+
+def test_errors(rng, device):
+    cell = nn.RNNCell(2, 3, rng=rng)
+    x = tgs.zeros(3, 2, 2, device=device)
+    state = tgs.zeros(2, 3, device=device)
+    with pytest.raises(DeviceError, match=r"scan: xs is on cuda, but a tensor of .* on cpu"):
+        tgs.scan(cell, x, state)
+    moved = cell.to(device)
+    with pytest.raises(ValueError, match="the scan ran on cuda, expected one on the CPU"):
+        tgs.gradient_flow(lambda: tgs.sum(tgs.scan(moved, x)[0]))
+
+
+def test_trees_are_given_back(rng, device):
+    """The structure of what a cell returns is kept."""
+    cell = cells.CELLS["nested"](rng, "float32", 3, 4).to(device)
+    x = tgs.tensor(rng.standard_normal((2, 2, 3)).astype("f4")).to(device)
+    on_host = copy.deepcopy(cell).to("cpu")
+    y, state = tgs.scan(cell, x)
+    expected, last = tgs.unroll(on_host, x.to("cpu"))
+    assert structure(y) == structure(expected)
+    for a, b in zip(leaves((y, state)), leaves((expected, last)), strict=True):
+        np.testing.assert_allclose(a.numpy(), b.numpy(), atol=1e-6)

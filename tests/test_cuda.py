@@ -1,0 +1,249 @@
+"""Kernels for CUDA without a GPU: how steps are divided and what waits for what, the tests of
+``on_cuda`` in the simulator, and every kernel compiled and held to a budget.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import cells
+import numpy as np
+import ptx_budget
+import pytest
+from tinygrad_seq.kernels import build, cuda_layout, cuda_text
+from tinygrad_seq.kernels.cuda_layout import Machine, Wanted, choose
+
+import tinygrad_seq as tgs
+from tinygrad_seq.recurrence.compiled import prepare
+from tinygrad_seq.rules import RULES
+
+HERE = Path(__file__).parent
+REQUIRED = "TINYGRAD_SEQ_REQUIRE_CUDA_COMPILER"  # where it is set, nothing is skipped
+H200 = Machine(processors=132, shared_bytes=227 * 1024, threads=256)
+MOST_REGISTERS = 255  # a block of 256 threads has a processor for itself
+MOST_SECONDS = 20  # to compile a kernel, on a slow machine that does other things beside
+TEXTS = {op: (rule.inputs, rule.text) for op, rule in RULES.items()}
+
+
+def required(reason: str) -> None:
+    if reason and not os.environ.get(REQUIRED):
+        pytest.skip(reason)
+    assert not reason, reason
+
+
+def plan_of(name, dtype="float32"):
+    rng = np.random.default_rng(0)
+    cell = cells.CELLS[name](rng, dtype, 3, 4)
+    xs = cells.make_inputs(name, rng, 2, 2, 3, dtype)
+    return prepare(cell, xs, None).plan
+
+
+# In the simulator ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("file", ["test_scan_on_cuda.py", "test_fuzz_on_cuda.py"])
+def test_in_the_simulator(file):
+    absent = [name for name in ("numba_cuda", "greenlet") if find_spec(name) is None]
+    required(f"not installed: {', '.join(absent)}" if absent else "")
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST", "NUMBA"))}
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-p"),
+            *("no:xdist", "-W", "default", str(HERE / "on_cuda" / file)),
+        ],
+        env={**inherited, "NUMBA_ENABLE_CUDASIM": "1"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert " passed" in done.stdout
+
+
+# Compiled ------------------------------------------------------------------------------------
+
+COMPILE = """
+import importlib.util, json, sys
+from unittest import mock
+from numba import types
+from numba.cuda import dispatcher
+import ptx_budget
+
+path, kernels = sys.argv[1], json.loads(sys.argv[2])
+dispatcher.get_current_device = lambda: mock.Mock(compute_capability=(9, 0))
+specification = importlib.util.spec_from_file_location("kernels", path)
+module = importlib.util.module_from_spec(specification)
+specification.loader.exec_module(module)
+for name, words in kernels:
+    signature = types.void(types.UniTuple(types.int64, words))
+    report = ptx_budget.report(getattr(module, name), signature, launch_bounds=(256, 1))
+    print(json.dumps({**report._asdict(), "ptx": "", "name": name}))
+"""
+
+
+def reports(plan, direction, streamed=frozenset()):
+    """What ptxas says of each kernel of a direction; kept with the compiled kernels."""
+    kernels = cuda_text.kernel_texts(plan, direction, TEXTS, streamed)
+    text = cuda_text.module_text(plan, kernels)
+    budget = Path(ptx_budget.__file__).read_text(encoding="utf-8")
+    mark = hashlib.sha256((build.made_from() + text + budget + COMPILE).encode()).hexdigest()[:20]
+    kept = build.folder() / f"ptx_budget_{mark}" / "reports.json"
+    if kept.is_file():
+        return json.loads(kept.read_text(encoding="utf-8"))
+    path = build.write_module(f"{plan.name}_{direction}_cuda", text)
+    names = json.dumps([(kernel.name, len(kernel.words)) for kernel in kernels])
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILE, str(path), names],
+        env={k: v for k, v in os.environ.items() if not k.startswith("NUMBA")}
+        | {"PYTHONPATH": str(HERE)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    kept.write_text(json.dumps(found), encoding="utf-8")
+    return found
+
+
+def check_budget(found):
+    assert found
+    for report in found:
+        assert report["spill_bytes"] == report["stack_bytes"] == 0, report
+        assert report["local_operations"] == 0, report
+        assert report["double_operations"] == 0, report
+        assert report["registers"] <= MOST_REGISTERS, report
+        assert report["seconds"] < MOST_SECONDS, report
+
+
+@pytest.mark.parametrize("name", cells.CELLS)
+def test_every_kernel_keeps_to_its_budget(name):
+    required(ptx_budget.missing())
+    plan = plan_of(name)
+    for direction in ("forward", "backward"):
+        check_budget(reports(plan, direction))
+
+
+def test_kernels_that_read_their_weights_at_each_step_too():
+    required(ptx_budget.missing())
+    plan = plan_of("lstm")
+    products = {chain.stages[0].slot for chain in cuda_layout.chains(plan, plan.forward)}
+    check_budget(reports(plan, "forward", frozenset(products)))
+
+
+# What waits for what -------------------------------------------------------------------------
+
+
+def loop_of(plan, direction):
+    text = cuda_text.kernel_texts(plan, direction, TEXTS, frozenset())[0].text
+    return text[text.index("for s in range(s") :]
+
+
+@pytest.mark.parametrize(
+    ("name", "forward", "backward"),
+    [
+        ("rnn", 1, 1),
+        ("lstm", 1, 1),
+        ("peephole", 1, 1),
+        ("indrnn", 0, 0),  # every unit is by itself
+        ("gru", 2, 2),  # reset gates stand before their product
+        ("gru reset after", 1, 1),
+        ("minimal gated unit", 2, 2),
+        ("layer norm lstm", 3, None),  # the product, and sums over a row for each norm
+    ],
+)
+def test_blocks_wait_no_more_often_than_they_must(name, forward, backward):
+    plan = plan_of(name)
+    for direction, expected in (("forward", forward), ("backward", backward)):
+        if expected is not None:
+            assert loop_of(plan, direction).count("barrier(") == expected, direction
+
+
+def test_the_results_of_an_lstms_product_stay_where_they_are_computed():
+    text = loop_of(plan_of("lstm"), "forward")
+    assert len(re.findall(r"share\(shared, p\d+_out", text)) == 4  # one for each gate
+
+
+# How a step is divided -----------------------------------------------------------------------
+
+
+def lstm(H):
+    return [Wanted(1, H, (H,) * 4)]
+
+
+@pytest.mark.parametrize("H", [128, 256, 512, 1024])
+@pytest.mark.parametrize("B", [16, 64])
+def test_the_weights_of_an_lstm_stay_in_shared_memory(H, B):
+    choice = choose(lstm(H), B, H, 4, H200)
+    assert not choice.streamed
+    assert choice.groups * choice.parts <= H200.processors
+    assert choice.rows * choice.groups >= B
+    assert choice.shared_bytes <= H200.shared_bytes
+    assert "weights stay in shared memory" in str(choice)
+
+
+def test_weights_without_room_are_read_at_each_step():
+    choice = choose(lstm(4096), 16, 4096, 4, H200)
+    assert choice.streamed == {1}
+    assert "weights of %1 are read at each step, there is no room for them" in str(choice)
+
+
+def test_a_step_without_products_is_spread_over_the_device():
+    choice = choose([], 64, 1024, 4, H200)
+    assert choice.groups * choice.parts > 64
+
+
+def test_a_step_that_no_block_has_room_for():
+    small = Machine(processors=1, shared_bytes=1024, threads=256)
+    with pytest.raises(MemoryError, match="does not fit a block of the device, which has 1024"):
+        choose(lstm(512), 1, 512, 4, small)
+
+
+def test_layouts_say_where_everything_is():
+    """No two arrays of a run share memory, and all are aligned for reading four at once."""
+    plan = plan_of("layer norm lstm")
+    from tinygrad_seq.kernels.layout import Sizes
+
+    widths = tuple(4 for _ in range(plan.forward_count))
+    captured = tuple(((4, 16), (64, 4)) for _ in range(20))
+    sizes = Sizes(5, True, 1, True, 0, widths, (), captured)
+    for direction in ("forward", "backward"):
+        layout = cuda_layout.Layout(plan, direction, 3, True, sizes, H200)
+        for memory in layout.memory.values():
+            ends = 0
+            for name, (offset, shape) in memory.arrays.items():
+                assert offset % 16 == 0, name
+                assert offset >= ends, name
+                ends = offset + int(np.prod(shape)) * (1 if name == "counters" else 4)
+            assert memory.bytes >= ends
+
+
+# Errors --------------------------------------------------------------------------------------
+
+
+def test_numba_cuda_is_asked_for(monkeypatch):
+    code = """
+import sys
+sys.modules["numba_cuda"] = None
+try:
+    from tinygrad_seq.kernels import cuda
+except ImportError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert 'not installed; pip install "tinygrad-seq[cuda]"' in done.stdout, done.stderr
+
+
+def test_a_gpu_is_asked_for():
+    if tgs.devices.missing() is None:
+        pytest.skip("a GPU is there")
+    with pytest.raises(tgs.errors.DeviceError, match="cuda: "):
+        tgs.zeros(2, 3).to("cuda")
