@@ -59,10 +59,19 @@ def place(request):
 
 @contextmanager
 def waiting(times: int = 0):
-    """The block copies so many values to the host (which the stand-in counts)."""
+    """The block copies so many arrays to the host (which the stand-in counts)."""
     before = fake_cupy.transfers["to_host"]
     yield
     assert devices.load is REAL or fake_cupy.transfers["to_host"] == before + times
+
+
+@contextmanager
+def nothing_moving():
+    """Nor does it copy any to the device."""
+    before = fake_cupy.transfers["to_device"]
+    with waiting():
+        yield
+    assert devices.load is REAL or fake_cupy.transfers["to_device"] == before
 
 
 def values(tree) -> list[np.ndarray]:
@@ -76,25 +85,27 @@ def assert_equal(there, here) -> None:
         np.testing.assert_allclose(a, b, **CLOSE)
 
 
-def run(function, arrays, device: str) -> list[np.ndarray]:
+def run(function, arrays, device: str, moving=nothing_moving) -> list[np.ndarray]:
     """The value and the gradients of what is floating, computed on one device."""
     xs = [tgs.tensor(a, requires_grad=a.dtype.kind == "f", device=device) for a in arrays]
-    with waiting():
+    with moving():
         ys = leaves(function(*xs))
-        g = np.random.default_rng(0)
-        for y in ys:
-            assert y.device == device
+        assert {y.device for y in ys} == {device}
+    rng = np.random.default_rng(0)
+    upstream = [np.asarray(rng.standard_normal(y.shape), y.dtype) for y in ys]
+    gs = [tgs.tensor(g, device=device) for g in upstream]
+    with nothing_moving():
+        for y, g in zip(ys, gs, strict=True):
             if y.requires_grad:
-                upstream = np.asarray(g.standard_normal(y.shape), y.dtype)
-                y.backward(tgs.tensor(upstream, device=device), retain_graph=True)
+                y.backward(g, retain_graph=True)
     gradients = [x.grad for x in xs if x.grad is not None]
     assert all(each.device == device for each in gradients)
     return values([*ys, *gradients])
 
 
-def compare(function, *arrays) -> None:
+def compare(function, *arrays, moving=nothing_moving) -> None:
     """A function of tensors gives the same on both devices."""
-    assert_equal(run(function, arrays, "cuda"), run(function, arrays, "cpu"))
+    assert_equal(run(function, arrays, "cuda", moving), run(function, arrays, "cpu", moving))
 
 
 # Operations -----------------------------------------------------------------------------------
@@ -127,7 +138,7 @@ def test_broadcasting(place, name, data):
 def test_numbers_go_with_any_device(place, name, number, rng):
     function, positive = getattr(tgs, name), abs(number)
     x = rng.uniform(0.5, 2, (3,))
-    compare(lambda x: (function(x, number), function(positive, x)), x)
+    compare(lambda x: (function(x, number), function(positive, x)), x, moving=waiting)
 
 
 # These are given an index, which is to be where the tensor is.
@@ -145,7 +156,10 @@ INDEXED = {
 @pytest.mark.parametrize("name", CASES)
 def test_structural(place, name, rng):
     function, _, shapes = CASES[name]
-    compare(INDEXED.get(name, function), *(rng.standard_normal(shape) for shape in shapes))
+    indexed = name in INDEXED or name == "integer index"  # the index goes there
+    moving = waiting if indexed else nothing_moving
+    arrays = [rng.standard_normal(shape) for shape in shapes]
+    compare(INDEXED.get(name, function), *arrays, moving=moving)
 
 
 OTHERS = {
@@ -169,7 +183,8 @@ OTHERS = {
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_others(place, name, rng):
-    compare(OTHERS[name], rng.standard_normal((3, 4)))
+    moving = waiting if "ind" in name or name == "no elements" else nothing_moving
+    compare(OTHERS[name], rng.standard_normal((3, 4)), moving=moving)
 
 
 @pytest.mark.parametrize("name", ["gelu", "where", "power", "maximum", "matmul", "take", "softmax"])
@@ -660,7 +675,7 @@ def trained(make, clip, device, early, steps=3):
     rng = np.random.default_rng(0)
     for _ in range(steps):
         x, y = (tgs.tensor(rng.standard_normal((6, n)), device=device) for n in (3, 2))
-        with waiting():
+        with nothing_moving():
             loss = F.mse_loss(model(x), y)
             optimizer.zero_grad()
             loss.backward()
@@ -783,6 +798,14 @@ def test_truncated_backpropagation(place):
         found.append([*values(model.state_dict()), np.array([*history.loss, blocks[-1].loss])])
     for a, b in zip(*found, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_single_steps_say_that_they_run_on_the_host(place):
+    model = nn.Sequential(nn.Embedding(5, 3), nn.GRU(3, 4), nn.Linear(4, 5)).to("cuda")
+    with pytest.raises(tgs.DeviceError, match=r"Stepper: .*copy\.deepcopy\(cell\)\.to\('cpu'\)"):
+        tgs.generate(model, [1, 2], 3)
+    with pytest.raises(tgs.DeviceError, match="Stepper"):
+        tgs.Stepper(nn.GRUCell(3, 4).to("cuda"), np.ones((1, 3), "f4"))
 
 
 def test_find_nan(place):

@@ -540,9 +540,10 @@ def refusal(
 
 def float_dtype(values: Sequence[Any]) -> np.dtype[Any] | None:
     """The dtype that the floating tensors and arrays among ``values`` combine to, if any."""
-    held = (v._data if isinstance(v, Tensor) else v for v in values)
-    arrays = [a for a in held if isinstance(a, ndarray) or devices.is_array(a)]
-    floats = [a.dtype for a in arrays if a.dtype in FLOATS]
+    held = [v._data if isinstance(v, Tensor) else v for v in values]
+    floats = [a.dtype for a in held if isinstance(a, ndarray) and a.dtype in FLOATS]
+    if not floats:  # looked for where they are seldom
+        floats = [a.dtype for a in held if devices.is_array(a) and a.dtype in FLOATS]
     return np.result_type(*floats) if floats else None
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from tinygrad_seq.errors import ShapeError, TraceError
+from tinygrad_seq.errors import DeviceError, ShapeError, TraceError
 from tinygrad_seq.recurrence.arguments import Cell, check_arguments
 from tinygrad_seq.recurrence.compiled import Call
 from tinygrad_seq.tape import no_grad
@@ -28,14 +28,21 @@ class Stepper:
 
     ``step.state`` is the state now, a copy; assign to it to go on from another one.
 
-    Raises what ``tgs.scan`` raises, and TraceError for a cell that draws random numbers, which one
-    with dropout does unless it is in ``eval`` mode.
+    Raises what ``tgs.scan`` raises, TraceError for a cell that draws random numbers, which one with
+    dropout does unless it is in ``eval`` mode, and DeviceError for a cell on a GPU: steps run on
+    the host.
     """
 
     def __init__(self, cell: Cell, x: Any, state: Any = None) -> None:
         from tinygrad_seq.kernels import cpu
 
         x = map_leaves(lambda leaf: as_tensor(leaf, "Stepper: x"), x)
+        own = cell.parameters() if hasattr(cell, "parameters") else ()
+        if any(tensor.device != "cpu" for tensor in (*own, *leaves(x))):
+            raise DeviceError(
+                "Stepper: the cell or x is on cuda, expected on the host, where single steps run; "
+                "give it copy.deepcopy(cell).to('cpu')"
+            )
         if any(not leaf.ndim for leaf in leaves(x)):
             raise ShapeError("Stepper: x is a number, expected an input of one step, (B, ...)")
         steps = map_leaves(lambda leaf: wrap(leaf._data[None], None), x)
