@@ -12,7 +12,7 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 
@@ -59,7 +59,7 @@ def device_named(device: Any) -> str:
 def to_device(array: Any, device: Any) -> Any:
     """``array`` itself if it is there, otherwise a copy. Raises DeviceError where there is no GPU.
 
-    The copy to the GPU does not wait; the one to the host waits for everything before it.
+    The copy to the GPU does not wait for it.
     """
     wanted = device_named(device)
     if wanted == device_of(array):
@@ -74,8 +74,12 @@ def to_device(array: Any, device: Any) -> Any:
 
 
 def to_host(array: Any) -> Any:
-    """``array`` itself if it is NumPy's, otherwise a copy that is."""
-    return array if device_of(array) == CPU else array.get()
+    """``array`` itself if it is NumPy's, otherwise a copy that is, when all before it is done."""
+    if device_of(array) == CPU:
+        return array
+    if _forked:
+        raise _after_a_fork()
+    return array.get()
 
 
 def erf(x: Any) -> Any:
@@ -114,7 +118,7 @@ def _start() -> Any:
     """CuPy, which has a GPU to work with."""
     global _started
     if _forked:
-        _refuse_fork()
+        raise _after_a_fork()
     cupy = load()
     if _started is not cupy:
         _check_driver(cupy.cuda.runtime)
@@ -159,8 +163,8 @@ def _after_fork() -> None:
     _forked = True
 
 
-def _refuse_fork() -> NoReturn:
-    raise DeviceError(
+def _after_a_fork() -> DeviceError:
+    return DeviceError(
         "cuda: this process was forked from one that used the GPU, where CUDA does not work; "
         'start it by multiprocessing.get_context("spawn")'
     )
@@ -194,6 +198,6 @@ def explained(error: Exception, operation: str) -> Exception:
             f"{operation}: no memory is left on the GPU ({error}); take smaller batches or shorter "
             "sequences, or let go of tensors that hold a graph"
         )
-    if kind == "CUDARuntimeError" and _forked:
-        _refuse_fork()
+    if kind in ("CUDARuntimeError", "CUDADriverError") and _forked:
+        return _after_a_fork()
     return error

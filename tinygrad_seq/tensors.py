@@ -169,10 +169,10 @@ class Tensor:
         """The only element, as a Python number, copied to the host if need be."""
         if self.size != 1:
             raise ShapeError(f"item: shape {self.shape} was given, expected exactly one element")
-        return self._data.item()
+        return devices.to_host(self._data).item()
 
     def tolist(self) -> Any:
-        return self._data.tolist()
+        return devices.to_host(self._data).tolist()
 
     def detach(self) -> Tensor:
         """The same value off the tape."""
@@ -194,7 +194,7 @@ class Tensor:
                 f"bool: a tensor of shape {self.shape} is neither true nor false; "
                 "ask t.numpy().any() or t.numpy().all(), or choose elementwise with tgs.where"
             )
-        return bool(self._data)
+        return bool(devices.to_host(self._data))
 
     def __float__(self) -> float:
         return float(self.item())
