@@ -27,6 +27,7 @@ from test_structural import CASES
 import tinygrad_seq as tgs
 from tinygrad_seq import data, devices, nn, optim
 from tinygrad_seq.rules import RULES
+from tinygrad_seq.tensors import wrap
 from tinygrad_seq.trees import leaves
 
 # Sums in another order differ by some units in the last place; the stand-in has NumPy's order.
@@ -892,6 +893,19 @@ def test_what_is_not_installed(monkeypatch):
         tgs.ones(2).to("cuda")
 
 
+def test_a_library_that_is_not_there(monkeypatch):
+    def matmul(a, b):
+        raise ImportError('Failure finding "libcublas.so.13"')
+
+    with fake_cupy.installed():
+        monkeypatch.setitem(fake_cupy._functions, "matmul", matmul)
+        x = tgs.ones(2, 2, device="cuda")
+        with pytest.raises(
+            tgs.DeviceError, match=r"^matmul: CuPy does not find .*libcublas.*cuda\]"
+        ):
+            x @ x
+
+
 def test_a_forked_process(tmp_path):
     """In a process of its own: the child of one that used the device is told to be spawned."""
     if not hasattr(__import__("os"), "fork"):
@@ -964,6 +978,85 @@ def test_the_stand_in_has_nothing_that_cupy_has_not():
     assert cupy.ndarray.__array_priority__ == fake_cupy.ndarray.__array_priority__
     for error in (cupy.cuda.memory.OutOfMemoryError, cupy.cuda.runtime.CUDARuntimeError):
         assert issubclass(getattr(fake_cupy, error.__name__), error.__mro__[1])
+
+
+# Some of CuPy's own work can be tried without a GPU: an array over host memory, up to the point
+# where something is to be run. What CuPy does not have raises another error before.
+
+
+def over_host_memory(array):
+    cupy = sys.modules["cupy"]
+    array = np.array(array)
+    memory = cupy.cuda.memory.UnownedMemory(array.ctypes.data, max(array.nbytes, 1), array, 0)
+    pointer = cupy.cuda.memory.MemoryPointer(memory, 0)
+    return wrap(cupy.ndarray(array.shape, array.dtype, memptr=pointer), None)
+
+
+def assert_no_mixing(said: str) -> None:
+    assert "bring them" not in said
+
+
+@pytest.fixture
+def reaches_the_driver():
+    cupy = pytest.importorskip("cupy", reason="CuPy is not installed", exc_type=ImportError)
+    if not NO_GPU:
+        pytest.skip("there is a GPU, on which everything runs anyhow")
+    stops = (cupy.cuda.runtime.CUDARuntimeError, ImportError)  # no cuBLAS, perhaps
+
+    def check(function, *arguments):
+        try:
+            made = function(*arguments)
+        except stops:
+            return
+        except tgs.DeviceError as error:  # something was to be moved there, or cuBLAS is missing
+            made = []
+            assert_no_mixing(str(error))
+        for leaf in leaves(made):  # a view, which needs no driver
+            assert devices.device_of(getattr(leaf, "_data", leaf)) == "cuda"
+
+    return check
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_cupy_takes_every_rule(reaches_the_driver, name, rng):
+    rule = RULES[name]
+    arrays = inputs_for(name, ((2, 3),) * len(rule.inputs), "float32", rng)
+    xs = [over_host_memory(a) for a in arrays]
+    if name == "scalar_power":
+        xs[1] = 3.0
+    else:
+        reaches_the_driver(getattr(tgs, name), *xs)
+    values = [x if isinstance(x, float) else x._data for x in xs]
+    reaches_the_driver(rule.forward, *values)
+    g = over_host_memory(np.ones((2, 3), "f4"))._data
+    for vjp in rule.vjps:
+        reaches_the_driver(vjp, g, *(values + [g] if len(rule.arguments) > 1 else []))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_cupy_takes_every_structure(reaches_the_driver, name, rng):
+    function, _, shapes = CASES[name]
+    xs = [over_host_memory(rng.standard_normal(shape)) for shape in shapes]
+    reaches_the_driver(INDEXED.get(name, function), *xs)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_cupy_takes_the_others(reaches_the_driver, name, rng):
+    reaches_the_driver(OTHERS[name], over_host_memory(rng.standard_normal((3, 4))))
+
+
+def test_cupys_arrays_are_known(reaches_the_driver):
+    x = over_host_memory(np.ones((2, 3), "f4"))
+    assert x.device == "cuda"
+    assert devices.namespace(x._data) is sys.modules["cupy"]
+    assert x.dtype is np.dtype("float32")
+    assert x[1].data.data.ptr == x.data.data.ptr + 12
+    assert tgs.broadcast_to(x, (4, 2, 3)).T.shape == (3, 2, 4)
+    for mix in (lambda: x + tgs.ones(2, 3), lambda: np.ones(3) * x, lambda: tgs.ones(2, 2) @ x):
+        with pytest.raises(tgs.DeviceError, match="bring them to one device"):
+            mix()
+    with pytest.raises(tgs.DeviceError, match=r"t\.numpy\(\)"):
+        np.asarray(x)
 
 
 def test_the_stand_in_is_strict():

@@ -198,6 +198,11 @@ def explained(error: Exception, operation: str) -> Exception:
             f"{operation}: no memory is left on the GPU ({error}); take smaller batches or shorter "
             "sequences, or let go of tensors that hold a graph"
         )
+    if isinstance(error, ImportError):
+        return DeviceError(
+            f"{operation}: CuPy does not find a part of CUDA ({error}); "
+            'pip install "tinygrad-seq[cuda]"'
+        )
     if kind in ("CUDARuntimeError", "CUDADriverError") and _forked:
         return _after_a_fork()
     return error

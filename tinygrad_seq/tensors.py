@@ -489,7 +489,7 @@ def apply(op: Operation, inputs: Sequence[Any], params: tuple[Any, ...] = ()) ->
         y = op.forward(*arrays, *params)
     except (ValueError, OverflowError) as error:
         raise refusal(op.name, op.inputs, arrays, error) from None
-    except (TypeError, MemoryError, RuntimeError) as error:
+    except (TypeError, MemoryError, RuntimeError, ImportError) as error:
         devices.check_one_device(op.name, op.inputs, arrays)
         raise devices.explained(error, op.name) from None
     if type(y) is not ndarray:  # a NumPy scalar, or on a GPU
