@@ -936,6 +936,19 @@ def test_a_forked_process(tmp_path):
     assert made.stdout.count("forked") == 4
 
 
+def test_arrays_of_other_libraries_are_what_they_were():
+    class Torchs:  # has the interface of a GPU's arrays wherever it is
+        __cuda_array_interface__ = property(lambda self: {})
+
+        def __array__(self, dtype=None, copy=None):
+            return np.ones(2, "float32")
+
+    assert devices.device_of(Torchs()) == "cpu"
+    assert tgs.tensor(Torchs()).tolist() == [1, 1]
+    ys, _ = tgs.unroll(nn.GRUCell(1, 1), tgs.ones(1, 2, 1), lengths=np.ones(2, int))
+    assert F.mse_loss(ys[0, :, 0], ys[0, :, 0], mask=tgs.tensor(Torchs()) > 0).item() == 0
+
+
 def test_importing_does_not_import_cupy():
     code = (
         "import sys, tinygrad_seq as tgs; tgs.ones(2).to('cpu'); "

@@ -29,12 +29,20 @@ _forked = False  # whether this process is the child of one in which it had
 def device_of(array: Any) -> str:
     """``"cuda"`` for an array on the GPU, ``"cpu"`` for everything else."""
     kind = type(array)
-    return CPU if kind is np.ndarray or not hasattr(kind, "__cuda_array_interface__") else CUDA
+    return CPU if kind is np.ndarray or not _is_cupys(kind) else CUDA
 
 
 def is_array(value: Any) -> bool:
     """Whether ``value`` is NumPy's array or CuPy's. NumPy's scalars are numbers."""
-    return isinstance(value, np.ndarray) or hasattr(type(value), "__cuda_array_interface__")
+    return isinstance(value, np.ndarray) or _is_cupys(type(value))
+
+
+def _is_cupys(kind: type) -> bool:
+    """Whether this is CuPy's type of array: known by what it can, so that nothing is imported.
+
+    PyTorch's tensors have the first too, on the host as well.
+    """
+    return hasattr(kind, "__cuda_array_interface__") and hasattr(kind, "__array_function__")
 
 
 def namespace(array: Any) -> Any:
