@@ -719,6 +719,21 @@ def test_optimisers_follow_their_parameters(place, name):
     assert b"cupy" not in pickle.dumps(optimizer)
 
 
+def test_an_optimiser_of_ones_own(place):
+    class Own(optim.Optimizer):
+        def update(self, value, gradient, group, state):
+            return tgs.tensor(value - gradient) if group["there"] else np.ones(2, "f4")
+
+    t = tgs.zeros(2, requires_grad=True, device="cuda")
+    t.grad = tgs.ones(2, device="cuda")
+    Own([t], {"there": True}).step()
+    assert (t.device, t.tolist()) == ("cuda", [-1, -1])
+    with pytest.raises(
+        tgs.DeviceError, match=r"Own\.update: input 0 is on cuda, input 1 is on cpu"
+    ):
+        Own([t], {"there": False}).step()
+
+
 def test_a_clipped_norm_stays_on_the_device(place):
     t = tgs.zeros(2, requires_grad=True, device="cuda")
     t.grad = tgs.tensor([3.0, 4.0], device="cuda")

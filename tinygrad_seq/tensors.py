@@ -146,8 +146,10 @@ class Tensor:
 
         It shares memory; that of a tensor on a GPU is a copy, made when everything before is done.
         """
-        array = devices.to_host(self.data)
-        array.flags.writeable = False
+        array = self.data
+        if type(array) is not ndarray:
+            array = devices.to_host(array)
+            array.flags.writeable = False
         return array
 
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> Array:
@@ -324,7 +326,7 @@ def entry_of(tensor: Tensor) -> Entry:
 def renew_leaf(tensor: Tensor, requires_grad: bool) -> None:
     """Give a leaf that changes what it requires, its dtype or its device an entry of its own.
 
-    What was recorded before keeps the old one, which passes on what it gets from now on.
+    What was recorded before keeps the old one, which passes on what it gets.
     """
     old = tensor._entry
     tensor._entry = new = Leaf(tensor.shape, tensor.dtype, requires_grad)
