@@ -32,7 +32,7 @@ def info() -> dict[str, str]:
     except ModuleNotFoundError:
         raise _needs_install() from None
 
-    packages = ["tinygrad-seq", "numpy", "numba", "llvmlite"]
+    packages = ["tinygrad-seq", "numpy", "numba", "llvmlite", "cupy-cuda13x"]
     bits, feature = machine.vector_width()
     return {
         **{package: _installed(package) for package in packages},

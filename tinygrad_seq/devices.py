@@ -12,7 +12,7 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 
@@ -29,12 +29,20 @@ _forked = False  # whether this process is the child of one in which it had
 def device_of(array: Any) -> str:
     """``"cuda"`` for an array on the GPU, ``"cpu"`` for everything else."""
     kind = type(array)
-    return CPU if kind is np.ndarray or not hasattr(kind, "__cuda_array_interface__") else CUDA
+    return CPU if kind is np.ndarray or not _is_cupys(kind) else CUDA
 
 
 def is_array(value: Any) -> bool:
     """Whether ``value`` is NumPy's array or CuPy's. NumPy's scalars are numbers."""
-    return isinstance(value, np.ndarray) or hasattr(type(value), "__cuda_array_interface__")
+    return isinstance(value, np.ndarray) or _is_cupys(type(value))
+
+
+def _is_cupys(kind: type) -> bool:
+    """Whether this is CuPy's type of array: known by what it can, so that nothing is imported.
+
+    PyTorch's tensors have the first too, on the host as well.
+    """
+    return hasattr(kind, "__cuda_array_interface__") and hasattr(kind, "__array_function__")
 
 
 def namespace(array: Any) -> Any:
@@ -59,7 +67,7 @@ def device_named(device: Any) -> str:
 def to_device(array: Any, device: Any) -> Any:
     """``array`` itself if it is there, otherwise a copy. Raises DeviceError where there is no GPU.
 
-    The copy to the GPU does not wait; the one to the host waits for everything before it.
+    The copy to the GPU does not wait for it.
     """
     wanted = device_named(device)
     if wanted == device_of(array):
@@ -74,8 +82,12 @@ def to_device(array: Any, device: Any) -> Any:
 
 
 def to_host(array: Any) -> Any:
-    """``array`` itself if it is NumPy's, otherwise a copy that is."""
-    return array if device_of(array) == CPU else array.get()
+    """``array`` itself if it is NumPy's, otherwise a copy that is, when all before it is done."""
+    if device_of(array) == CPU:
+        return array
+    if _forked:
+        raise _after_a_fork()
+    return array.get()
 
 
 def erf(x: Any) -> Any:
@@ -114,7 +126,7 @@ def _start() -> Any:
     """CuPy, which has a GPU to work with."""
     global _started
     if _forked:
-        _refuse_fork()
+        raise _after_a_fork()
     cupy = load()
     if _started is not cupy:
         _check_driver(cupy.cuda.runtime)
@@ -159,8 +171,8 @@ def _after_fork() -> None:
     _forked = True
 
 
-def _refuse_fork() -> NoReturn:
-    raise DeviceError(
+def _after_a_fork() -> DeviceError:
+    return DeviceError(
         "cuda: this process was forked from one that used the GPU, where CUDA does not work; "
         'start it by multiprocessing.get_context("spawn")'
     )
@@ -194,6 +206,11 @@ def explained(error: Exception, operation: str) -> Exception:
             f"{operation}: no memory is left on the GPU ({error}); take smaller batches or shorter "
             "sequences, or let go of tensors that hold a graph"
         )
-    if kind == "CUDARuntimeError" and _forked:
-        _refuse_fork()
+    if isinstance(error, ImportError):
+        return DeviceError(
+            f"{operation}: CuPy does not find a part of CUDA ({error}); "
+            'pip install "tinygrad-seq[cuda]"'
+        )
+    if kind in ("CUDARuntimeError", "CUDADriverError") and _forked:
+        return _after_a_fork()
     return error

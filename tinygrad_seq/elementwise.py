@@ -94,7 +94,9 @@ def _operands(values: Sequence[Any], operation: str) -> list[Any]:
     like = float_dtype(values)
     operands: list[Any] = []
     for value in values:
-        if isinstance(value, (float, int)) and not isinstance(value, bool):
+        if type(value) is Tensor:
+            operands.append(value)
+        elif isinstance(value, (float, int)) and not isinstance(value, bool):
             operands.append(float(value) if isinstance(value, float) else value)
         elif isinstance(value, np.generic) or (isinstance(value, np.ndarray) and not value.ndim):
             operands.append(_beside(value, values, operation, like))

@@ -25,7 +25,8 @@ class ModelSteps:
 
     ``model`` is a cell, a recurrent layer or an ``nn.Sequential``, which may begin with an
     ``nn.Embedding``: x are integers (B,) then. ``x`` is an example of an input. The model is used
-    as it is now, in ``eval`` mode; ``state`` as in ``tgs.Stepper``.
+    as it is now, in ``eval`` mode; ``state`` as in ``tgs.Stepper``. On a GPU each x is copied there
+    and each y back.
     """
 
     def __init__(self, model: Any, x: Any, state: Any = None) -> None:
@@ -38,7 +39,12 @@ class ModelSteps:
             dtype = _dtype(model)
             if dtype is not None and first.dtype.kind == "f":
                 first = first.astype(dtype)
-            self.stepper = Stepper(cell, first, state)
+            self.device = next((p.device for p in _parameters(model)), "cpu")
+            self.stepper = Stepper(cell, self._there(first), state)
+
+    def _there(self, x: Any) -> Any:
+        """Where the model is."""
+        return x if self.device == "cpu" else as_tensor(x).to(self.device)
 
     def _look_up(self, ids: Any) -> Array:
         assert self.table is not None
@@ -55,7 +61,7 @@ class ModelSteps:
         return found
 
     def __call__(self, x: Any) -> Array:
-        made: Tensor = self.stepper(x if self.table is None else self._look_up(x))
+        made: Tensor = self.stepper(self._there(x if self.table is None else self._look_up(x)))
         y: Array = made.numpy()
         return y
 
@@ -151,6 +157,9 @@ def roll_out(model: Any, start: Any, steps: int) -> Array:
     return made
 
 
+def _parameters(model: Any) -> Any:
+    return model.parameters() if isinstance(model, Module) else ()
+
+
 def _dtype(model: Any) -> Any:
-    parameters = model.parameters() if isinstance(model, Module) else ()
-    return next((p.dtype for p in parameters), None)
+    return next((p.dtype for p in _parameters(model)), None)

@@ -16,7 +16,7 @@ import numpy as np
 from tinygrad_seq import devices
 from tinygrad_seq.errors import TapeError, whole
 from tinygrad_seq.nn.module import Module
-from tinygrad_seq.tensors import Tensor, boxed, replace_data, wrap
+from tinygrad_seq.tensors import Tensor, array_of, boxed, replace_data, wrap
 
 __all__ = [
     "SGD",
@@ -128,7 +128,7 @@ class Optimizer:
                         there = devices.to_device(kept, parameter.device)
                         state[name] = there.astype(dtype)
                 try:
-                    new = boxed(self.update(value, g, settings, state))
+                    new = array_of(self.update(value, g, settings, state))
                 except MemoryError as error:
                     raise devices.explained(error, f"{type(self).__name__}.step") from None
                 if new.shape != value.shape or new.dtype != dtype:
@@ -136,6 +136,7 @@ class Optimizer:
                         f"{type(self).__name__}.update made {new.dtype}{new.shape} of a parameter "
                         f"{dtype}{value.shape}, expected the same"
                     )
+                devices.check_one_device(f"{type(self).__name__}.update", (), (value, new))
                 replace_data(parameter, new.astype(parameter.dtype, copy=False))
         if not done:
             raise TapeError(
@@ -161,8 +162,8 @@ class Optimizer:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a ``state_dict`` of an optimiser of this kind with as many parameters.
 
-        Its arrays go to where their parameters are. Raises ValueError for one of another kind or
-        size; nothing is changed then.
+        With the next step its arrays go to where their parameters are. Raises ValueError for one of
+        another kind or size; nothing is changed then.
         """
         parameters, name = self.parameters(), type(self).__name__
         if not hasattr(state, "keys") or set(state) != {"kind", "param_groups", "states"}:

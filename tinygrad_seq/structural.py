@@ -350,7 +350,7 @@ def index_part(part: Any, x: Tensor) -> Any:
         return part
     if isinstance(part, (int, np.integer)) and not isinstance(part, bool):
         return int(part)
-    xp = np if type(part) is list else devices.namespace(part)
+    xp = np if type(part) in (list, np.ndarray) else devices.namespace(part)
     array = xp.array(part)
     if not array.size and array.dtype.kind == "f":
         array = array.astype(np.int64)

@@ -146,8 +146,10 @@ class Tensor:
 
         It shares memory; that of a tensor on a GPU is a copy, made when everything before is done.
         """
-        array = devices.to_host(self.data)
-        array.flags.writeable = False
+        array = self.data
+        if type(array) is not ndarray:
+            array = devices.to_host(array)
+            array.flags.writeable = False
         return array
 
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> Array:
@@ -169,10 +171,10 @@ class Tensor:
         """The only element, as a Python number, copied to the host if need be."""
         if self.size != 1:
             raise ShapeError(f"item: shape {self.shape} was given, expected exactly one element")
-        return self._data.item()
+        return devices.to_host(self._data).item()
 
     def tolist(self) -> Any:
-        return self._data.tolist()
+        return devices.to_host(self._data).tolist()
 
     def detach(self) -> Tensor:
         """The same value off the tape."""
@@ -194,7 +196,7 @@ class Tensor:
                 f"bool: a tensor of shape {self.shape} is neither true nor false; "
                 "ask t.numpy().any() or t.numpy().all(), or choose elementwise with tgs.where"
             )
-        return bool(self._data)
+        return bool(devices.to_host(self._data))
 
     def __float__(self) -> float:
         return float(self.item())
@@ -324,7 +326,7 @@ def entry_of(tensor: Tensor) -> Entry:
 def renew_leaf(tensor: Tensor, requires_grad: bool) -> None:
     """Give a leaf that changes what it requires, its dtype or its device an entry of its own.
 
-    What was recorded before keeps the old one, which passes on what it gets from now on.
+    What was recorded before keeps the old one, which passes on what it gets.
     """
     old = tensor._entry
     tensor._entry = new = Leaf(tensor.shape, tensor.dtype, requires_grad)
@@ -489,7 +491,7 @@ def apply(op: Operation, inputs: Sequence[Any], params: tuple[Any, ...] = ()) ->
         y = op.forward(*arrays, *params)
     except (ValueError, OverflowError) as error:
         raise refusal(op.name, op.inputs, arrays, error) from None
-    except (TypeError, MemoryError, RuntimeError) as error:
+    except (TypeError, MemoryError, RuntimeError, ImportError) as error:
         devices.check_one_device(op.name, op.inputs, arrays)
         raise devices.explained(error, op.name) from None
     if type(y) is not ndarray:  # a NumPy scalar, or on a GPU
@@ -540,9 +542,10 @@ def refusal(
 
 def float_dtype(values: Sequence[Any]) -> np.dtype[Any] | None:
     """The dtype that the floating tensors and arrays among ``values`` combine to, if any."""
-    held = (v._data if isinstance(v, Tensor) else v for v in values)
-    arrays = [a for a in held if isinstance(a, ndarray) or devices.is_array(a)]
-    floats = [a.dtype for a in arrays if a.dtype in FLOATS]
+    held = [v._data if isinstance(v, Tensor) else v for v in values]
+    floats = [a.dtype for a in held if isinstance(a, ndarray) and a.dtype in FLOATS]
+    if not floats:  # looked for where they are seldom
+        floats = [a.dtype for a in held if devices.is_array(a) and a.dtype in FLOATS]
     return np.result_type(*floats) if floats else None
 
 

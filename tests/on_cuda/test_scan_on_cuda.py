@@ -137,6 +137,13 @@ def test_stepper(rng, device):
         step(np.zeros((2, 3)))
 
 
+def test_generation(rng, device):
+    model = nn.Sequential(nn.Embedding(5, 3, rng=rng), nn.GRU(3, 4, rng=rng), nn.Linear(4, 5))
+    expected = tgs.generate(model, [[1, 2], [3, 4]], 5, temperature=0)
+    found = tgs.generate(model.to(device), [[1, 2], [3, 4]], 5, temperature=0)
+    np.testing.assert_array_equal(found, expected)
+
+
 def test_nothing_to_do(rng, device):
     cell = nn.RNNCell(3, 4, rng=rng).to(device)
     for T, B in ((0, 2), (2, 0)):

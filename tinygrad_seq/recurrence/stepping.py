@@ -29,8 +29,9 @@ class Stepper:
 
     ``step.state`` is the state now, a copy; assign to it to go on from another one.
 
-    Raises what ``tgs.scan`` raises, and TraceError for a cell that draws random numbers, which one
-    with dropout does unless it is in ``eval`` mode.
+    Raises what ``tgs.scan`` raises, TraceError for a cell that draws random numbers, which one with
+    dropout does unless it is in ``eval`` mode, and DeviceError for a cell on a GPU: steps run on
+    the host.
     """
 
     def __init__(self, cell: Cell, x: Any, state: Any = None) -> None:
