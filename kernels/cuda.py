@@ -301,7 +301,7 @@ class _Run:
         layout, program = self.layout, self.layout.program
         direction = layout.direction
         layout_tiles = (end - begin) * -(-self.inputs.rows.B // layout.rows_alone)
-        self.alone = {"rows": layout.rows_alone, "tiles": layout_tiles}
+        self.alone = {**layout.words_alone, "tiles": layout_tiles}
         if program.gathered:
             self._launch_alone(f"{direction}_gather")
         self._section("early")
@@ -324,12 +324,18 @@ class _Run:
 
     def _launch_alone(self, name: str) -> None:
         blocks = max(1, min(self.layout.blocks_alone, self.alone["tiles"]))
-        self._launch(name, blocks, 0, {**self.words, **self.alone})
+        self._launch(name, blocks, self.layout.shared_alone, {**self.words, **self.alone})
 
     def _launch(self, name: str, blocks: int, shared: int, words: dict[str, int]) -> None:
         kernel, names = self.kernels[name]
-        given = tuple([words[each] for each in names])
+        given = tuple([words[each] if each in words else self._sum(each, words) for each in names])
         kernel.launch(blocks, shared, given, self.stream, name == self.layout.direction)
+
+    def _sum(self, name: str, words: dict[str, int]) -> int:
+        """A word that is a place in a row: ``z7_on_s3``, start3 numbers on from z7."""
+        base, *terms = name.split("_on_")
+        kinds = {"s": "start", "w": "w"}
+        return words[base] + self.runner.item * sum(words[kinds[t[0]] + t[1:]] for t in terms)
 
     def _steps_rows(self, name: str, width: int) -> Array:
         """Rows of all steps of the run, (steps × B, width)."""

@@ -27,6 +27,7 @@ except ImportError as error:
     ) from error
 
 SIMULATED = bool(config.ENABLE_CUDASIM)
+libdevice = cuda.libdevice
 THREADS = 256  # of a block
 OPTIONS: dict[str, Any] = {"fastmath": False, "lto": False, "launch_bounds": (THREADS, 1)}
 UNASKED_SHARED = 48 * 1024  # bytes that a block may have without being asked for
@@ -137,11 +138,16 @@ def _plain_integers() -> dict[str, Any]:
         "add_release": add_release,
         "acquire": lambda at: count_at(int(at)).value,
         "pause": lambda: cuda.nanosleep(0),
+        "at": lambda base, offset: base + offset,
     }
 
 
 def _integers() -> dict[str, Any]:
-    """word and flag read whole numbers at an address; add_release and acquire are for barriers."""
+    """word and flag read whole numbers at an address; add_release and acquire are for barriers.
+
+    ``at`` adds an offset to an address, there and then: the sum of all that a loop does not change
+    would else be made before it, for dozens of arrays, and kept in registers throughout.
+    """
     if SIMULATED:
         return _plain_integers()
     address, byte = types.int64, ir.IntType(8)
@@ -162,7 +168,12 @@ def _integers() -> dict[str, Any]:
         call = _assembly("ld.global.acquire.gpu.s32 $0, [$1];", "=r,l,~{memory}", I32, I64)
         return builder.sext(builder.call(call, [at]), I64)
 
+    def at(builder: Any, base: Any, offset: Any) -> Any:
+        call = _assembly("add.s64 $0, $1, $2;", "=l,l,l", I64, I64, I64)
+        return builder.call(call, [base, offset])
+
     return {
+        "at": _instruction(at, types.int64, (address, types.int64)),
         "word": _instruction(word, types.int64, (address, types.int64)),
         "flag": _instruction(flag, types.int64, (address, types.int64)),
         "add_release": _instruction(add_release, types.void, (address, types.int64)),

@@ -167,7 +167,7 @@ def divided(
     shapes = {}
     clocks = COSTS.passing * (1 + rows * -(-widest // parts) // machine.threads)
     clocks += waiting * (len(wanted) + meetings)
-    room = machine.shared_bytes
+    room = machine.shared_bytes - meetings * rows * item
     for each in wanted:
         C = sum(padded(-(-width // parts)) for width in each.widths)
         shape = shapes[each.slot] = _shape(each.K, C, rows, machine)
@@ -249,14 +249,19 @@ class Layout:
             for stage in chain.stages
         ]
         widest = max((self.width(slot) for slot in self.program.inputs), default=1)
-        sums = sum(
-            self.plan.rows[slot].op in REDUCTIONS
-            for stage in self.program.sections["loop"]
+        B, machine = self.sizes.B, self.machine
+        sums = len(self.sums("loop"))
+        return choose(wanted, B, max(1, widest), self.item, machine, sums)
+
+    def sums(self, section: str) -> list[int]:
+        """The rows of a section that are sums along a row, or its largest or smallest number."""
+        return [
+            slot
+            for stage in self.program.sections[section]
             for each in getattr(stage, "passes", ())
             for slot in slots_of(each)
-        )
-        B, machine = self.sizes.B, self.machine
-        return choose(wanted, B, max(1, widest), self.item, machine, sums)
+            if self.plan.rows[slot].op in REDUCTIONS
+        ]
 
     def _sizes(self) -> None:
         plan, values, sizes = self.plan, self.values, self.sizes
@@ -270,6 +275,7 @@ class Layout:
         }
         for slot in set(plan.classes):
             values[f"w{slot}"] = self.width(slot)
+            values[f"w{slot}_row"] = padded(self.width(slot)) * self.item
         values |= {f"start{slot}": start for slot, start in sizes.starts}
         for k, (shape, strides) in enumerate(sizes.captured):
             shared = len(shape) != 2 or (shape[0] == 1 and sizes.B != 1)  # by all rows
@@ -278,7 +284,6 @@ class Layout:
     def _rows(self, block: str, name: str, count: int, width: int) -> None:
         """Memory for so many rows, one after another."""
         self.memory[block].take(name, (count, padded(width)), self.item)
-        self.values[f"{name}_row"] = padded(width) * self.item
 
     def _states(self) -> None:
         plan, B, block = self.plan, self.sizes.B, "kept" if self.keep else "work"
@@ -318,6 +323,9 @@ class Layout:
                 else:
                     values[f"{p}_at"] = at
                     at += shape.K * shape.C
+        for slot in self.sums("loop"):
+            values[f"total{slot}"] = at
+            at += choice.rows
 
     def _buffers(self) -> None:
         B, choice = self.sizes.B, self.choice
@@ -329,10 +337,13 @@ class Layout:
         self.rows_alone = max(1, min(B, ROWS_ALONE // max(1, widest)))
         self.tiles = max(1, self.steps) * -(-B // self.rows_alone)
         self.blocks_alone = min(self.tiles, 8 * self.machine.processors)
-        numbers = 2 * max(blocks * choice.rows, self.blocks_alone * self.rows_alone)
-        for slot, row in enumerate(self.plan.rows):
-            if row.op in ("sum", "max", "min") and slot in self.program.inputs:
-                self.memory["work"].take(f"partial{slot}", (numbers,), self.item)
+        for slot in self.sums("loop"):
+            self.memory["work"].take(f"partial{slot}", (2 * blocks * choice.rows,), self.item)
+        alone = [*self.sums("early"), *self.sums("late")]
+        self.words_alone = {"rows": self.rows_alone}
+        self.words_alone |= {f"total{slot}": k * self.rows_alone for k, slot in enumerate(alone)}
+        self.words_alone |= {f"partial{slot}": 0 for slot in alone}
+        self.shared_alone = len(alone) * self.rows_alone * self.item
         self.memory["work"].take("counters", (choice.groups * COUNTER,), 1)
 
     def _results(self) -> None:

@@ -11,6 +11,7 @@ shared memory is counted in numbers. Imports cuda_build, philox.
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 from functools import cache
 from types import SimpleNamespace
 from typing import Any
@@ -23,6 +24,7 @@ from tinygrad_seq.kernels.cuda_build import (
     cuda,
     device,
     integers,
+    libdevice,
     memory,
     number,
     shared_memory,
@@ -30,7 +32,9 @@ from tinygrad_seq.kernels.cuda_build import (
 
 WARP = 32
 ALL = 0xFFFFFFFF  # lanes of a warp
+ONE_OVER_PI = Fraction("0.31830988618379067153776752674502872406891929148091289749533468811779")
 TILE = 4  # a thread adds up TILE × TILE results of a product, or 1 × TILE
+whole = int if SIMULATED else types.int32  # half the registers of a word
 Tile = tuple[int, int, int, int]
 word, flag = integers["word"], integers["flag"]
 _add_release, _acquire, _pause = integers["add_release"], integers["acquire"], integers["pause"]
@@ -83,37 +87,29 @@ def barrier(counter: int, met: int, parts: int) -> int:
 @device
 def begin_of(width: int, part: int, parts: int) -> int:
     """The first unit that is a part's; the next part's first is where it ends."""
-    return width * part // parts
+    return whole(width * part // parts)
 
 
 @device
 def row_of(count: int, rows: int) -> int:
     """The row of a thread's first number if each row has ``count`` of them; ``rows`` for none."""
-    if count == 0:
-        return rows
-    return cuda.threadIdx.x // count
+    return whole(cuda.threadIdx.x // count) if count else whole(rows)
 
 
 @device
 def unit_of(count: int) -> int:
-    if count == 0:
-        return 0
-    return cuda.threadIdx.x % count
+    return whole(cuda.threadIdx.x % count) if count else whole(0)
 
 
 @device
 def rows_on(count: int) -> int:
     """How many rows on a thread's next number is, all threads taking one each."""
-    if count == 0:
-        return 1
-    return cuda.blockDim.x // count
+    return whole(cuda.blockDim.x // count) if count else whole(1)
 
 
 @device
 def units_on(count: int) -> int:
-    if count == 0:
-        return 0
-    return cuda.blockDim.x % count
+    return whole(cuda.blockDim.x % count) if count else whole(0)
 
 
 # Where a thread is in a product --------------------------------------------------------------
@@ -122,21 +118,22 @@ def units_on(count: int) -> int:
 @device
 def team_of(workers: int) -> int:
     """Of the teams that share K, the one that a thread's warp belongs to."""
-    return (cuda.threadIdx.x // WARP) // workers
+    return whole((cuda.threadIdx.x // WARP) // workers)
 
 
 @device
 def tile_row(workers: int, beside: int, across: int, height: int) -> int:
     """The first row of a thread's first tile."""
     tile = (cuda.threadIdx.x // WARP) % workers
-    return ((tile // beside) * (WARP // across) + cuda.threadIdx.x % WARP // across) * height
+    below = (tile // beside) * (WARP // across) + cuda.threadIdx.x % WARP // across
+    return whole(below * height)
 
 
 @device
 def tile_column(workers: int, beside: int, across: int) -> int:
     """And its first column."""
     tile = (cuda.threadIdx.x // WARP) % workers
-    return ((tile % beside) * across + cuda.threadIdx.x % WARP % across) * TILE
+    return whole(((tile % beside) * across + cuda.threadIdx.x % WARP % across) * TILE)
 
 
 # Numbers -------------------------------------------------------------------------------------
@@ -146,17 +143,24 @@ def tile_column(workers: int, beside: int, across: int) -> int:
 def functions(dtype: str) -> SimpleNamespace:
     """The functions that generated kernels of this dtype call, by name."""
     found = {"begin_of": begin_of, "row_of": row_of, "unit_of": unit_of, "rows_on": rows_on}
-    found |= {"units_on": units_on, "barrier": barrier, "word": word, "flag": flag}
+    found |= {
+        "units_on": units_on,
+        "barrier": barrier,
+        "at": integers["at"],
+        "whole": whole,
+        "word": word,
+        "flag": flag,
+    }
     found |= {"team_of": team_of, "tile_row": tile_row, "tile_column": tile_column}
     found |= {"thread": thread, "threads": threads, "block": block, "blocks": blocks, "meet": meet}
     found |= {name: memory(dtype)[name] for name in ("load", "store")}
-    found |= _mathematics(dtype) | _sums(dtype) | _products(dtype)
+    found |= _mathematics(dtype) | _sums() | _products(dtype)
     return SimpleNamespace(**found, constant=number(dtype))
 
 
 def _library() -> dict[str, Any]:
     """The device's own mathematics, at full precision; in the simulator the host's."""
-    names = "fabs exp expm1 log log1p sqrt sin cos tanh".split()
+    names = "fabs exp expm1 log log1p sqrt tanh".split()
     on = np if SIMULATED else math
     return {name: getattr(on, name) for name in names}
 
@@ -195,6 +199,35 @@ def _uniform(dtype: str) -> Any:
     return uniform
 
 
+def _turns(dtype: str) -> Any:
+    """How often half a circle goes into x, without whole circles."""
+    kind = number(dtype)
+    half, two = kind(0.5), kind(2)
+    # 1/π in two parts, the second what the first leaves: x / π to twice the digits of x
+    high = np.dtype(dtype).type(1 / math.pi)
+    low = np.dtype(dtype).type(ONE_OVER_PI - Fraction(float(high)))
+    nearest = libdevice.rintf if dtype == "float32" else libdevice.rint
+
+    def turns(x: Any) -> Any:
+        much = x * high
+        rest = cuda.fma(x, low, cuda.fma(x, high, -much))
+        return (much - two * nearest(much * half)) + rest
+
+    return device(turns)
+
+
+def _circular(dtype: str) -> dict[str, Any]:
+    """sin and cos. The device's own reduce large x in doubles and in memory of the thread; these
+    are as near as 2 units in the last place of 1 up to |x| of 1e6, and lose digits beyond."""
+    if SIMULATED:
+        return {"sin": np.sin, "cos": np.cos}
+    turns = _turns(dtype)
+    single = dtype == "float32"
+    sine = libdevice.sinpif if single else libdevice.sinpi
+    cosine = libdevice.cospif if single else libdevice.cospi
+    return {"sin": lambda x: sine(turns(x)), "cos": lambda x: cosine(turns(x))}
+
+
 def _mathematics(dtype: str) -> dict[str, Any]:
     """The elementwise operations."""
     kind, library = number(dtype), _library()
@@ -206,9 +239,9 @@ def _mathematics(dtype: str) -> dict[str, Any]:
         return lambda x: kind(function(x))
 
     found: dict[str, Any] = {
-        name: one_number(name)
-        for name in ("exp", "expm1", "log", "log1p", "sqrt", "sin", "cos", "tanh")
+        name: one_number(name) for name in ("exp", "expm1", "log", "log1p", "sqrt", "tanh")
     }
+    found |= _circular(dtype)
     found |= {
         "abs": one_number("fabs"),
         "erf": lambda x: kind(math.erf(x)),
@@ -229,9 +262,8 @@ def _mathematics(dtype: str) -> dict[str, Any]:
     return {name: device(function) for name, function in found.items()}
 
 
-def _sums(dtype: str) -> dict[str, Any]:
-    """Sums, maxima and minima along a row: of a warp's share, then of all parts' shares."""
-    load = memory(dtype)["load"]
+def _sums() -> dict[str, Any]:
+    """Sums, maxima and minima: of two numbers, and of all lanes of a warp."""
     found: dict[str, Any] = {}
 
     def both(name: str, combine: Any) -> None:
@@ -244,15 +276,8 @@ def _sums(dtype: str) -> dict[str, Any]:
                 distance //= 2
             return value
 
-        def of_parts(address: int, parts: int, bytes_on: int) -> Any:
-            value = load(address)
-            for k in range(1, parts):
-                value = combine(value, load(address + k * bytes_on))
-            return value
-
         found[f"part_{name}"] = combine
         found[f"warp_{name}"] = device(of_warp)
-        found[f"row_{name}"] = device(of_parts)
 
     both("sum", lambda a, b: a + b)
     both("max", lambda a, b: a if a > b or a != a else b)
@@ -346,9 +371,9 @@ def _products(dtype: str) -> dict[str, Any]:
                         if r + i < m:
                             at = out + (r + i) * C + c
                             put_shared4(shared, at, sums[i, 0], sums[i, 1], sums[i, 2], sums[i, 3])
-                r, c = r + dr, c + dc
+                r, c = whole(r + dr), whole(c + dc)
                 if c >= wrap:
-                    r, c = r + below, c - wrap
+                    r, c = whole(r + below), whole(c - wrap)
 
         return multiply
 
@@ -393,9 +418,9 @@ def _products(dtype: str) -> dict[str, Any]:
         di, dj = rows_on(n), units_on(n)
         while i < K:
             shared[at + i * C + j] = load(matrix + i * row + j * column)
-            i, j = i + di, j + dj
+            i, j = whole(i + di), whole(j + dj)
             if j >= n:
-                i, j = i + 1, j - n
+                i, j = whole(i + 1), whole(j - n)
 
     @device
     def lay_out(to: int, C: int, matrix: int, row: int, column: int, K: int, n: int) -> None:
@@ -404,9 +429,9 @@ def _products(dtype: str) -> dict[str, Any]:
         di, dj = rows_on(n), units_on(n)
         while i < K:
             store(to + (i * C + j) * item, load(matrix + i * row + j * column))
-            i, j = i + di, j + dj
+            i, j = whole(i + di), whole(j + dj)
             if j >= n:
-                i, j = i + 1, j - n
+                i, j = whole(i + 1), whole(j - n)
 
     return {
         "product": either(four_shared, four_of_row),

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 JOINTS = ("concat", "assemble")
+SHARED = ("shares", "total")  # memory of a block that every step writes over
 
 
 # What is read and written --------------------------------------------------------------------
@@ -60,7 +61,7 @@ class _Order:
                     need = max(need, distance if distance > reached else 0)
         for region in item.writes:  # what is overwritten must have been read
             for earlier in self.read:
-                if earlier.memory == region.memory and earlier.memory[0] == "shares":
+                if earlier.memory == region.memory and earlier.memory[0] in SHARED:
                     need = max(need, 1)
         if need == 2:
             self.waiting, self.read = [], []

@@ -40,6 +40,9 @@ class CudaWriter(Writer):
 
     def __init__(self, plan: Any, program: Any, rules: Any, streamed: frozenset[int]) -> None:
         super().__init__(plan, program, rules)
+        self.captures = {
+            row.detail: slot for slot, row in enumerate(plan.rows) if row.op == "capture"
+        }
         self.streamed = streamed  # products whose matrices do not fit shared memory
         self.chains = chains(plan, program)
         self.chain_of = {each.stages[-1].slot: each for each in self.chains}
@@ -63,7 +66,7 @@ class CudaWriter(Writer):
         self.add(1, "met = barrier(counter, 0, parts)")
         steps = "range(s0, s1)" if self.forward else "range(s1 - 1, s0 - 1, -1)"
         self.add(1, f"for s in {steps}:")
-        self.add(2, "m = min(word(active, s) - first, R)  # rows that have not ended")
+        self.add(2, "m = whole(min(word(active, s) - first, R))  # rows that have not ended")
         if self.forward:
             self.add(2, "if m <= 0:")
             self.add(3, "break")
@@ -74,10 +77,10 @@ class CudaWriter(Writer):
                 self.add(2, "meet()")
             item.write(2)
         head = [
-            "group = block() // parts",
-            "part = block() - group * parts",
-            "first = group * rows  # rows first to first + R are this group's",
-            "R = min(rows, B - first)",
+            "group = whole(block() // parts)",
+            "part = whole(block() - group * parts)",
+            "first = whole(group * rows)  # rows first to first + R are this group's",
+            "R = whole(min(rows, B - first))",
             "if R <= 0:",
             "    return",
             "counter = counters + group * 128",
@@ -103,16 +106,16 @@ class CudaWriter(Writer):
         self.add(1, "chunks = (B + rows - 1) // rows")
         self.add(1, "for tile in range(block(), tiles, blocks()):")
         self.add(2, "s = s0 + tile // chunks")
-        self.add(2, "first = tile % chunks * rows")
-        self.add(2, "R = min(rows, B - first)")
-        self.add(2, "m = min(word(active, s) - first, R)")
+        self.add(2, "first = whole(tile % chunks * rows)")
+        self.add(2, "R = whole(min(rows, B - first))")
+        self.add(2, "m = whole(min(word(active, s) - first, R))")
         for item, distance in zip(items, waits(items), strict=True):
             if distance:
                 self.add(2, "meet()")
             item.write(2)
         if len(items) > 1:
             self.add(2, "meet()")
-        return self._whole(name, ["parts, part = 1, 0"])
+        return self._whole(name, ["parts, part = 1, 0", "shared = cuda.shared.array(0, number)"])
 
     def _whole(self, name: str, head: list[str]) -> str:
         body = self.taken()
@@ -129,7 +132,7 @@ class CudaWriter(Writer):
             self.add(1, line)
         for k in self.shared_widths:
             self.add(1, f"u{k} = begin_of(w{k}, part, parts)  # units u{k} to u{k} + n{k}")
-            self.add(1, f"n{k} = begin_of(w{k}, part + 1, parts) - u{k}")
+            self.add(1, f"n{k} = whole(begin_of(w{k}, part + 1, parts) - u{k})")
             self.add(1, f"r{k}, i{k} = row_of(n{k}, rows), unit_of(n{k})  # a thread's first")
             self.add(1, f"dr{k}, di{k} = rows_on(n{k}), units_on(n{k})  # and how far the next is")
         self.lines += body
@@ -148,24 +151,38 @@ class CudaWriter(Writer):
         row = "first + r"
         if kind == "scratch":
             step = "(s - k0)" if self._buffer(which).block else "(s & 1)"
-            bytes_ = self.word(f"z{which}_row")
-            return f"{self.word(f'z{which}')} + ({step} * B + {row}) * {bytes_}"
+            return f"{self.word(f'z{which}')} + ({step} * B + {row}) * {self._pitch(which)}"
         if kind in ("dstate", "before"):
             step = "(s + 1 & 3)" if kind == "dstate" else "(s & 3)"
-            base, bytes_ = self.word(f"dstate{which}"), self.word(f"dstate{which}_row")
-            return f"{base} + ({step} * B + {row}) * {bytes_}"
+            pitch = self._pitch(self.plan.state_slots[which])
+            return f"{self.word(f'dstate{which}')} + ({step} * B + {row}) * {pitch}"
         if kind in ("kept", "grads"):
             step = f"(s - k0 & {self.word('kept_mask')})" if kind == "kept" else "(s - k0)"
-            base, bytes_ = self.word(f"{kind}{which}"), self.word(f"{kind}{which}_row")
-            return f"{base} + ({step} * B + {row}) * {bytes_}"
+            return f"{self.word(f'{kind}{which}')} + ({step} * B + {row}) * {self._pitch(which)}"
         if kind == "sum":
-            return f"{self.word(f'sum{which}')} + ({row}) * {self.word(f'sum{which}_row')}"
+            return f"{self.word(f'sum{which}')} + ({row}) * {self._pitch(self.captures[which])}"
         return super()._row(kind, which)
+
+    def _pitch(self, slot: int) -> str:
+        """From row to row, in bytes: one word for all memory of rows of the same width."""
+        self.width(slot)
+        return self.word(f"w{self.plan.classes[slot]}_row")
+
+    def _on(self, address: str, offset: Any) -> str:
+        """An address further on in a row: where memory begins and how far on are one word, since
+        a word costs no register, but their sum, which no step changes, would take one throughout.
+        """
+        if not offset:
+            return address
+        terms = [self.plan.classes[slot] if kind == "width" else slot for kind, slot in offset]
+        names = [f"{kind[0]}{k}" for (kind, _), k in zip(offset, terms, strict=True)]
+        base, rest = address.split(" ", 1)
+        return f"{self.word('_on_'.join([base, *names]))} {rest}"
 
     def _state_row(self, k: int, slot: str) -> str:
         base, mask = self.word(f"state{k}"), self.word(f"state{k}_mask")
-        self.width(self.plan.state_slots[k])
-        return f"{base} + (({slot} & {mask}) * B + first + r) * {self.word(f'state{k}_row')}"
+        pitch = self._pitch(self.plan.state_slots[k])
+        return f"{base} + (({slot} & {mask}) * B + first + r) * {pitch}"
 
     def _region(self, slot: int, by: str, anywhere: bool = False) -> list[Region]:
         """What is read where a value is."""
@@ -206,6 +223,7 @@ class CudaWriter(Writer):
             for slots in each.loops.values():
                 items.append(self._loop_item(slots, computed))
                 sums = [slot for slot in slots if self.plan.rows[slot].op in REDUCTIONS]
+                items += [self._total_item(slot) for slot in sums]
                 items += [self._single_item(slot, computed) for slot in sums]
         return [item for item in items if item is not None]
 
@@ -225,10 +243,10 @@ class CudaWriter(Writer):
         self.add(1, f"{p}_r = tile_row({workers}, {beside}, {across}, {height})")
         self.add(1, f"{p}_c = tile_column({workers}, {beside}, {across})")
         self.add(1, f"if {p}_team >= {slices}:")
-        self.add(2, f"{p}_r = rows  # a warp too many")
-        self.add(1, f"{p}_first = {p}_team * {depth}")
-        self.add(1, f"{p}_end = min({K}, {p}_first + {depth})")
-        self.add(1, f"{p}_share = {self.word(f'{p}_out')} + {p}_team * rows * {C}")
+        self.add(2, f"{p}_r = whole(rows)  # a warp too many")
+        self.add(1, f"{p}_first = whole({p}_team * {depth})")
+        self.add(1, f"{p}_end = whole(min({K}, {p}_first + {depth}))")
+        self.add(1, f"{p}_share = whole({self.word(f'{p}_out')} + {p}_team * rows * {C})")
         if streamed:
             self.add(1, f"{at} += part * {K} * {C} * {self.item}")
         for n, segment in enumerate(chain.segments):
@@ -279,8 +297,10 @@ class CudaWriter(Writer):
         p = f"p{stage.slot}"
         base = base_of(self.plan, self.program, stage.a)
         place = self.program.places[base]
-        bytes_ = {"scratch": "z{}_row", "state": "state{}_row", "after": "state{}_row"}
-        distance = self.word(bytes_.get(place.kind, place.kind + "{}_row").format(place.which))
+        kind, which = place.kind, place.which
+        states = self.plan.state_slots
+        slot = states[which] if kind in ("state", "after", "dstate", "before") else which
+        distance = self._pitch(slot)
         name = "loose_" * (base != stage.a) + "streamed_" * (stage.slot in self.streamed)
         height, at, C = (self.word(f"{p}_{each}") for each in ("height", "at", "C"))
         on = ", ".join(self.word(f"{p}_{each}") for each in ("dr", "dc", "wrap", "below"))
@@ -293,7 +313,7 @@ class CudaWriter(Writer):
 
     def _put_together(self, chain: Chain, stage: Any, n: int, segment: Segment, depth: int) -> None:
         kind, which, offset = stage.into
-        with_offset = self._row(kind, which) + self.offset(offset)
+        with_offset = self._on(self._row(kind, which), offset)
 
         def body(depth: int) -> None:
             self.add(depth, f"to = {with_offset} + j * {self.item}")
@@ -319,9 +339,9 @@ class CudaWriter(Writer):
         self.add(depth, f"while r < {rows}:")
         self.add(depth + 1, f"j = u{width} + i")
         body(depth + 1)
-        self.add(depth + 1, f"r, i = r + dr{width}, i + di{width}")
+        self.add(depth + 1, f"r, i = whole(r + dr{width}), whole(i + di{width})")
         self.add(depth + 1, f"if i >= n{width}:")
-        self.add(depth + 2, f"r, i = r + 1, i - n{width}")
+        self.add(depth + 2, f"r, i = whole(r + 1), whole(i - n{width})")
 
     def _value_reads(self, slot: int, repeated: bool, inside: set[int], by: str) -> list[Region]:
         if self.plan.rows[slot].op == "number" or (slot in inside and not repeated):
@@ -334,7 +354,7 @@ class CudaWriter(Writer):
         if op == "number":
             return []
         if slot in computed and op in REDUCTIONS:
-            return [Region(("partial", slot), (), None, "row")]
+            return [Region(("total", slot), (), 0, "row")]
         if slot in computed and self.plan.single[slot]:
             inputs = self.program.inputs[slot]
             return [region for k in inputs for region in self._single_regions(k, computed)]
@@ -347,9 +367,7 @@ class CudaWriter(Writer):
             return
         known.add(slot)
         if slot in computed and op in REDUCTIONS:
-            partial, blocks = self.word(f"partial{slot}"), "blocks()"
-            at = f"(((s & 1) * {blocks} + block() - part) * rows + r) * {self.item}"
-            value = f"row_{op}({partial} + {at}, parts, rows * {self.item})"
+            value = f"shared[{self.word(f'total{slot}')} + r]"
         elif slot in computed and self.plan.single[slot]:
             for k in self.program.inputs[slot]:
                 self._single(k, computed, known, depth)
@@ -378,7 +396,7 @@ class CudaWriter(Writer):
             self.add(depth + 1, "for r in range(thread(), m, threads()):")
             self._single(slot, computed, set(), depth + 2)
             for target in targets:
-                to = self._row(target.kind, target.which) + self.offset(target.offset)
+                to = self._on(self._row(target.kind, target.which), target.offset)
                 self._put(depth + 2, to, f"v{slot}", target.kind == "sum")
 
         reads = self._single_regions(slot, computed)
@@ -445,8 +463,33 @@ class CudaWriter(Writer):
             self.add(depth + 1, f"v{slot} = warp_{name}(v{slot})")
         self.add(depth + 1, "if thread() % 32 == 0:")
         for slot in reductions:
-            at = f"(((s & 1) * blocks() + block()) * rows + r) * {self.item}"
-            self.add(depth + 2, f"store({self.word(f'partial{slot}')} + {at}, v{slot})")
+            self.add(depth + 2, "if parts == 1:")
+            self.add(depth + 3, f"shared[{self.word(f'total{slot}')} + r] = v{slot}")
+            self.add(depth + 2, "else:")
+            self.add(depth + 3, f"store({self._partial(slot, 'part')}, v{slot})")
+
+    def _partial(self, slot: int, part: str) -> str:
+        """The address of what a part has for row r of a sum along it."""
+        at = f"(((s & 1) * blocks() + block() - part + {part}) * rows + r) * {self.item}"
+        return f"{self.word(f'partial{slot}')} + {at}"
+
+    def _total_item(self, slot: int) -> Item:
+        """The sum of what all parts have: a warp for each row, its lanes along the parts."""
+        name = self.plan.rows[slot].op
+
+        def write(depth: int) -> None:
+            self.add(depth, "if parts > 1:")
+            self.add(depth + 1, "for r in range(thread() // 32, m, threads() // 32):")
+            nothing = {"sum": 0.0, "max": float("-inf"), "min": float("inf")}
+            self.add(depth + 2, f"v{slot} = {self.constant(nothing[name])}")
+            self.add(depth + 2, "for k in range(thread() % 32, parts, 32):")
+            self.add(depth + 3, f"v{slot} = part_{name}(v{slot}, load({self._partial(slot, 'k')}))")
+            self.add(depth + 2, f"v{slot} = warp_{name}(v{slot})")
+            self.add(depth + 2, "if thread() % 32 == 0:")
+            self.add(depth + 3, f"shared[{self.word(f'total{slot}')} + r] = v{slot}")
+
+        reads = [Region(("partial", slot), (), None, "rows")]
+        return Item(write, reads, [Region(("total", slot), (), 0, "rows")])
 
     def _values(
         self, slots: list[int], reductions: list[int], computed: set[int], depth: int
@@ -471,18 +514,23 @@ class CudaWriter(Writer):
                 continue
             self.add(depth, f"v{slot} = {self._expression(slot)}")
             for target in self._targets(slot):
-                to = self._row(target.kind, target.which) + self.offset(target.offset)
-                self._put(depth, f"{to} + j * {self.item}", f"v{slot}", target.kind == "sum")
+                to = self._on(self._row(target.kind, target.which), target.offset)
+                self._put(depth, self._unit(to), f"v{slot}", target.kind == "sum")
 
     def _load(self, slot: int) -> str:
         """A value at the thread's own row and unit."""
         base = base_of(self.plan, self.program, slot)
         chain = self.chain_of.get(base)
         place = self._read(slot) if chain is None or not chain.local or chain.goes_on else ""
-        loaded = [f"load({place} + j * {self.item})"] if place else []
+        loaded = [f"load({self._unit(place)})"] if place else []
         if chain is not None and chain.local:
             loaded += [self._share(stage, chain.at(slot)) for stage in chain.stages]
         return " + ".join(loaded)
+
+    def _unit(self, address: str) -> str:
+        """The address of unit j of a row."""
+        base, rest = address.split(" + ", 1)
+        return f"at({base}, {rest} + j * {self.item})"
 
     # The edges of a run
 
@@ -517,14 +565,13 @@ class CudaWriter(Writer):
     def _first_gradients(self) -> None:
         """Gradients of the last states, and zeros where gradients are added up."""
         plan, zero = self.plan, self.constant(0.0)
-        captures = {row.detail: slot for slot, row in enumerate(plan.rows) if row.op == "capture"}
         self.add(1, f"if not {self.word('more')}:  # nothing has come back yet")
         self.add(2, "m = R")
         for k in self._carried():
             slot = plan.state_slots[k]
 
             def body(depth: int, k: int = k, slot: int = slot) -> None:
-                base, bytes_ = self.word(f"dstate{k}"), self.word(f"dstate{k}_row")
+                base, bytes_ = self.word(f"dstate{k}"), self._pitch(slot)
                 given = self.word(f"dlast{k}")
                 self.add(depth, f"v = {zero}")
                 self.add(depth, f"if {given}:")
@@ -543,7 +590,7 @@ class CudaWriter(Writer):
             def clear(depth: int, k: int = k) -> None:
                 self.add(depth, f"store({self._row('sum', k)} + j * {self.item}, {zero})")
 
-            self._over_units(self.units_of(captures[k]), 2, clear)
+            self._over_units(self.units_of(self.captures[k]), 2, clear)
 
     def _resets_item(self) -> Item:
         """Rows that begin anew, before a step."""
@@ -680,11 +727,12 @@ def kernel_texts(plan: Any, direction: str, rules: Any, streamed: frozenset[int]
 
 
 CALLED = (
-    "abs barrier begin_of block blocks cos equal erf exp expm1 flag greater greater_equal "
+    "abs at barrier begin_of block blocks cos equal erf exp expm1 flag greater greater_equal "
     "lay_out less less_equal load log log1p loose_product loose_streamed_product maximum meet "
-    "minimum not_equal part_max part_min part_sum power product row_max row_min row_of row_sum "
+    "minimum not_equal part_max part_min part_sum power product row_of "
     "rows_on share sigmoid sign sin sqrt store streamed_product take_in tanh team_of thread "
-    "threads tile_column tile_row uniform unit_of units_on warp_max warp_min warp_sum where word"
+    "threads tile_column tile_row uniform unit_of units_on warp_max warp_min warp_sum where whole "
+    "word"
 ).split()
 
 

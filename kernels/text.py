@@ -63,6 +63,10 @@ class Writer:
         self.lines.clear()
         return lines
 
+    def _on(self, address: str, offset: Any) -> str:
+        """An address further on in a row."""
+        return address + self.offset(offset)
+
     def offset(self, offset: Any) -> str:
         """An offset into a row, in bytes: a sum of sizes."""
         terms = [
@@ -112,12 +116,12 @@ class Writer:
         row = self.plan.rows[slot]
         if slot in self.program.places:
             place = self.program.places[slot]
-            return self._row(place.kind, place.which) + self.offset(place.offset)
+            return self._on(self._row(place.kind, place.which), place.offset)
         assert row.op in ("slice", "detach"), row
         address = self._read(self.program.inputs[slot][0])
         if row.op == "detach":
             return address
-        return address + self.offset(begins(self.plan, slot))
+        return self._on(address, begins(self.plan, slot))
 
     def _comment(self, depth: int, slot: int) -> None:
         self.add(depth, f"# {row_text(self.plan, slot, self.program.inputs.get(slot))}")

@@ -15,7 +15,7 @@ from tinygrad_seq.nn.layers import Embedding, Sequential
 from tinygrad_seq.nn.module import Module, in_mode
 from tinygrad_seq.nn.one_step import as_cell
 from tinygrad_seq.recurrence import Stepper
-from tinygrad_seq.tensors import Tensor
+from tinygrad_seq.tensors import Tensor, as_tensor
 
 Array = np.ndarray
 
@@ -44,7 +44,7 @@ class ModelSteps:
 
     def _there(self, x: Any) -> Any:
         """Where the model is."""
-        return x if self.device == "cpu" else as_tensor(x).to(self.device)
+        return x if self.device == "cpu" else as_tensor(x, "generate: x").to(self.device)
 
     def _look_up(self, ids: Any) -> Array:
         assert self.table is not None

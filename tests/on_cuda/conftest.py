@@ -55,7 +55,8 @@ def divided(monkeypatch, rng):
             for parts in (1, 2, 3):
                 room = machine._replace(shared_bytes=int(rng.choice([48_000, 6_000, 1_500])))
                 groups = -(-B // rows)
-                choice = cuda_layout.divided(wanted, groups, parts, rows, widest, item, room)
+                sizes = (groups, parts, rows, widest, item)
+                choice = cuda_layout.divided(wanted, *sizes, room, meetings)
                 if choice is not None:
                     found.append(choice)
         return found[rng.integers(len(found))]
