@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from tinygrad_seq.kernels import cuda_build, cuda_text
+from tinygrad_seq.kernels import build, cuda_build, cuda_text
 from tinygrad_seq.kernels.cpu import Gradients, Inputs, Rows
 from tinygrad_seq.kernels.cuda_layout import Layout
 from tinygrad_seq.kernels.cuda_order import base_of
@@ -44,10 +44,19 @@ class Runner:
 
     # Compiled code
 
-    def source(self, direction: str, streamed: frozenset[int] = frozenset()) -> str:
-        """The text of a direction."""
-        kernels = cuda_text.kernel_texts(self.plan, direction, self.rules, streamed)
-        return cuda_text.module_text(self.plan, kernels)
+    def file(self, direction: str) -> tuple[str, Any]:
+        """The text of a direction and the file that it is compiled from."""
+        kernels = cuda_text.kernel_texts(self.plan, direction, self.rules, frozenset())
+        text = cuda_build.marked(cuda_text.module_text(self.plan, kernels))
+        return text, build.write_module(f"{self.plan.name}_{direction}_cuda", text)
+
+    def divisions(self, inputs: Inputs) -> dict[str, str]:
+        """For each direction how a run with these inputs is divided among blocks."""
+        directions = ("forward", "backward") if self.plan.backward is not None else ("forward",)
+        return {
+            each: str(self._layout(each, inputs, inputs.rows.steps, True).choice)
+            for each in directions
+        }
 
     def _direction(self, direction: str, streamed: frozenset[int]) -> dict[str, Any]:
         """The kernels of a direction, by name, compiled."""

@@ -27,7 +27,7 @@ except ImportError as error:
     ) from error
 
 SIMULATED = bool(config.ENABLE_CUDASIM)
-libdevice = cuda.libdevice
+libdevice = None if SIMULATED else cuda.libdevice
 THREADS = 256  # of a block
 OPTIONS: dict[str, Any] = {"fastmath": False, "lto": False, "launch_bounds": (THREADS, 1)}
 UNASKED_SHARED = 48 * 1024  # bytes that a block may have without being asked for
@@ -263,10 +263,15 @@ def machine() -> Machine:
     return Machine(found.MULTIPROCESSOR_COUNT, shared, THREADS)
 
 
+def marked(text: str) -> str:
+    """A text with the version that compiles it, so that what another one compiled is not used."""
+    return f"# numba-cuda {numba_cuda.__version__}\n{text}"
+
+
 def load(name: str, text: str, kernels: list[Any]) -> dict[str, tuple[Any, list[str]]]:
     """The kernels of a text, compiled, and the names of their words."""
     with build.said(name):
-        module = build.module(name, f"# numba-cuda {numba_cuda.__version__}\n{text}")
+        module = build.module(name, marked(text))
         made = Simulated if SIMULATED else Compiled
         return {
             kernel.name: (made(getattr(module, kernel.name), len(kernel.words)), kernel.words)

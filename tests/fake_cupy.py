@@ -494,6 +494,21 @@ cuda = SimpleNamespace(
 )
 
 
+class _Products:
+    """In which type products are computed, by the dtype of what they multiply."""
+
+    COMPUTE_TYPE_DEFAULT, COMPUTE_TYPE_TF32 = 1, 7
+
+    def __init__(self) -> None:
+        self.chosen: dict[Any, int] = {}
+
+    def set_compute_type(self, dtype: Any, compute_type: int) -> None:
+        self.chosen[np.dtype(dtype).name] = compute_type
+
+
+_core = SimpleNamespace(_routines_linalg=_Products())
+
+
 @contextmanager
 def installed() -> Iterator[Any]:
     """This module in the place of CuPy inside the block; gives the module."""

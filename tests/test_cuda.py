@@ -42,7 +42,7 @@ def plan_of(name, dtype="float32"):
     rng = np.random.default_rng(0)
     cell = cells.CELLS[name](rng, dtype, 3, 4)
     xs = cells.make_inputs(name, rng, 2, 2, 3, dtype)
-    return prepare(cell, xs, None).plan
+    return prepare(cell, xs, None)[1].plan
 
 
 # In the simulator ----------------------------------------------------------------------------

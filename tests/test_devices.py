@@ -817,6 +817,29 @@ def test_truncated_backpropagation(place):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
+def test_tf32_is_off_unless_it_is_asked_for(place):
+    if place != "fake":
+        pytest.skip("looks into the stand-in")
+    chosen = fake_cupy._core._routines_linalg.chosen
+    tgs.allow_tf32()
+    assert chosen == {"float32": 7}
+    tgs.allow_tf32(False)
+    assert chosen == {"float32": 1}
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("CUDA_ERROR_ILLEGAL_ADDRESS: an illegal memory access", "works no more for this process"),
+        ("cudaErrorInvalidValue: invalid argument", r"scan: CUDA refused \(cudaErrorInvalid"),
+    ],
+)
+def test_what_cuda_reports_is_told_in_a_sentence(text, words):
+    error = devices.explained(fake_cupy.CUDARuntimeError(700, text), "scan")
+    with pytest.raises(tgs.DeviceError, match=words):
+        raise error
+
+
 def test_find_nan(place):
     x = tgs.tensor([1.0, -1.0], requires_grad=True, device="cuda")
     found = tgs.find_nan(lambda: tgs.sqrt(x).sum())

@@ -28,6 +28,7 @@ from tinygrad_seq.creation import (
     tensor,
     zeros,
 )
+from tinygrad_seq.devices import allow_tf32
 from tinygrad_seq.elementwise import (
     abs,
     add,
@@ -96,6 +97,7 @@ __all__ = [
     "TraceError",
     "abs",
     "add",
+    "allow_tf32",
     "arange",
     "argmax",
     "argmin",

@@ -28,11 +28,12 @@ def _installed(package: str) -> str:
 def info() -> dict[str, str]:
     """What a report of a problem should say about the machine."""
     try:
+        from tinygrad_seq import devices
         from tinygrad_seq.kernels import machine
     except ModuleNotFoundError:
         raise _needs_install() from None
 
-    packages = ["tinygrad-seq", "numpy", "numba", "llvmlite", "cupy-cuda13x"]
+    packages = ["tinygrad-seq", "numpy", "numba", "llvmlite", "cupy-cuda13x", "numba-cuda"]
     bits, feature = machine.vector_width()
     return {
         **{package: _installed(package) for package in packages},
@@ -40,7 +41,7 @@ def info() -> dict[str, str]:
         "platform": platform.platform(),
         "threads": f"{machine.cores()}, the cores that this process may use",
         "vectors": f"{bits} bits ({feature})",
-        "cuda": machine.cuda(),
+        "cuda": devices.missing() or machine.cuda(),
     }
 
 

@@ -22,6 +22,13 @@ CPU, CUDA = "cpu", "cuda"
 NO_DRIVER_FOR_THIS = 35  # cudaErrorInsufficientDriver, also where there is no driver at all
 NO_DEVICE = 100  # cudaErrorNoDevice
 
+CUDA_ERRORS = ("CUDAError", "CUDARuntimeError", "CUDADriverError", "CudaAPIError", "CUBLASError")
+# Errors after which nothing more can be done in a process, as the driver names them.
+LASTING = (
+    *("ILLEGAL_ADDRESS", "IllegalAddress", "LAUNCH_FAILED", "LaunchFailure", "LAUNCH_TIMEOUT"),
+    *("LaunchTimeout", "ILLEGAL_INSTRUCTION", "MISALIGNED_ADDRESS", "MisalignedAddress"),
+)
+
 _started: Any = None  # CuPy, once it has answered in this process
 _forked = False  # whether this process is the child of one in which it had
 
@@ -111,6 +118,19 @@ def load(name: str = "cupy") -> Any:
         raise DeviceError(
             f'cuda: CuPy cannot be imported ({error}); pip install "tinygrad-seq[cuda]"'
         ) from None
+
+
+def allow_tf32(allow: bool = True) -> None:
+    """Let large products of float32 on the GPU round what they multiply to TF32, or not.
+
+    TF32 has 10 bits of a number behind the point, float32 23: such products are several times
+    faster, and right to three digits. It is off unless it is asked for, here or by the environment
+    variable CUPY_TF32=1. Products inside the loop of ``scan`` stay in float32.
+    """
+    products = load()._core._routines_linalg
+    _start()
+    kind = products.COMPUTE_TYPE_TF32 if allow else products.COMPUTE_TYPE_DEFAULT
+    products.set_compute_type(np.dtype(np.float32), kind)
 
 
 def missing() -> str | None:
@@ -211,6 +231,13 @@ def explained(error: Exception, operation: str) -> Exception:
             f"{operation}: CuPy does not find a part of CUDA ({error}); "
             'pip install "tinygrad-seq[cuda]"'
         )
-    if kind in ("CUDARuntimeError", "CUDADriverError") and _forked:
+    if kind not in CUDA_ERRORS:
+        return error
+    if _forked:
         return _after_a_fork()
-    return error
+    if any(name in str(error) for name in LASTING):
+        return DeviceError(
+            f"{operation}: a kernel did not end as it should ({error}), after which the GPU works "
+            "no more for this process; start it anew, and report what it did if it does so again"
+        )
+    return DeviceError(f"{operation}: CUDA refused ({error})")

@@ -182,6 +182,18 @@ def test_errors(rng, device):
         tgs.gradient_flow(lambda: tgs.sum(tgs.scan(moved, x)[0]))
 
 
+def test_the_plan_says_how_a_step_is_divided(rng, device):
+    cell = nn.LSTMCell(3, 4, rng=rng).to(device)
+    x = tgs.tensor(rng.standard_normal((4, 2, 3)).astype("f4")).to(device)
+    text = str(tgs.explain(cell, x))
+    for direction in ("forward", "backward"):
+        assert f"on the GPU, {direction}: " in text
+    assert "weights stay in shared memory" in text
+    source = tgs.kernel_source(cell, x, backward=True)
+    assert "barrier(counter, met, parts)" in source.text
+    assert source.path.read_text(encoding="utf-8") == source.text
+
+
 def test_trees_are_given_back(rng, device):
     """The structure of what a cell returns is kept."""
     cell = cells.CELLS["nested"](rng, "float32", 3, 4).to(device)

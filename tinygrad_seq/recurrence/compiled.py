@@ -168,7 +168,10 @@ class Call:
         runner = self.runner(needs if record else None)
         arrays = self.arrays(runner)
         y_leaves = leaves(step.y)
-        ys, last, kept = runner.forward(arrays, record)
+        try:
+            ys, last, kept = runner.forward(arrays, record)
+        except (RuntimeError, MemoryError) as error:
+            raise devices.explained(error, "scan") from None
         shapes = [(given.T, *y.shape) for y in y_leaves] + [s.shape for s in self.states]
         values = [v.reshape(shape) for v, shape in zip([*ys, *last], shapes, strict=True)]
         if not record:
@@ -179,15 +182,15 @@ class Call:
         return rebuild(step.y, made), rebuild(given.state, made)
 
 
-def prepare(cell: Cell, xs: Any, state: Any) -> Any:
-    """What would run for these arguments, with a way back."""
+def prepare(cell: Cell, xs: Any, state: Any) -> tuple[Call, Any]:
+    """A call with these arguments, and what would run, with a way back."""
     given = check_arguments(cell, xs, state, None, None, "scan")
     scan = Call(cell, given, False, None)
     needs = scan.needs()
     if not any(any(each) for each in needs):
         floating = [x.dtype in FLOATS for x in scan.xs]
         needs = Needs(tuple(floating), needs.state, (True,) * len(scan.captured))
-    return scan.runner(needs)
+    return scan, scan.runner(needs)
 
 
 def _name(cell: Any) -> str:

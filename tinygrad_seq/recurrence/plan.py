@@ -16,7 +16,7 @@ how a row is printed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -123,6 +123,7 @@ class Plan:
     grads: list[int]  # what the large products after each segment of the loop are made of
     derivative: Derivative | None
     wanted_states: tuple[bool, ...]  # initial states that want a gradient
+    divisions: Mapping[str, str] = field(default_factory=dict)  # on a GPU, of each direction
 
     def __str__(self) -> str:
         return describe(self)
@@ -782,6 +783,7 @@ def describe(plan: Plan) -> str:
             lines.append(f"after each segment: gradient of matrix {k} += %{a}ᵀ %{g}")
         for g, k in plan.derivative.sums:
             lines.append(f"summed on the way: gradient of capture {k} = Σ %{g}")
+    lines += [f"on the GPU, {direction}: {text}" for direction, text in plan.divisions.items()]
     return "\n".join(lines)
 
 

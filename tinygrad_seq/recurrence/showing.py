@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tinygrad_seq import devices
 from tinygrad_seq.recurrence.arguments import Cell
 from tinygrad_seq.recurrence.compiled import prepare
 from tinygrad_seq.recurrence.plan import Plan
@@ -29,7 +31,7 @@ def kernel_source(
     give; if nothing requires one, those of the inputs and of all that the cell closes over. The
     line of the step tape stands above each statement.
     """
-    runner = prepare(cell, xs, state)
+    _, runner = prepare(cell, xs, state)
     direction = "backward" if backward else "forward"
     return KernelSource(*runner.file(direction))
 
@@ -38,7 +40,11 @@ def explain(cell: Cell, xs: Any, state: Any = None) -> Plan:
     """The plan of ``tgs.scan`` for a cell; print it.
 
     It shows what is computed before the loop, in it and after it, for both directions, what is
-    kept at each step, and where gradients are added up. Gradients as in ``kernel_source``.
+    kept at each step, and where gradients are added up; for inputs on a GPU also how the batch and
+    a step are divided among its blocks. Gradients as in ``kernel_source``.
     """
-    plan: Plan = prepare(cell, xs, state).plan
-    return plan
+    call, runner = prepare(cell, xs, state)
+    plan: Plan = runner.plan
+    if call.xs[0].device == devices.CPU:
+        return plan
+    return replace(plan, divisions=runner.divisions(call.arrays(runner)))
