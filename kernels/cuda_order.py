@@ -141,7 +141,7 @@ def _chain(plan: Any, program: Any, stages: list[Any]) -> Chain:
                 read[k] = None
     if list(read) == [last]:
         return Chain(stages, whole, True, stages[0].adds)
-    if not read or last in read or any(program.inputs[k] != (last,) for k in read):
+    if not read or last in read:
         return apart
     segments = [Segment(k, plan.classes[k]) for k in read]
     return Chain(stages, segments, True, stages[0].adds)

@@ -262,12 +262,12 @@ class CudaWriter(Writer):
 
     def _columns(self, chain: Chain, segment: Segment) -> str:
         """Where a segment begins in the whole product, as the beginning of a sum."""
-        if segment.slot == chain.stages[-1].slot:
-            return ""
-        terms = [
-            self.width(slot) if kind == "width" else self.word(f"start{slot}")
-            for kind, slot in begins(self.plan, segment.slot)
-        ]
+        terms = []
+        slot = segment.slot
+        while slot != chain.stages[-1].slot:  # a slice, or a slice of one
+            for kind, k in begins(self.plan, slot):
+                terms.append(self.width(k) if kind == "width" else self.word(f"start{k}"))
+            (slot,) = self.program.inputs[slot]
         return "".join(f"{term} + " for term in terms)
 
     def _product_items(self, stage: Any) -> list[Item]:

@@ -21,6 +21,7 @@ from tinygrad_seq.kernels import build, cuda_layout, cuda_text
 from tinygrad_seq.kernels.cuda_layout import Machine, Wanted, choose
 
 import tinygrad_seq as tgs
+from tinygrad_seq.recurrence.compiled import plan_of as plan_of_step
 from tinygrad_seq.recurrence.compiled import prepare
 from tinygrad_seq.rules import RULES
 
@@ -42,7 +43,8 @@ def plan_of(name, dtype="float32"):
     rng = np.random.default_rng(0)
     cell = cells.CELLS[name](rng, dtype, 3, 4)
     xs = cells.make_inputs(name, rng, 2, 2, 3, dtype)
-    return prepare(cell, xs, None)[1].plan
+    call, needs = prepare(cell, xs, None)
+    return plan_of_step(call.step, needs, type(cell).__name__, cuda=True)
 
 
 # In the simulator ----------------------------------------------------------------------------
@@ -154,10 +156,10 @@ def loop_of(plan, direction):
         ("lstm", 1, 1),
         ("peephole", 1, 1),
         ("indrnn", 0, 0),  # every unit is by itself
-        ("gru", 2, 2),  # reset gates stand before their product
-        ("gru reset after", 1, 1),
+        ("gru", 2, 3),  # reset gates stand before their product
+        ("gru reset after", 1, 2),
         ("minimal gated unit", 2, 2),
-        ("layer norm lstm", 3, None),  # the product, and sums over a row for each norm
+        ("layer norm lstm", 5, 7),  # the product, and two sums over a row for each norm
     ],
 )
 def test_blocks_wait_no_more_often_than_they_must(name, forward, backward):

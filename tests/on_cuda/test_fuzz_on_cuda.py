@@ -23,7 +23,8 @@ def on_simulated_kernels(monkeypatch):
     if not cuda_build.SIMULATED:
         pytest.skip("kernels read the host's memory in the simulator alone")
 
-    def new_runner(plan, x):
+    def new_runner(step, needs, name, x):
+        plan = compiled.plan_of(step, needs, name, cuda=True)
         texts = {op: (rule.inputs, rule.text) for op, rule in compiled.RULES.items()}
         return cuda.Runner(plan, texts, np)
 

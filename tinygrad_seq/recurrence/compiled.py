@@ -182,15 +182,15 @@ class Call:
         return rebuild(step.y, made), rebuild(given.state, made)
 
 
-def prepare(cell: Cell, xs: Any, state: Any) -> tuple[Call, Any]:
-    """A call with these arguments, and what would run, with a way back."""
+def prepare(cell: Cell, xs: Any, state: Any) -> tuple[Call, Needs]:
+    """A call with these arguments, and what needs a gradient: all that can, if nothing asks."""
     given = check_arguments(cell, xs, state, None, None, "scan")
     scan = Call(cell, given, False, None)
     needs = scan.needs()
     if not any(any(each) for each in needs):
         floating = [x.dtype in FLOATS for x in scan.xs]
         needs = Needs(tuple(floating), needs.state, (True,) * len(scan.captured))
-    return scan, scan.runner(needs)
+    return scan, needs
 
 
 def _name(cell: Any) -> str:
@@ -214,26 +214,28 @@ def _runner(step: Step, needs: Needs | None, name: str, x: Any) -> Any:
         with _lock:
             runner = _runners.get(key)
             if runner is None:
-                runner = _runners[key] = _new_runner(_plan(step, needs, name), x)
+                runner = _runners[key] = _new_runner(step, needs, name, x)
     return runner
 
 
-def _new_runner(plan: Plan, x: Any) -> Any:
+def _new_runner(step: Step, needs: Needs | None, name: str, x: Any) -> Any:
     texts = {op: (rule.inputs, rule.text) for op, rule in RULES.items()}
     if devices.device_of(x) == devices.CPU:
         from tinygrad_seq.kernels import cpu
 
-        return cpu.Runner(plan, texts)
+        return cpu.Runner(plan_of(step, needs, name), texts)
     try:
         from tinygrad_seq.kernels import cuda
     except ImportError as error:
         raise DeviceError(f"scan: {error}") from None
-    return cuda.Runner(plan, texts, devices.namespace(x))
+    return cuda.Runner(plan_of(step, needs, name, cuda=True), texts, devices.namespace(x))
 
 
-def _plan(step: Step, needs: Needs | None, name: str) -> Plan:
+def plan_of(step: Step, needs: Needs | None, name: str, cuda: bool = False) -> Plan:
+    """The plan of a traced step, with a way back if something needs one."""
     derivative = None if needs is None else differentiate(step, needs)
-    return make_plan(step, derivative, name, needs.state if needs is not None else ())
+    states = needs.state if needs is not None else ()
+    return make_plan(step, derivative, name, states, sums_apart=cuda)
 
 
 # Arrays as kernels read them -----------------------------------------------------------------

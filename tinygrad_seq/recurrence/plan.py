@@ -134,9 +134,17 @@ def make_plan(
     derivative: Derivative | None,
     name: str,
     wanted_states: tuple[bool, ...] = (),
+    sums_apart: bool = False,
 ) -> Plan:
-    """Lay out a traced step and its derivative."""
+    """Lay out a traced step and its derivative.
+
+    With ``sums_apart`` sums along a row stand outside the loop if they can, as products do: on a
+    GPU all blocks of a row wait for one another before one.
+    """
     trace, forward_count = step.trace, step.length
+    for slot, row in enumerate(trace.rows[:forward_count]):
+        if row.op == "state":  # which keeps its shape from step to step
+            trace.like.setdefault(step.state_slots[row.detail], slot)
     cells_numbers = sum(row.op == "number" for row in trace.rows[:forward_count])
     kept: list[int] = []
     grads: list[int] = []
@@ -144,8 +152,8 @@ def make_plan(
     if derivative is not None:
         kept = _to_keep(step, derivative, forward_count)
         grads = _to_store(trace, derivative)
-        backward = _backward(step, derivative, kept, grads)
-    forward = _forward(step, kept)
+        backward = _backward(step, derivative, kept, grads, sums_apart)
+    forward = _forward(step, kept, sums_apart)
     return Plan(
         name=name,
         dtype=str(trace.dtype),
@@ -254,8 +262,8 @@ def _to_store(trace: Trace, derivative: Derivative) -> list[int]:
 # One direction -------------------------------------------------------------------------------
 
 
-def _forward(step: Step, kept: list[int]) -> Program:
-    build = _Builder(step.trace, "forward", "state")
+def _forward(step: Step, kept: list[int], sums_apart: bool) -> Program:
+    build = _Builder(step.trace, "forward", "state", sums_apart)
     for slot, row in enumerate(step.trace.rows):
         if row.op in ("x", "state", "capture"):
             build.leaves[slot] = Place(row.op, row.detail)
@@ -268,8 +276,10 @@ def _forward(step: Step, kept: list[int]) -> Program:
     return build.program()
 
 
-def _backward(step: Step, derivative: Derivative, kept: list[int], grads: list[int]) -> Program:
-    build = _Builder(step.trace, "backward", "dstate")
+def _backward(
+    step: Step, derivative: Derivative, kept: list[int], grads: list[int], sums_apart: bool
+) -> Program:
+    build = _Builder(step.trace, "backward", "dstate", sums_apart)
     for slot, row in enumerate(step.trace.rows):
         if row.op in ("x", "state", "capture", "dy", "dstate"):
             build.leaves[slot] = Place(row.op, row.detail)
@@ -300,8 +310,9 @@ class _Builder:
     another pass than its own gets memory.
     """
 
-    def __init__(self, trace: Trace, direction: str, carried: str) -> None:
+    def __init__(self, trace: Trace, direction: str, carried: str, sums_apart: bool) -> None:
         self.trace, self.direction, self.carried = trace, direction, carried
+        self.apart = (*PRODUCTS, *(REDUCTIONS if sums_apart else ()))  # better outside the loop
         self.leaves: dict[int, Place] = {}  # what is in memory before
         self.outputs: list[tuple[int, Target]] = []
         self.inputs: dict[int, tuple[int, ...]] = {}  # of each row that is computed
@@ -481,8 +492,8 @@ class _Builder:
     def _put_in_sections(self) -> None:
         order = self.order()
         moved = self._moved()
-        products = [slot for slot in order if self.op(slot) in PRODUCTS]
-        early = self._closure(slot for slot in products if slot not in moved)
+        apart = [slot for slot in order if self.op(slot) in self.apart]
+        early = self._closure(slot for slot in apart if slot not in moved)
         looped = self._closure(
             slot for slot, target in self.outputs if target.kind in ("after", "before")
         )
@@ -490,7 +501,7 @@ class _Builder:
         for slot in order:
             if slot in early or slot in looped:
                 continue
-            if self.op(slot) in PRODUCTS or not late.isdisjoint(self.inputs[slot]):
+            if self.op(slot) in self.apart or not late.isdisjoint(self.inputs[slot]):
                 late.add(slot)
         for slot in order:
             self.section[slot] = "early" if slot in early else "late" if slot in late else "loop"

@@ -31,9 +31,9 @@ def kernel_source(
     give; if nothing requires one, those of the inputs and of all that the cell closes over. The
     line of the step tape stands above each statement.
     """
-    _, runner = prepare(cell, xs, state)
+    call, needs = prepare(cell, xs, state)
     direction = "backward" if backward else "forward"
-    return KernelSource(*runner.file(direction))
+    return KernelSource(*call.runner(needs).file(direction))
 
 
 def explain(cell: Cell, xs: Any, state: Any = None) -> Plan:
@@ -43,7 +43,8 @@ def explain(cell: Cell, xs: Any, state: Any = None) -> Plan:
     kept at each step, and where gradients are added up; for inputs on a GPU also how the batch and
     a step are divided among its blocks. Gradients as in ``kernel_source``.
     """
-    call, runner = prepare(cell, xs, state)
+    call, needs = prepare(cell, xs, state)
+    runner = call.runner(needs)
     plan: Plan = runner.plan
     if call.xs[0].device == devices.CPU:
         return plan
