@@ -268,7 +268,7 @@ class Layout:
         values |= {
             "B": sizes.B,
             "onward": sizes.onward,
-            "slots": 2 if self.keep and sizes.resets else 1,
+            "slots": 2 if sizes.resets else 1,
             "parts": self.choice.parts,
             "rows": self.choice.rows,
             "kept_mask": -1 if self.keep else 1,

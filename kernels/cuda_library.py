@@ -33,6 +33,7 @@ from tinygrad_seq.kernels.cuda_build import (
 WARP = 32
 ALL = 0xFFFFFFFF  # lanes of a warp
 ONE_OVER_PI = Fraction("0.31830988618379067153776752674502872406891929148091289749533468811779")
+AHEAD = 8  # numbers of a row that are read before those before them are multiplied
 TILE = 4  # a thread adds up TILE × TILE results of a product, or 1 × TILE
 whole = int if SIMULATED else types.int32  # half the registers of a word
 Tile = tuple[int, int, int, int]
@@ -328,6 +329,14 @@ def _products(dtype: str) -> dict[str, Any]:
         """Sums of ``height`` rows by TILE columns in each thread's registers."""
 
         @device
+        def read(into: Any, i: int, at: int) -> None:
+            """The numbers of a row that the next turn of the loop multiplies."""
+            a, b = of_row(at), of_row(at + TILE * item)
+            for n in range(TILE):
+                into[i, n] = a[n]
+                into[i, TILE + n] = b[n]
+
+        @device
         def multiply(
             shared: Any,
             rows: int,
@@ -341,25 +350,31 @@ def _products(dtype: str) -> dict[str, Any]:
         ) -> None:
             (r, c, first, end), (dr, dc, wrap, below) = mine, on
             sums = cuda.local.array((height, TILE), kind)
+            now = cuda.local.array((height, AHEAD), kind)  # numbers of the rows, read early
+            then = cuda.local.array((height, AHEAD), kind)
+            last = first + ((end - first) // AHEAD - 1) * AHEAD
             while r < m:
                 if c < C:
                     for i in range(height):
                         for j in range(TILE):
                             sums[i, j] = zero
                     k = first
-                    while k + TILE <= end:
-                        w0 = four(shared, weights, k * C + c)
-                        w1 = four(shared, weights, (k + 1) * C + c)
-                        w2 = four(shared, weights, (k + 2) * C + c)
-                        w3 = four(shared, weights, (k + 3) * C + c)
+                    if k <= last:
                         for i in range(height):
-                            x = of_row(rows + min(r + i, m - 1) * row_bytes + k * item)
-                            for j in range(TILE):
-                                sums[i, j] += x[0] * w0[j]
-                                sums[i, j] += x[1] * w1[j]
-                                sums[i, j] += x[2] * w2[j]
-                                sums[i, j] += x[3] * w3[j]
-                        k += TILE
+                            read(then, i, rows + min(r + i, m - 1) * row_bytes + k * item)
+                    while k <= last:
+                        ahead = min(k + AHEAD, last)
+                        for i in range(height):
+                            for n in range(AHEAD):
+                                now[i, n] = then[i, n]
+                            at = rows + min(r + i, m - 1) * row_bytes + ahead * item
+                            read(then, i, at)
+                        for n in range(AHEAD):
+                            w = four(shared, weights, (k + n) * C + c)
+                            for i in range(height):
+                                for j in range(TILE):
+                                    sums[i, j] += now[i, n] * w[j]
+                        k += AHEAD
                     while k < end:
                         w = four(shared, weights, k * C + c)
                         for i in range(height):

@@ -84,7 +84,7 @@ class CudaWriter(Writer):
             "if R <= 0:",
             "    return",
             "counter = counters + group * 128",
-            "shared = cuda.shared.array(0, number)",
+            "shared = cuda.shared.array(0, number, 16)",
         ]
         return self._whole(direction, head)
 
@@ -115,7 +115,9 @@ class CudaWriter(Writer):
             item.write(2)
         if len(items) > 1:
             self.add(2, "meet()")
-        return self._whole(name, ["parts, part = 1, 0", "shared = cuda.shared.array(0, number)"])
+        return self._whole(
+            name, ["parts, part = 1, 0", "shared = cuda.shared.array(0, number, 16)"]
+        )
 
     def _whole(self, name: str, head: list[str]) -> str:
         body = self.taken()
@@ -338,10 +340,25 @@ class CudaWriter(Writer):
         self.add(depth, f"r, i = r{width}, i{width}")
         self.add(depth, f"while r < {rows}:")
         self.add(depth + 1, f"j = u{width} + i")
-        body(depth + 1)
+        self._once(depth + 1, body)
         self.add(depth + 1, f"r, i = whole(r + dr{width}), whole(i + di{width})")
         self.add(depth + 1, f"if i >= n{width}:")
         self.add(depth + 2, f"r, i = whole(r + 1), whole(i - n{width})")
+
+    def _once(self, depth: int, body: Any) -> None:
+        """The body, which row of the batch row r is and when it is at step s being read once."""
+        at = len(self.lines)
+        body(depth)
+        used = []
+        for name, text in (
+            ("bt", "word(batch, first + r)"),
+            ("t", "word(begin, first + r) + s * onward"),
+        ):
+            if any(text in line for line in self.lines[at:]):
+                used.append("    " * depth + f"{name} = {text}")
+                lines = [line.replace(text, name) for line in self.lines[at:]]
+                self.lines[at:] = [line for line in lines if line.strip() != f"{name} = {name}"]
+        self.lines[at:at] = used
 
     def _value_reads(self, slot: int, repeated: bool, inside: set[int], by: str) -> list[Region]:
         if self.plan.rows[slot].op == "number" or (slot in inside and not repeated):
@@ -380,7 +397,8 @@ class CudaWriter(Writer):
 
     def _where(self, depth: int, unit: str | None = None) -> None:
         """Step and row that a random number belongs to."""
-        self.add(depth, "t, row = word(begin, first + r) + s * onward, word(batch, first + r)")
+        self.add(depth, "t = word(begin, first + r) + s * onward")
+        self.add(depth, "row = word(batch, first + r)")
         if unit is not None:
             self.add(depth, f"j = {unit}")
 
@@ -416,6 +434,7 @@ class CudaWriter(Writer):
         by = "rows" if reductions else "units"
         reads: list[Region] = []
         writes = [Region(("partial", slot), (), plan.classes[along], by) for slot in reductions]
+        writes += [Region(("total", slot), (), 0, "rows") for slot in reductions]
         for slot in slots:
             for k, repeated in zip(program.inputs[slot], self._repeated(slot), strict=True):
                 if repeated or self._known_single(k, computed):
@@ -457,7 +476,7 @@ class CudaWriter(Writer):
             self.add(depth + 1, f"v{slot} = {value}")
         self.add(depth + 1, f"for i in range(thread() % 32, n{width}, 32):")
         self.add(depth + 2, f"j = u{width} + i")
-        body(depth + 2)
+        self._once(depth + 2, body)
         for slot in reductions:
             name = self.plan.rows[slot].op
             self.add(depth + 1, f"v{slot} = warp_{name}(v{slot})")
@@ -498,6 +517,7 @@ class CudaWriter(Writer):
         have: set[int] = set()
         if any(plan.rows[slot].op == "uniform" for slot in slots):
             self._where(depth)
+        at = len(self.lines)
         for slot in slots:
             self._comment(depth, slot)
             for k, repeated in zip(self.program.inputs[slot], self._repeated(slot), strict=True):
@@ -507,7 +527,7 @@ class CudaWriter(Writer):
                     self._single(k, computed, have, depth)
                 else:
                     have.add(k)
-                    self.add(depth, f"v{k} = {self._load(k)}")
+                    at = self._load(k, depth, at)
             if slot in reductions:
                 name, source = plan.rows[slot].op, self.program.inputs[slot][0]
                 self.add(depth, f"v{slot} = part_{name}(v{slot}, {self.value(source)})")
@@ -517,15 +537,23 @@ class CudaWriter(Writer):
                 to = self._on(self._row(target.kind, target.which), target.offset)
                 self._put(depth, self._unit(to), f"v{slot}", target.kind == "sum")
 
-    def _load(self, slot: int) -> str:
-        """A value at the thread's own row and unit."""
+    def _load(self, slot: int, depth: int, at: int) -> int:
+        """A value at the thread's own row and unit. What is in memory is read at line ``at``,
+        before anything is computed or stored: many reads are on their way at once then. Gives the
+        line after it."""
         base = base_of(self.plan, self.program, slot)
         chain = self.chain_of.get(base)
-        place = self._read(slot) if chain is None or not chain.local or chain.goes_on else ""
-        loaded = [f"load({self._unit(place)})"] if place else []
+        local = chain is not None and chain.local
+        parts = []
+        if chain is None or not chain.local or chain.goes_on:
+            name = f"m{slot}" if local else f"v{slot}"
+            load = f"{name} = load({self._unit(self._read(slot))})"
+            self.lines.insert(at, "    " * depth + load)
+            at, parts = at + 1, [name]
         if chain is not None and chain.local:
-            loaded += [self._share(stage, chain.at(slot)) for stage in chain.stages]
-        return " + ".join(loaded)
+            parts += [self._share(stage, chain.at(slot)) for stage in chain.stages]
+            self.add(depth, f"v{slot} = {' + '.join(parts)}")
+        return at
 
     def _unit(self, address: str) -> str:
         """The address of unit j of a row."""
