@@ -314,9 +314,12 @@ class _Run:
         if program.gathered:
             self._launch_alone(f"{direction}_gather")
         self._section("early")
-        choice = layout.choice
-        self.view_bytes("counters").fill(0)
-        self._launch(direction, choice.groups * choice.parts, choice.shared_bytes, self.words)
+        choice, B = layout.choice, self.inputs.rows.B
+        share = -(-B // choice.launches)
+        for row in range(0, B, share):  # of the batch one share after another
+            self.words |= {"row0": row, "row1": min(row + share, B)}
+            self.view_bytes("counters").fill(0)
+            self._launch(direction, choice.groups * choice.parts, choice.shared_bytes, self.words)
         self._section("late")
 
     def view_bytes(self, name: str) -> Array:

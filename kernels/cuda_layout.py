@@ -25,6 +25,7 @@ WARP = 32
 RING = 4  # newest steps of a state or its gradient that are there at once
 COUNTER = 128  # bytes that each group's counter has for itself
 ALIGNMENT = 256
+MOST_LAUNCHES = 256
 ROWS_ALONE = 4096  # numbers that a block takes at once outside the loop
 
 
@@ -45,6 +46,7 @@ class Costs(NamedTuple):
     passing: float = 250.0
     issue: float = 4.0  # instructions of warps in a clock
     near: float = 20.0  # bytes in a clock to one block from the device's cache
+    shared: float = 128.0  # and from its own memory
     streams: float = 30.0
 
 
@@ -70,6 +72,7 @@ class Shape(NamedTuple):
     workers: int  # warps that share the tiles
     slices: int  # teams of them that share K
     depth: int  # of K, of each team
+    clocks: float  # that it is thought to take
 
 
 class Choice(NamedTuple):
@@ -82,14 +85,16 @@ class Choice(NamedTuple):
     shapes: dict[int, Shape]  # of each product
     shared_bytes: int
     clocks: float  # that a step is thought to take
+    launches: int = 1  # one after another, of a share of the batch each
 
     def __str__(self) -> str:
         where = "weights stay in shared memory"
         if self.streamed:
             products = ", ".join(f"%{slot}" for slot in sorted(self.streamed))
             where = f"weights of {products} are read at each step, there is no room for them"
+        launches = f"{self.launches} launches of " if self.launches > 1 else ""
         return (
-            f"{self.groups} groups of {self.parts} blocks, {self.rows} rows each; "
+            f"{launches}{self.groups} groups of {self.parts} blocks, {self.rows} rows each; "
             f"{self.shared_bytes} bytes of shared memory a block; {where}"
         )
 
@@ -111,17 +116,21 @@ def choose(
     before each product and ``meetings`` times besides.
     """
     best = None
-    rows = 1
-    while True:
-        groups = -(-B // rows)
-        if groups <= machine.processors or rows >= B:
-            for parts in _counts(machine.processors // groups, widest):
-                found = divided(wanted, groups, parts, rows, widest, item, machine, meetings)
-                if found is not None and (best is None or found.clocks < best.clocks):
-                    best = found
-        if rows >= B:
-            break
-        rows = min(2 * rows, B)
+    launches = 1
+    while launches <= min(B, MOST_LAUNCHES):
+        share, rows = -(-B // launches), 1
+        while True:
+            groups = -(-share // rows)
+            if groups <= machine.processors:
+                for parts in _counts(machine.processors // groups, widest):
+                    sizes = groups, parts, rows, widest, item
+                    found = divided(wanted, *sizes, machine, meetings, launches)
+                    if found is not None and (best is None or found.clocks < best.clocks):
+                        best = found
+            if rows >= share:
+                break
+            rows = min(2 * rows, share)
+        launches *= 2
     if best is None:
         raise MemoryError(
             f"scan: a step whose products have {max(sum(w.widths) for w in wanted)} columns does "
@@ -132,24 +141,39 @@ def choose(
 
 
 def _counts(most: int, widest: int) -> list[int]:
-    """Numbers of parts to be tried."""
+    """Numbers of parts to be tried: none whose shares are not smaller than those of fewer."""
     most = max(1, min(most, widest))
-    return sorted({2**k for k in range(most.bit_length())} | {most})
+    tried = {2**k for k in range(most.bit_length())} | {most}
+    fewest: dict[int, int] = {}
+    for parts in sorted(tried):
+        fewest.setdefault(-(-widest // parts), parts)
+    return list(fewest.values())
 
 
-def _shape(K: int, C: int, rows: int, machine: Machine) -> Shape:
-    """How the warps of a block divide a product."""
-    warps = machine.threads // WARP
-    height = TILE if rows >= TILE else 1
-    columns = C // TILE
+def _shape(K: int, C: int, rows: int, item: int, machine: Machine) -> Shape:
+    """How the warps of a block divide a product: by the tiles that take less time."""
+    return min(
+        (_of_height(height, K, C, rows, item, machine) for height in (TILE, 1)),
+        key=lambda shape: shape.clocks,
+    )
+
+
+def _of_height(height: int, K: int, C: int, rows: int, item: int, machine: Machine) -> Shape:
+    warps, columns = machine.threads // WARP, C // TILE
     across = min(WARP, 1 << max(0, columns - 1).bit_length())
-    down = WARP // across
     beside = max(1, -(-columns // across))
-    tiles = beside * -(-rows // (height * down))
-    workers = min(warps, tiles)
+    below = -(-rows // (height * (WARP // across)))
+    workers = min(warps, beside * below)
     slices = max(1, min(warps // workers, -(-K // TILE)))
     depth = padded(-(-K // slices))
-    return Shape(K, C, height, across, beside, workers, slices, depth)
+    busy = max(0.25, min(1.0, workers * slices / 4))  # of the four schedulers
+    instructions = height * TILE + 2 + height / TILE  # of a warp, for each k of a tile
+    clocks = max(
+        beside * below * K * instructions / COSTS.issue / busy,
+        below * K * C * item / COSTS.shared,
+        rows * K * item * beside / COSTS.near,
+    )
+    return Shape(K, C, height, across, beside, workers, slices, depth, clocks)
 
 
 def divided(
@@ -161,6 +185,7 @@ def divided(
     item: int,
     machine: Machine,
     meetings: int = 0,
+    launches: int = 1,
 ) -> Choice | None:
     """What such a division takes; None if there is no room for it."""
     waiting = COSTS.barrier + 5.0 * parts if parts > 1 else COSTS.meeting
@@ -170,14 +195,9 @@ def divided(
     room = machine.shared_bytes - meetings * rows * item
     for each in wanted:
         C = sum(padded(-(-width // parts)) for width in each.widths)
-        shape = shapes[each.slot] = _shape(each.K, C, rows, machine)
+        shape = shapes[each.slot] = _shape(each.K, C, rows, item, machine)
         room -= shape.slices * rows * C * item
-        below = -(-rows // (shape.height * (WARP // shape.across)))
-        each_k = shape.height * TILE + 2 + shape.height / TILE
-        busy = min(1.0, shape.workers * shape.slices / 4)  # of the four schedulers
-        work = shape.beside * below * each.K * each_k / COSTS.issue / max(busy, 0.25)
-        reading = rows * each.K * item * shape.beside / COSTS.near
-        clocks += COSTS.product + max(work, reading)
+        clocks += COSTS.product + shape.clocks
     if room < 0:
         return None
     streamed, used = set(), machine.shared_bytes - room
@@ -189,7 +209,9 @@ def divided(
         else:
             streamed.add(each.slot)
             clocks += size / COSTS.streams
-    return Choice(groups, parts, rows, frozenset(streamed), shapes, used, clocks)
+    return Choice(
+        *(groups, parts, rows, frozenset(streamed), shapes, used, clocks * launches, launches)
+    )
 
 
 # Where everything is -------------------------------------------------------------------------

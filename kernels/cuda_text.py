@@ -53,7 +53,7 @@ class CudaWriter(Writer):
     def loop(self) -> str:
         """The kernel of all steps."""
         direction = self.program.direction
-        for name in ("counters", "parts", "rows", "s0", "s1", "k0", "B", "active"):
+        for name in ("counters", "parts", "rows", "row0", "row1", "s0", "s1", "k0", "B", "active"):
             self.word(name)
         for name in ("batch", "begin", "onward"):
             self.word(name)
@@ -79,8 +79,8 @@ class CudaWriter(Writer):
         head = [
             "group = whole(block() // parts)",
             "part = whole(block() - group * parts)",
-            "first = whole(group * rows)  # rows first to first + R are this group's",
-            "R = whole(min(rows, B - first))",
+            "first = whole(row0 + group * rows)  # rows first to first + R are this group's",
+            "R = whole(min(rows, row1 - first))",
             "if R <= 0:",
             "    return",
             "counter = counters + group * 128",

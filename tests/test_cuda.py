@@ -187,7 +187,7 @@ def test_the_weights_of_an_lstm_stay_in_shared_memory(H, B):
     choice = choose(lstm(H), B, H, 4, H200)
     assert not choice.streamed
     assert choice.groups * choice.parts <= H200.processors
-    assert choice.rows * choice.groups >= B
+    assert choice.rows * choice.groups * choice.launches >= B
     assert choice.shared_bytes <= H200.shared_bytes
     assert "weights stay in shared memory" in str(choice)
 
@@ -196,6 +196,13 @@ def test_weights_without_room_are_read_at_each_step():
     choice = choose(lstm(4096), 16, 4096, 4, H200)
     assert choice.streamed == {1}
     assert "weights of %1 are read at each step, there is no room for them" in str(choice)
+
+
+def test_large_batches_take_several_launches():
+    choice = choose(lstm(1024), 8192, 1024, 4, H200)
+    assert choice.launches > 1
+    assert choice.launches * choice.groups * choice.rows >= 8192
+    assert str(choice).startswith(f"{choice.launches} launches of {choice.groups} groups of ")
 
 
 def test_a_step_without_products_is_spread_over_the_device():

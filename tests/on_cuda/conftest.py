@@ -51,12 +51,13 @@ def divided(monkeypatch, rng):
 
     def choose(wanted, B, widest, item, machine, meetings=0):
         found = []
-        for rows in {1, 2, B}:
+        for rows, launches in ((1, 1), (2, 1), (B, 1), (1, 2), (-(-B // 2), 2)):
             for parts in (1, 2, 3):
                 room = machine._replace(shared_bytes=int(rng.choice([48_000, 6_000, 1_500])))
-                groups = -(-B // rows)
-                sizes = (groups, parts, rows, widest, item)
-                choice = cuda_layout.divided(wanted, *sizes, room, meetings)
+                share = -(-B // launches)
+                groups = -(-share // rows)
+                sizes = groups, parts, rows, widest, item
+                choice = cuda_layout.divided(wanted, *sizes, room, meetings, launches)
                 if choice is not None:
                     found.append(choice)
         return found[rng.integers(len(found))]
