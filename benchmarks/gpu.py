@@ -129,7 +129,7 @@ PARTS = {
         *(60, 20, gpu_report.items_section),
     ),
     "tests": Kind("The GPU tests", lambda: ["pytest"], 120, 180, gpu_report.tests_section),
-    "correct": Kind("Correctness", correct_items, 50, 30, gpu_report.correct_section),
+    "correct": Kind("Correctness", correct_items, 50, 45, gpu_report.correct_section),
     "table": Kind("Beside PyTorch and JAX", table_items, 150, 110, gpu_report.table_section),
     "sweep": Kind("Divisions", sweep_items, 35, 20, gpu_report.sweep_section),
 }

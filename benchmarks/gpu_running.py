@@ -229,7 +229,8 @@ class Program:
             list(command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
         )
         self.answers: queue.Queue[str | None] = queue.Queue()
-        threading.Thread(target=self._read, daemon=True).start()
+        self.reader = threading.Thread(target=self._read, daemon=True)
+        self.reader.start()
 
     def _read(self) -> None:
         assert self.process.stdout
@@ -261,6 +262,11 @@ class Program:
 
     def close(self) -> None:
         end_process(self.process, group=False)
+        self.reader.join(5)  # a child of the program may hold its output open
+        for pipe in (self.process.stdin, self.process.stdout):
+            if pipe and not self.reader.is_alive():
+                with suppress(OSError):
+                    pipe.close()
 
 
 def answer_questions(reply: Callable[[str], Any]) -> None:
