@@ -20,7 +20,7 @@ from recurrent import jax as in_jax
 
 Runs = dict[str, Callable[[], Any]]
 LAYERS = ("lstm", "gru")
-CHUNK = 8  # steps that torch.compile is given at once
+CHUNK = 8  # steps that torch.compile is given at once, or else one
 
 
 # Here ----------------------------------------------------------------------------------------
@@ -178,6 +178,7 @@ class InTorch:
         device: str,
         dtype: str = "float32",
         compiler: Callable[[Any], Any] | None = None,
+        most: int = CHUNK,
     ) -> None:
         import torch
 
@@ -186,12 +187,16 @@ class InTorch:
         self.torch = torch
         x, self.dy = (torch.tensor(a.astype(dtype), device=device) for a in data(B, T, H, H))
         self.xs = x.requires_grad_()
-        self.zeros = torch.zeros(B, H, dtype=x.dtype, device=device)
+        # Apart from one another, and in want of a gradient as later states are: PyTorch compiles
+        # anew for inputs that differ in this.
+        self.zeros = [torch.zeros(B, H, dtype=x.dtype, device=device) for _ in range(2)]
+        for each in self.zeros if compiler else []:
+            each.requires_grad_()
         self.parameters: dict[str, Any]
         if name in LAYERS:
             self._layer(name, H, device, x.dtype)
         else:
-            self._loop(name, H, device, dtype, compiler)
+            self._loop(name, H, device, dtype, compiler, most)
 
     def _layer(self, name: str, H: int, device: str, dtype: Any) -> None:
         from agreement import copy_parameters
@@ -204,7 +209,7 @@ class InTorch:
         self.parameters = dict(layer.named_parameters())
         self.run: Callable[[], Any] = lambda: layer(self.xs)[0]
 
-    def _loop(self, name: str, H: int, device: str, dtype: str, compiler: Any) -> None:
+    def _loop(self, name: str, H: int, device: str, dtype: str, compiler: Any, most: int) -> None:
         torch, kind, m = self.torch, CELLS[name], TorchFunctions()
         p = {
             k: torch.tensor(v.astype(dtype), device=device).requires_grad_()
@@ -212,7 +217,7 @@ class InTorch:
         }
         self.parameters = p
         T = len(self.xs)
-        steps = 1 if compiler is None else next(n for n in range(CHUNK, 0, -1) if T % n == 0)
+        steps = 1 if compiler is None else next(n for n in range(most, 0, -1) if T % n == 0)
 
         def chunk(x: Any, state: Any, p: Any) -> Any:
             named = _Named(p)
@@ -225,7 +230,9 @@ class InTorch:
         each = chunk if compiler is None else compiler(chunk)
 
         def run() -> Any:
-            state: Any = tuple(self.zeros for _ in range(kind.states))
+            recorded = torch.is_grad_enabled()
+            zeros = self.zeros[: kind.states]
+            state: Any = tuple(zero if recorded else zero.detach() for zero in zeros)
             ys = []
             for t in range(0, T, steps):
                 y, state = each(self.xs[t : t + steps], state, p)
@@ -235,9 +242,8 @@ class InTorch:
         self.run = run
 
     def train(self) -> Any:
-        self.xs.grad = None
-        for parameter in self.parameters.values():
-            parameter.grad = None
+        for leaf in (self.xs, *self.zeros, *self.parameters.values()):
+            leaf.grad = None
         ys = self.run()
         ys.backward(self.dy)
         return ys
@@ -359,13 +365,13 @@ def program_torch() -> Any:
     return make, torch.cuda.synchronize
 
 
-def program_compile() -> Any:
+def program_compile(most: int = CHUNK) -> Any:
     import torch
 
     def make(name: str, row: Any) -> Any:
         torch._dynamo.reset()
         compiler = torch.compile(dynamic=False, fullgraph=True)
-        return InTorch(name, row, "cuda", compiler=compiler).runs(), nothing
+        return InTorch(name, row, "cuda", compiler=compiler, most=most).runs(), nothing
 
     return make, torch.cuda.synchronize
 
@@ -387,6 +393,7 @@ PROGRAMS = {
     "ours": program_ours,
     "torch": program_torch,
     "compile": program_compile,
+    "compile_step": lambda: program_compile(1),
     "jax": program_jax,
 }
 

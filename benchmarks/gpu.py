@@ -59,7 +59,13 @@ SIZES = [(16, 512), (16, 128), (64, 1024), (64, 256), (16, 1024), (64, 512), (16
 CORRECT_SIZES = [(16, 128), (64, 512), (16, 1024)]
 SWEPT = [(128, 16, 128), (128, 64, 512), (128, 16, 1024), (128, 1, 32)]  # T B H
 PROCESSORS = 132
-PREPARE = {"ours": 60.0, "torch": 30.0, "jax": 40.0, "compile": 60.0}  # seconds
+PREPARE = {
+    "ours": 60.0,
+    "torch": 30.0,
+    "jax": 40.0,
+    "compile": 60.0,
+    "compile_step": 60.0,
+}  # seconds
 
 
 # The items of each part ----------------------------------------------------------------------
@@ -146,7 +152,7 @@ def doer(part: str, seconds: float) -> Callable[[str, Note], dict[str, Any]]:
         return lambda item, note: dict(table[item](note))
     measures().Device()  # or say that there is none
     if part == "tests":
-        return lambda item, note: run_tests(seconds)
+        return lambda item, note: run_tests(seconds, note)
     if part == "table":
         return Table()
     import cells_on_gpu
@@ -174,16 +180,21 @@ def run_worker(part: str, seconds: float, records: str, items: Sequence[str]) ->
     return work(items, do, found)
 
 
-def run_tests(seconds: float) -> dict[str, Any]:
+def run_tests(seconds: float, note: Note) -> dict[str, Any]:
     """The tests that are marked for a GPU; interrupted before the time is up, so as to report."""
-    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-x", "--maxfail=25"]
+    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-v", "-x", "--maxfail=25"]
     command += ["--tb=short", "-ra", "-W", "default", "-p", "no:cacheprovider"]
     command += ["-o", "faulthandler_timeout=45", "--durations=10"]
     if importlib.util.find_spec("xdist"):
         command += ["-n", str(max(1, min(6, (os.cpu_count() or 2) // 2)))]
     command += ["tests/on_cuda", "tests/test_devices.py"]
     process = subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "PYTHONSAFEPATH": "1"},  # the package as all parts have it
     )
     late = False
     try:
@@ -202,13 +213,17 @@ def run_tests(seconds: float) -> dict[str, Any]:
         (k for k, line in enumerate(lines) if "= FAILURES" in line or "= ERR" in line), -30
     )
     text = "\n".join(lines[begin:])
-    return {
+    found = {
         "returned": process.returncode,
         "stopped early": late,
         "last line": lines[-1] if lines else "",
         "command": " ".join(command[1:]),
         "summary": text if len(text) < 16_000 else f"{text[:10_000]}\n...\n{text[-6_000:]}",
     }
+    note(**found)
+    if process.returncode:
+        raise RuntimeError(f"pytest returned {process.returncode}: {found['last line']}")
+    return found
 
 
 class Table:
@@ -216,7 +231,7 @@ class Table:
 
     def __init__(self, commands: dict[str, list[str]] | None = None) -> None:
         me = [sys.executable, "-W", "ignore", str(HERE / "gpu.py"), "--program"]
-        names = ("ours", "torch", "jax", "compile")
+        names = ("ours", "torch", "jax", "compile", "compile_step")
         self.commands = commands or {name: [*me, name] for name in names}
         self.running: dict[str, Program] = {}
         self.losses: dict[str, int] = {}
@@ -224,7 +239,7 @@ class Table:
     def wanted(self, item: str) -> list[str]:
         cell, *_, last = item.split()
         if last == "compile":
-            return ["ours", "compile"]
+            return ["ours", "compile", "compile_step"]
         return ["ours", "torch"] if cell in LAYERS else ["ours", "torch", "jax"]
 
     def program(self, name: str) -> Program:
@@ -434,6 +449,7 @@ def main() -> int:
         with suppress(KeyboardInterrupt):
             run_program(given.program)
         return 0
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that workers are ended too
     path = run_all(given.parts, given.minutes, given.output)
     print(end_of(path.read_text(encoding="utf-8"), 20_000))
     return 0
