@@ -10,6 +10,7 @@ the namespace of the device's arrays.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -179,7 +180,7 @@ class Runner:
     ) -> Gradients:
         """What a way back has left in its memory."""
         plan, inputs = self.plan, run.inputs
-        order = self.xp.asarray(np.argsort(inputs.rows.batch)) if inputs.rows.ragged else None
+        order = run.order if inputs.rows.ragged else None
         states: list[Array | None] = [None] * len(inputs.states)
         resets = list(states)
         for k, after in enumerate(plan.derivative.after):
@@ -191,13 +192,13 @@ class Runner:
                 resets[k] = run.view(f"dreset{k}").copy()
         widths = inputs.widths
         slots = {row.detail: slot for slot, row in enumerate(plan.rows) if row.op == "capture"}
-        for k in {k for _, k in plan.derivative.sums}:
+        for k in {k for _, k in plan.sums_on_the_way()}:
             rows = run.rows(f"sum{k}", widths[slots[k]])
-            per_row = run.layout.values[f"capture{k}_b"] != 0
-            if per_row:
-                captured[k] = rows.copy() if order is None else rows[order]
+            if run.layout.values[f"capture{k}_b"]:
+                share = rows if order is None else rows[order]
             else:
-                captured[k] = rows.sum(axis=0)
+                share = rows.sum(axis=0)
+            captured[k] = share + captured[k] if k in captured else share.copy()
         for k, array in captured.items():
             captured[k] = array.reshape(inputs.captured[k].shape)
         return Gradients(dxs, states, resets, captured)
@@ -247,6 +248,11 @@ class _Run:
         elif kept is not None:
             self.use(kept, runner._layout("forward", inputs, layout.steps, True))
         self._give_inputs()
+
+    @cached_property
+    def order(self) -> Array:
+        """Where the rows of the batch stand in the run."""
+        return self.xp.asarray(np.argsort(self.inputs.rows.batch))
 
     def _find(self, layout: Layout, block: str, memory: Array) -> None:
         base = cuda_build.address(memory)
@@ -382,14 +388,22 @@ class _Run:
             out[...] = a @ matrix
 
     def outer(self, captured: dict[int, Array], begin: int, end: int) -> None:
-        """Gradients of matrices: aᵀ g over all rows of all steps."""
+        """Gradients over all rows of all steps: of matrices aᵀ g, of others the sum of g."""
+        plan, xp, B = self.layout.plan, self.xp, self.inputs.rows.B
         if end <= begin:
-            for _, _, k in self.layout.plan.derivative.outer:
-                captured.setdefault(k, self.xp.zeros_like(self.inputs.captured[k]))
+            for k in (*(k for *_, k in plan.derivative.outer), *(k for _, k in plan.sums_later)):
+                captured.setdefault(k, xp.zeros(self.inputs.captured[k].shape, self.runner.dtype))
             return
-        for a, g, k in self.layout.plan.derivative.outer:
-            gradient = self._side(a).T @ self._side(g)
-            captured[k] = captured[k] + gradient if k in captured else gradient
+        shares = [(k, self._side(a).T @ self._side(g)) for a, g, k in plan.derivative.outer]
+        for g, k in plan.sums_later:
+            rows = self._side(g)
+            if self.layout.values[f"capture{k}_b"]:
+                share = rows.reshape(end - begin, B, -1).sum(axis=0)
+                shares.append((k, share[self.order] if self.inputs.rows.ragged else share))
+            else:  # a product: the vendor's is quicker than a sum along the first axis
+                shares.append((k, (xp.ones((1, len(rows)), rows.dtype) @ rows)[0]))
+        for k, share in shares:
+            captured[k] = captured[k] + share if k in captured else share
 
     def _side(self, slot: int) -> Array:
         """Rows of all steps (steps × B, n), those that have ended zero."""

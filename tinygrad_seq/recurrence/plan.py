@@ -123,7 +123,13 @@ class Plan:
     grads: list[int]  # what the large products after each segment of the loop are made of
     derivative: Derivative | None
     wanted_states: tuple[bool, ...]  # initial states that want a gradient
+    sums_later: tuple[tuple[int, int], ...] = ()  # (g, k) that are summed after each segment
     divisions: Mapping[str, str] = field(default_factory=dict)  # on a GPU, of each direction
+
+    def sums_on_the_way(self) -> list[tuple[int, int]]:
+        """(g, k): gradients of captures that are added up step by step."""
+        assert self.derivative is not None
+        return [each for each in self.derivative.sums if each not in self.sums_later]
 
     def __str__(self) -> str:
         return describe(self)
@@ -148,11 +154,14 @@ def make_plan(
     cells_numbers = sum(row.op == "number" for row in trace.rows[:forward_count])
     kept: list[int] = []
     grads: list[int] = []
+    later: tuple[tuple[int, int], ...] = ()
     backward = None
     if derivative is not None:
         kept = _to_keep(step, derivative, forward_count)
         grads = _to_store(trace, derivative)
-        backward = _backward(step, derivative, kept, grads, sums_apart)
+        if sums_apart:  # what is stored of all steps can be summed from there
+            later = tuple(each for each in derivative.sums if each[0] in grads)
+        backward = _backward(step, derivative, kept, grads, later, sums_apart)
     forward = _forward(step, kept, sums_apart)
     return Plan(
         name=name,
@@ -172,6 +181,7 @@ def make_plan(
         kept=kept,
         states_kept=_states_to_keep(trace, derivative, backward),
         grads=grads,
+        sums_later=later,
     )
 
 
@@ -277,7 +287,12 @@ def _forward(step: Step, kept: list[int], sums_apart: bool) -> Program:
 
 
 def _backward(
-    step: Step, derivative: Derivative, kept: list[int], grads: list[int], sums_apart: bool
+    step: Step,
+    derivative: Derivative,
+    kept: list[int],
+    grads: list[int],
+    sums_later: tuple[tuple[int, int], ...],
+    sums_apart: bool,
 ) -> Program:
     build = _Builder(step.trace, "backward", "dstate", sums_apart)
     for slot, row in enumerate(step.trace.rows):
@@ -290,7 +305,8 @@ def _backward(
     for slot in grads:
         build.write(slot, Target("grads", slot))
     for gradient, k in derivative.sums:
-        build.write(gradient, Target("sum", k))
+        if (gradient, k) not in sums_later:
+            build.write(gradient, Target("sum", k))
     for k, dx in enumerate(derivative.dx):
         if dx is not None:
             build.write(dx, Target("dx", k))
@@ -792,7 +808,9 @@ def describe(plan: Plan) -> str:
     if plan.derivative is not None:
         for a, g, k in plan.derivative.outer:
             lines.append(f"after each segment: gradient of matrix {k} += %{a}ᵀ %{g}")
-        for g, k in plan.derivative.sums:
+        for g, k in plan.sums_later:
+            lines.append(f"after each segment: gradient of capture {k} += Σ %{g}")
+        for g, k in plan.sums_on_the_way():
             lines.append(f"summed on the way: gradient of capture {k} = Σ %{g}")
     lines += [f"on the GPU, {direction}: {text}" for direction, text in plan.divisions.items()]
     return "\n".join(lines)
