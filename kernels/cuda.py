@@ -192,7 +192,7 @@ class Runner:
                 resets[k] = run.view(f"dreset{k}").copy()
         widths = inputs.widths
         slots = {row.detail: slot for slot, row in enumerate(plan.rows) if row.op == "capture"}
-        for k in {k for _, k in plan.sums_on_the_way()}:
+        for k in plan.sums_on_the_way():
             rows = run.rows(f"sum{k}", widths[slots[k]])
             if run.layout.values[f"capture{k}_b"]:
                 share = rows if order is None else rows[order]

@@ -381,5 +381,5 @@ class Layout:
                     shape = (B, self.width(plan.state_slots[k]))
                     self.memory["work"].take(f"dreset{k}", shape, self.item)
         slots = {row.detail: slot for slot, row in enumerate(plan.rows) if row.op == "capture"}
-        for k in {k for _, k in plan.sums_on_the_way()}:
+        for k in plan.sums_on_the_way():
             self._rows("work", f"sum{k}", B, self.sizes.widths[slots[k]])

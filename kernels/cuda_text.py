@@ -613,7 +613,7 @@ class CudaWriter(Writer):
                 self.add(depth + 1, f"store({to}, {zero})")
 
             self._over_state(k, 2, body)
-        for k in sorted({k for _, k in plan.sums_on_the_way()}):
+        for k in plan.sums_on_the_way():
 
             def clear(depth: int, k: int = k) -> None:
                 self.add(depth, f"store({self._row('sum', k)} + j * {self.item}, {zero})")

@@ -126,10 +126,11 @@ class Plan:
     sums_later: tuple[tuple[int, int], ...] = ()  # (g, k) that are summed after each segment
     divisions: Mapping[str, str] = field(default_factory=dict)  # on a GPU, of each direction
 
-    def sums_on_the_way(self) -> list[tuple[int, int]]:
-        """(g, k): gradients of captures that are added up step by step."""
-        assert self.derivative is not None
-        return [each for each in self.derivative.sums if each not in self.sums_later]
+    def sums_on_the_way(self) -> list[int]:
+        """The captures whose gradients, or shares of them, are added up step by step."""
+        assert self.backward is not None
+        targets = [t for each in self.backward.targets.values() for t in each]
+        return sorted({t.which for t in targets if t.kind == "sum"})
 
     def __str__(self) -> str:
         return describe(self)
@@ -161,7 +162,9 @@ def make_plan(
         grads = _to_store(trace, derivative)
         if sums_apart:  # what is stored of all steps can be summed from there
             later = tuple(each for each in derivative.sums if each[0] in grads)
-        backward = _backward(step, derivative, kept, grads, later, sums_apart)
+        backward, more = _backward(step, derivative, kept, grads, later, sums_apart)
+        grads = sorted({*grads, *(g for g, _ in more)})
+        later += more
     forward = _forward(step, kept, sums_apart)
     return Plan(
         name=name,
@@ -293,7 +296,8 @@ def _backward(
     grads: list[int],
     sums_later: tuple[tuple[int, int], ...],
     sums_apart: bool,
-) -> Program:
+) -> tuple[Program, tuple[tuple[int, int], ...]]:
+    """The program, and what else is stored of all steps to be summed later."""
     build = _Builder(step.trace, "backward", "dstate", sums_apart)
     for slot, row in enumerate(step.trace.rows):
         if row.op in ("x", "state", "capture", "dy", "dstate"):
@@ -313,7 +317,7 @@ def _backward(
     for k, state in enumerate(derivative.before):
         if state is not None and derivative.after[k] is not None:
             build.write(state, Target("before", k))
-    return build.program()
+    return build.program(), tuple(build.later)
 
 
 class _Builder:
@@ -328,6 +332,8 @@ class _Builder:
 
     def __init__(self, trace: Trace, direction: str, carried: str, sums_apart: bool) -> None:
         self.trace, self.direction, self.carried = trace, direction, carried
+        self.sums_apart = sums_apart
+        self.later: list[tuple[int, int]] = []  # sums of what is not computed in the loop
         self.apart = (*PRODUCTS, *(REDUCTIONS if sums_apart else ()))  # better outside the loop
         self.leaves: dict[int, Place] = {}  # what is in memory before
         self.outputs: list[tuple[int, Target]] = []
@@ -543,6 +549,10 @@ class _Builder:
             self._write(self.source(slot), target)
 
     def _write(self, slot: int, target: Target) -> None:
+        outside = self.section.get(self.base(slot), "loop") != "loop"
+        if self.sums_apart and target.kind == "sum" and outside:
+            self.later.append((slot, target.which))
+            target = Target("grads", slot)
         if self.op(slot) in JOINTS and slot in self.inputs:
             if target.kind == "grads":
                 self.places[slot] = Place("grads", target.which)
@@ -810,8 +820,9 @@ def describe(plan: Plan) -> str:
             lines.append(f"after each segment: gradient of matrix {k} += %{a}ᵀ %{g}")
         for g, k in plan.sums_later:
             lines.append(f"after each segment: gradient of capture {k} += Σ %{g}")
-        for g, k in plan.sums_on_the_way():
-            lines.append(f"summed on the way: gradient of capture {k} = Σ %{g}")
+        for g, k in plan.derivative.sums:
+            if (g, k) not in plan.sums_later:
+                lines.append(f"summed on the way: gradient of capture {k} = Σ %{g}")
     lines += [f"on the GPU, {direction}: {text}" for direction, text in plan.divisions.items()]
     return "\n".join(lines)
 
