@@ -287,10 +287,8 @@ class _Run:
         words["resets"] = 0
         if inputs.resets is not None:
             words["resets"] = cuda_build.address(inputs.resets)
-        if inputs.numbers:
-            numbers = self.xp.asarray(np.array(inputs.numbers, self.runner.dtype))
-            self._hold.append(numbers)
-            words["numbers"] = cuda_build.address(numbers)
+        for k, bits in enumerate(_bits(inputs.numbers, self.runner.dtype)):
+            words[f"number{k}_bits"] = bits
         for k, seed in enumerate(inputs.seeds):  # unsigned, and words are not
             words[f"seed{k}"] = seed - 2**64 if seed >= 2**63 else seed
         self.give("x", inputs.xs)
@@ -317,14 +315,18 @@ class _Run:
         direction = layout.direction
         layout_tiles = (end - begin) * -(-self.inputs.rows.B // layout.rows_alone)
         self.alone = {**layout.words_alone, "tiles": layout_tiles}
+        # An operation of the arrays' own comes first: it makes the device this thread's.
+        counters = self.view_bytes("counters")
+        counters.fill(0)
         if program.gathered:
             self._launch_alone(f"{direction}_gather")
         self._section("early")
         choice, B = layout.choice, self.inputs.rows.B
         share = -(-B // choice.launches)
         for row in range(0, B, share):  # of the batch one share after another
+            if row:
+                counters.fill(0)
             self.words |= {"row0": row, "row1": min(row + share, B)}
-            self.view_bytes("counters").fill(0)
             self._launch(direction, choice.groups * choice.parts, choice.shared_bytes, self.words)
         self._section("late")
 
@@ -431,6 +433,12 @@ class _Run:
         xp = self.xp
         found = x[xp.asarray(times), xp.asarray(np.broadcast_to(rows.batch, times.shape).copy())]
         return xp.where(xp.asarray(there)[:, :, None], found, self.runner.dtype.type(0))
+
+
+def _bits(numbers: Sequence[float], dtype: Any) -> list[int]:
+    """Numbers as words."""
+    found: list[int] = np.array(numbers, dtype).view(f"i{np.dtype(dtype).itemsize}").tolist()
+    return found
 
 
 _dense: dict[tuple[int, int, int], Any] = {}

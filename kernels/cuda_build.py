@@ -86,7 +86,7 @@ def _assembly(text: str, constraints: str, result: Any, *arguments: Any) -> Any:
 
 @cache
 def memory(dtype: str) -> dict[str, Any]:
-    """load, store, load4 for numbers of this dtype at an address."""
+    """load, store, load4 for numbers of this dtype at an address; from_bits for one in a word."""
     if SIMULATED:
         return _plain_memory(dtype)
     kind, number_type = KINDS[dtype], NUMBERS[dtype]
@@ -102,7 +102,12 @@ def memory(dtype: str) -> dict[str, Any]:
     def store(builder: Any, at: Any, value: Any) -> None:
         builder.store(value, _at(builder, at, kind))
 
+    def from_bits(builder: Any, word: Any) -> Any:
+        bits = builder.trunc(word, I32) if dtype == "float32" else word
+        return builder.bitcast(bits, kind)
+
     return {
+        "from_bits": _instruction(from_bits, number_type, (types.int64,)),
         "load": _instruction(load, number_type, (address,)),
         "load4": _instruction(load4, types.UniTuple(number_type, 4), (address,)),
         "store": _instruction(store, types.void, (address, number_type)),
@@ -123,7 +128,10 @@ def _plain_memory(dtype: str) -> dict[str, Any]:
         assert at % 16 == 0, at
         return tuple(load(at + k * size) for k in range(4))
 
-    return {"load": load, "load4": load4, "store": store}
+    def from_bits(word: int) -> Any:
+        return np.array([word], np.int64).view(kind)[0]  # the low half comes first
+
+    return {"load": load, "load4": load4, "store": store, "from_bits": from_bits}
 
 
 def _plain_integers() -> dict[str, Any]:

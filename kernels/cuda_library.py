@@ -154,7 +154,7 @@ def functions(dtype: str) -> SimpleNamespace:
     }
     found |= {"team_of": team_of, "tile_row": tile_row, "tile_column": tile_column}
     found |= {"thread": thread, "threads": threads, "block": block, "blocks": blocks, "meet": meet}
-    found |= {name: memory(dtype)[name] for name in ("load", "store")}
+    found |= {name: memory(dtype)[name] for name in ("load", "store", "from_bits")}
     found |= _mathematics(dtype) | _sums() | _products(dtype)
     return SimpleNamespace(**found, constant=number(dtype))
 

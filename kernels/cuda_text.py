@@ -122,14 +122,13 @@ class CudaWriter(Writer):
     def _whole(self, name: str, head: list[str]) -> str:
         body = self.taken()
         self.add(0, f"def {name}(words):")
-        if self.numbers:
-            self.word("numbers")
+        bits = [self.word(f"number{k}_bits") for k in self.numbers]
         for k, word in enumerate(self.words):
             self.add(1, f"{word} = words[{k}]")
         for constant, variable in self.constants.items():
             self.add(1, f"{variable} = constant({str(constant).replace('inf', '1e999')})")
-        for k, variable in self.numbers.items():
-            self.add(1, f"{variable} = load(numbers + {k * self.item})")
+        for variable, word in zip(self.numbers.values(), bits, strict=True):
+            self.add(1, f"{variable} = from_bits({word})")
         for line in head:
             self.add(1, line)
         for k in self.shared_widths:
@@ -755,12 +754,11 @@ def kernel_texts(plan: Any, direction: str, rules: Any, streamed: frozenset[int]
 
 
 CALLED = (
-    "abs at barrier begin_of block blocks cos equal erf exp expm1 flag greater greater_equal "
-    "lay_out less less_equal load log log1p loose_product loose_streamed_product maximum meet "
-    "minimum not_equal part_max part_min part_sum power product row_of "
-    "rows_on share sigmoid sign sin sqrt store streamed_product take_in tanh team_of thread "
-    "threads tile_column tile_row uniform unit_of units_on warp_max warp_min warp_sum where whole "
-    "word"
+    "abs at barrier begin_of block blocks cos equal erf exp expm1 flag from_bits greater "
+    "greater_equal lay_out less less_equal load log log1p loose_product loose_streamed_product "
+    "maximum meet minimum not_equal part_max part_min part_sum power product row_of rows_on "
+    "share sigmoid sign sin sqrt store streamed_product take_in tanh team_of thread threads "
+    "tile_column tile_row uniform unit_of units_on warp_max warp_min warp_sum where whole word"
 ).split()
 
 
