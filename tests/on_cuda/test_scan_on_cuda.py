@@ -93,6 +93,28 @@ def test_single_precision(name, rng, device):
     agree(name, rng, device, {}, dtype="float32", T=4, tolerance=1e-5)
 
 
+def test_a_reset_overwrites_nothing_that_is_still_read(rng, device, divided):
+    """One number of a row is read across units at the end of a step, and reset before the next."""
+    U = tgs.tensor(rng.standard_normal((6, 6)))
+    xs = tgs.tensor(rng.standard_normal((5, 3, 6)))
+    state = tgs.tensor(rng.standard_normal((3, 6))), tgs.tensor(rng.standard_normal((3, 1)))
+    found = []
+    for drive, place in ((tgs.unroll, "cpu"), (tgs.scan, device)):
+        W = U.to(place)
+
+        def cell(x, state, W=W):
+            h, g = state
+            g = tgs.tanh(g + tgs.sum(h, axis=1, keepdims=True))
+            h = tgs.tanh((h * g) @ W + x * g)
+            return h, (h, g)
+
+        given = map_leaves(lambda t, place=place: t.to(place), (xs, state))
+        with tgs.no_grad():
+            found.append([t.numpy() for t in leaves(drive(cell, *given, resets=RESETS))])
+    for cpu, cuda in zip(*found, strict=True):
+        np.testing.assert_allclose(cuda, cpu, atol=1e-10)
+
+
 def test_layers(rng, device):
     """Two layers both ways, with lengths, as ``nn`` runs them."""
     model = nn.LSTM(4, 5, num_layers=2, bidirectional=True, rng=rng, dtype="float64")
