@@ -54,12 +54,19 @@ def folder() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "tinygrad_seq"
 
 
+def sources(*patterns: str) -> str:
+    """A digest of this package's sources with such names."""
+    digest = hashlib.sha256()
+    here = Path(__file__).parent
+    for path in sorted(path for pattern in patterns for path in here.glob(pattern)):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
 @cache
 def made_from() -> str:
-    """A digest of everything but the text that compiled code depends on."""
-    digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(path.read_bytes())
+    """A digest of everything but the text that code for the CPU depends on, once compiled."""
+    digest = hashlib.sha256(sources("[!c]*.py", "c[!u]*.py").encode())
     facts = [numba.__version__, llvmlite.__version__, np.__version__, sys.version]
     facts += [binding.get_host_cpu_name(), str(config.CPU_NAME), *sorted(machine.features())]
     digest.update("\n".join(facts).encode())

@@ -272,8 +272,8 @@ def machine() -> Machine:
 
 
 def marked(text: str) -> str:
-    """A text with the version that compiles it, so that what another one compiled is not used."""
-    return f"# numba-cuda {numba_cuda.__version__}\n{text}"
+    """A text with what compiles it and what it is compiled with, so that nothing old is used."""
+    return f"# numba-cuda {numba_cuda.__version__}, {build.sources('cuda*.py')[:20]}\n{text}"
 
 
 def load(name: str, text: str, kernels: list[Any]) -> dict[str, tuple[Any, list[str]]]:

@@ -95,11 +95,12 @@ def reports(plan, direction, streamed=frozenset()):
     kernels = cuda_text.kernel_texts(plan, direction, TEXTS, streamed)
     text = cuda_text.module_text(plan, kernels)
     budget = Path(ptx_budget.__file__).read_text(encoding="utf-8")
-    mark = hashlib.sha256((build.made_from() + text + budget + COMPILE).encode()).hexdigest()[:20]
+    made = build.made_from() + build.sources("cuda*.py")
+    mark = hashlib.sha256((made + text + budget + COMPILE).encode()).hexdigest()[:20]
     kept = build.folder() / f"ptx_budget_{mark}" / "reports.json"
     if kept.is_file():
         return json.loads(kept.read_text(encoding="utf-8"))
-    path = build.write_module(f"{plan.name}_{direction}_cuda", text)
+    path = build.write_module(f"{plan.name}_{direction}_cuda", f"# {mark}\n{text}")
     names = json.dumps([(kernel.name, len(kernel.words)) for kernel in kernels])
     done = subprocess.run(
         [sys.executable, "-c", COMPILE, str(path), names],
