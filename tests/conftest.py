@@ -20,6 +20,14 @@ settings.register_profile(
 settings.load_profile("suite")
 
 
+@pytest.hookimpl(optionalhook=True)  # of pytest-xdist, where that is installed
+def pytest_xdist_make_scheduler(config, log):
+    """A worker that has nothing left takes from what others wait with: some tests are long."""
+    from xdist.scheduler import WorkStealingScheduling
+
+    return WorkStealingScheduling(config, log)
+
+
 @pytest.fixture
 def rng(request: pytest.FixtureRequest) -> np.random.Generator:
     """Numbers that differ from test to test but not from run to run."""
