@@ -26,6 +26,17 @@ CHUNK = 8  # steps that torch.compile is given at once, or else one
 # Here ----------------------------------------------------------------------------------------
 
 
+def divided(choice: Any) -> dict[str, int]:
+    """How a layout divides a run."""
+    return {
+        "launches": choice.launches,
+        "groups": choice.groups,
+        "parts": choice.parts,
+        "rows": choice.rows,
+        "streamed": len(choice.streamed),
+    }
+
+
 def functions() -> Any:
     import tinygrad_seq as tgs
 
@@ -339,10 +350,7 @@ def program_ours() -> Any:
         found: dict[str, Any] = {}
         for direction, choice in layouts().items():
             found[direction] = {
-                "groups": choice.groups,
-                "parts": choice.parts,
-                "rows": choice.rows,
-                "streamed": len(choice.streamed),
+                **divided(choice),
                 "shared_bytes": choice.shared_bytes,
                 "clocks": round(choice.clocks),
                 "text": str(choice),
@@ -512,10 +520,7 @@ class Sweep:
         found: dict[str, Any] = {"ms": {k: round(v, 4) for k, v in best.items()}}
         for direction, choice in layouts().items():
             found[direction] = {
-                "groups": choice.groups,
-                "parts": choice.parts,
-                "rows": choice.rows,
-                "streamed": len(choice.streamed),
+                **divided(choice),
                 "model clocks": round(choice.clocks),
                 "µs a step": round(best[direction] * 1e3 / row[0], 3),
             }

@@ -235,7 +235,6 @@ class _Run:
     ) -> None:
         self.runner, self.layout, self.inputs, self.xp = runner, layout, inputs, runner.xp
         self.kernels = runner._direction(layout.direction, layout.choice.streamed)
-        self.stream = cuda_build.stream_of(self.xp)
         self.words = dict(layout.values)
         self.places: dict[str, tuple[Array, int, tuple[int, ...]]] = {}
         make = self.xp.zeros if inputs.rows.ragged else self.xp.empty
@@ -316,6 +315,7 @@ class _Run:
         layout_tiles = (end - begin) * -(-self.inputs.rows.B // layout.rows_alone)
         self.alone = {**layout.words_alone, "tiles": layout_tiles}
         # An operation of the arrays' own comes first: it makes the device this thread's.
+        self.stream = cuda_build.stream_of(self.xp)
         counters = self.view_bytes("counters")
         counters.fill(0)
         if program.gathered:
@@ -441,12 +441,12 @@ def _bits(numbers: Sequence[float], dtype: Any) -> list[int]:
     return found
 
 
-_dense: dict[tuple[int, int, int], Any] = {}
+_dense: dict[tuple[int, int, int, int], Any] = {}
 
 
 def _rows_there(xp: Any, rows: Rows) -> tuple[Array, Array, Array]:
     """The order of rows on the device."""
-    key = rows.T, rows.B, rows.onward
+    key = rows.T, rows.B, rows.onward, cuda_build.stream_of(xp)  # no stream waits for another
     if not rows.ragged and key in _dense:
         return _dense[key]
     made = tuple(

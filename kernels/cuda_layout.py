@@ -6,7 +6,8 @@ the more of its columns of the matrices fit its shared memory. ``choose`` weighs
 a step's time. Matrices that do not fit are read from global memory at each step.
 
 Memory is two blocks of bytes, one that the way back needs (``kept``) and one that it does not
-(``work``). ``values`` are the words that sizes alone decide. Imports cuda_text and NumPy.
+(``work``). ``values`` are the words that sizes alone decide.
+Imports cuda_order, cuda_rows, cuda_text, layout, text and NumPy.
 """
 
 from __future__ import annotations
@@ -17,13 +18,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from tinygrad_seq.kernels.cuda_order import Chain, chains, slots_of
+from tinygrad_seq.kernels.cuda_rows import RING
+from tinygrad_seq.kernels.cuda_text import COUNTER
 from tinygrad_seq.kernels.layout import Sizes
 from tinygrad_seq.kernels.text import REDUCTIONS
 
-TILE = 4
+TILE = 4  # a thread adds up TILE × TILE results of a product, or 1 × TILE
 WARP = 32
-RING = 4  # newest steps of a state or its gradient that are there at once
-COUNTER = 128  # bytes that each group's counter has for itself
 ALIGNMENT = 256
 MOST_LAUNCHES = 256
 ROWS_ALONE = 4096  # numbers that a block takes at once outside the loop

@@ -5,7 +5,7 @@ each block, a *part*, has a share of the units. Blocks of a group wait for one a
 reads what others wrote. Nothing here knows a cell.
 
 ``functions(dtype)`` are the functions that generated text calls. Addresses count bytes; what is in
-shared memory is counted in numbers. Imports cuda_build, philox.
+shared memory is counted in numbers. Imports cuda_build, cuda_layout, philox.
 """
 
 from __future__ import annotations
@@ -29,12 +29,11 @@ from tinygrad_seq.kernels.cuda_build import (
     number,
     shared_memory,
 )
+from tinygrad_seq.kernels.cuda_layout import TILE, WARP
 
-WARP = 32
 ALL = 0xFFFFFFFF  # lanes of a warp
 ONE_OVER_PI = Fraction("0.31830988618379067153776752674502872406891929148091289749533468811779")
 AHEAD = 8  # numbers of a row that are read before those before them are multiplied
-TILE = 4  # a thread adds up TILE × TILE results of a product, or 1 × TILE
 whole = int if SIMULATED else types.int32  # half the registers of a word
 Tile = tuple[int, int, int, int]
 word, flag = integers["word"], integers["flag"]

@@ -12,6 +12,8 @@ from typing import Any
 from tinygrad_seq.kernels.cuda_order import Region, base_of, chains
 from tinygrad_seq.kernels.text import Writer, begins
 
+RING = 4  # newest steps of a state or its gradient that are there at once
+
 
 class RowWriter(Writer):
     """Writes addresses, and loops over rows and units."""
@@ -40,7 +42,7 @@ class RowWriter(Writer):
             step = "(s - k0)" if self._buffer(which).block else "(s & 1)"
             return f"{self.word(f'z{which}')} + ({step} * B + {row}) * {self._pitch(which)}"
         if kind in ("dstate", "before"):
-            step = "(s + 1 & 3)" if kind == "dstate" else "(s & 3)"
+            step = f"(s + 1 & {RING - 1})" if kind == "dstate" else f"(s & {RING - 1})"
             pitch = self._pitch(self.plan.state_slots[which])
             return f"{self.word(f'dstate{which}')} + ({step} * B + {row}) * {pitch}"
         if kind in ("kept", "grads"):

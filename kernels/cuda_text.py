@@ -28,9 +28,10 @@ from tinygrad_seq.kernels.cuda_order import (
     slots_of,
     waits,
 )
-from tinygrad_seq.kernels.cuda_rows import RowWriter
+from tinygrad_seq.kernels.cuda_rows import RING, RowWriter
 from tinygrad_seq.kernels.text import REDUCTIONS, begins
 
+COUNTER = 128  # bytes that each group's counter has for itself
 NEVER = {"x", "dy", "y", "dx", "capture"}  # the caller's: nobody waits for them
 
 
@@ -76,7 +77,7 @@ class CudaWriter(RowWriter):
             "R = whole(min(rows, row1 - first))",
             "if R <= 0:",
             "    return",
-            "counter = counters + group * 128",
+            f"counter = counters + group * {COUNTER}",
             "shared = cuda.shared.array(0, number, 16)",
         ]
         return self._whole(direction, head)
@@ -494,7 +495,7 @@ class CudaWriter(RowWriter):
                 self.add(depth, f"if {given}:")
                 address = f"{self._batch_row(f'dlast{k}', slot)} + j * {self.item}"
                 self.add(depth + 1, f"v = load({address})")
-                self.add(depth, "for k in range(4):")
+                self.add(depth, f"for k in range({RING}):")
                 to = f"{base} + (k * B + first + r) * {bytes_} + j * {self.item}"
                 self.add(depth + 1, f"store({to}, v)")
                 self.add(depth, f"if {self.word('resets')}:")
