@@ -82,7 +82,7 @@ class Inputs:
     starts: Mapping[int, int]  # of its slices
     checkpoint: int | None = None
     addresses: list[int] = field(default_factory=list)  # what the words of both directions need
-    edges: dict[int, Array] = field(default_factory=dict)  # of so many tasks, if rows are ragged
+    edges: dict[Any, Array] = field(default_factory=dict)  # of tasks, if rows are ragged
     sizes: Sizes | None = None  # all that layouts depend on, found when the first is needed
     layouts: dict[Any, Layout] = field(default_factory=dict)  # by direction, steps, keep
 
@@ -184,7 +184,10 @@ class Runner:
         """What words are counted from, in the order of ``layout.bases``."""
         rows, edges = inputs.rows, layout.edges
         if rows.ragged:
-            edges = inputs.edges.setdefault(layout.tasks, _ragged_edges(rows, layout.tasks))
+            kind = layout.tasks, layout.edge_steps
+            if kind not in inputs.edges:
+                inputs.edges[kind] = _ragged_edges(rows, *kind)
+            edges = inputs.edges[kind]
         if not inputs.addresses:
             numbers = np.array(inputs.numbers, self.dtype)
             inputs.numbers = numbers  # type: ignore[assignment]
@@ -430,12 +433,18 @@ def _batch_order(rows: Rows) -> Array | None:
     return np.argsort(rows.batch) if rows.ragged else None
 
 
-def _ragged_edges(rows: Rows, tasks: int) -> Array:
-    """The edges of tasks over rows of different lengths: whole chunks, about the same work each."""
+def _ragged_edges(rows: Rows, tasks: int, steps: int) -> Array:
+    """The edges of tasks over rows of different lengths, for each so many steps: (.., tasks + 1).
+
+    Tasks have whole chunks of rows, about the same work each.
+    """
     per_chunk = chunk(rows.B)
     firsts = np.arange(0, rows.B, per_chunk)
-    lengths = (rows.active[:-1, None] > firsts).sum(axis=0)
-    done = np.concatenate([[0], np.cumsum(lengths + 1)])
-    edges = np.searchsorted(done, np.arange(tasks + 1) * (done[-1] / tasks))
-    edges[0], edges[-1] = 0, len(firsts)
+    there = rows.active[: max(rows.steps, 1), None] > firsts
+    work = np.add.reduceat(there, np.arange(0, len(there), steps), axis=0, dtype=np.int64) + 1
+    middles = np.cumsum(work, axis=1) - work / 2
+    wanted = np.arange(1, tasks) * (work.sum(axis=1, keepdims=True) / tasks)
+    edges = np.zeros((len(work), tasks + 1), np.int64)
+    edges[:, 1:-1] = (middles[:, None, :] < wanted[:, :, None]).sum(axis=2)
+    edges[:, -1] = len(firsts)
     return np.minimum(edges * per_chunk, rows.B)

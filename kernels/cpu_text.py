@@ -56,6 +56,7 @@ class CpuWriter(Writer):
         for distance, name in self.distances.items():
             self.add(1, f"{name} = {distance}  # from a step's record to the next one's")
         self.add(1, "saved = flush_denormals()")
+        self.add(1, "tasks += s0 // tasks_steps * tasks_bytes  # the edges of tasks in these steps")
         self.add(1, "first = word(tasks, task)  # rows first to first + R are this task's")
         self.add(1, "R = word(tasks, task + 1) - first")
         self.add(1, "scratch += task * scratch_bytes")
@@ -66,7 +67,9 @@ class CpuWriter(Writer):
         return "\n".join(self.lines) + "\n"
 
     def _blocks(self) -> None:
-        for name in ("tasks", "scratch", "scratch_bytes", "k0", "block", "active", "B"):
+        for name in ("tasks", "tasks_steps", "tasks_bytes", "scratch", "scratch_bytes"):
+            self.word(name)
+        for name in ("k0", "block", "active", "B"):
             self.word(name)
         for name in ("batch", "begin", "onward"):
             self.word(name)

@@ -21,6 +21,7 @@ from tinygrad_seq.kernels.threads import PHASE_WORDS
 
 Array = np.ndarray
 MOST_CHUNKS = 16  # in so many parts, at most, sums over the batch are made
+ALL_STEPS = 2**62  # more than any run has
 WORTH_THREADS = 4e6  # arithmetic operations below which one thread is quicker
 BLOCK_ROWS = 32  # rows that a product outside the loop should have at least
 FAR_BLOCK_ROWS = 96  # if its matrix does not fit the second cache
@@ -91,6 +92,9 @@ class Layout:
         self.edges = np.minimum(self.edges * chunk(sizes.B), sizes.B)
         # steps that are done before the large products take them in
         self.segment = max(1, min(self.steps, -(-gemm.KC // sizes.B))) if backward else self.steps
+        # Steps for which the edges of tasks hold. Where all wait for each other after a segment,
+        # and rows have ended, each segment has edges of its own.
+        self.edge_steps = self.segment if backward and sizes.ragged else ALL_STEPS
         self._sizes()
         self._states()
         self._scratch()
@@ -227,6 +231,8 @@ class Layout:
             "slots": 2 if self.keep and sizes.resets else 1,
             "block": self._block(),
             "chunk": chunk(sizes.B),
+            "tasks_steps": self.edge_steps,
+            "tasks_bytes": 8 * (self.tasks + 1),
             "kept_rows": sizes.B if self.keep else 0,  # 0: each step writes over the one before
         }
         for slot in plan.classes:

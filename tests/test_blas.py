@@ -1,4 +1,4 @@
-"""NumPy's product on one thread, and its threads given back."""
+"""NumPy's product, by several threads too, and OpenBLAS's own threads given back."""
 
 from __future__ import annotations
 
@@ -7,23 +7,51 @@ import threading
 import numpy as np
 import pytest
 
+import tinygrad_seq as tgs
 from tinygrad_seq import blas
 
 
-@pytest.fixture
-def with_threads(monkeypatch):
-    monkeypatch.setattr(blas, "_scans_have_threads", lambda: True)
-
-
-@pytest.mark.parametrize("rows", [10, 3000])
-def test_the_product_is_numpys(rng, with_threads, rows):
-    a, b = rng.standard_normal((rows, 40)), rng.standard_normal((40, 50))
-    np.testing.assert_allclose(blas.matmul(a, b), np.matmul(a, b), rtol=1e-12, atol=1e-12)
-    stacked = rng.standard_normal((3, rows, 40))
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(
+    ("n", "k", "m"),
+    [
+        (10, 40, 50),
+        (3000, 40, 50),
+        (3000, 40, 100),
+        (40, 100, 3000),
+        (300, 3000, 10),
+        (49, 4000, 50),
+    ],
+)
+def test_the_product_is_numpys(rng, dtype, n, k, m):
+    a, b = rng.standard_normal((n, k)).astype(dtype), rng.standard_normal((k, m)).astype(dtype)
+    close = 1e-12 if dtype == "float64" else 1e-3
+    for x, y in [
+        (a, b),
+        (np.asfortranarray(a), b),
+        (a, np.asfortranarray(b)),
+        (a[::2], b[:, ::-1]),
+    ]:
+        made = blas.matmul(x, y)
+        assert made.dtype == dtype
+        np.testing.assert_allclose(made, np.matmul(x, y), rtol=close, atol=close)
+    stacked = rng.standard_normal((3, n, k))
     np.testing.assert_allclose(blas.matmul(stacked, b), stacked @ b, rtol=1e-12, atol=1e-12)
 
 
-def test_threads_are_given_back(rng, with_threads):
+def test_products_are_the_same_for_any_number_of_threads(rng):
+    a, b = rng.standard_normal((700, 300)), rng.standard_normal((300, 200))
+    before, made = tgs.get_num_threads(), []
+    try:
+        for n in (1, 2, 3):
+            tgs.set_num_threads(n)
+            made.append(blas.matmul(a, b))
+    finally:
+        tgs.set_num_threads(before)
+    assert all(np.array_equal(made[0], each) for each in made)
+
+
+def test_threads_are_given_back(rng):
     library = blas._library()
     if library is None:
         pytest.skip("NumPy has another library here")

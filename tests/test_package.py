@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
+import platform
 import re
 import subprocess
 import sys
@@ -22,6 +23,7 @@ PACKAGE = ROOT / "tinygrad_seq"
 # From the bottom up: each room may import those before it, and nothing after it.
 ROOMS = [
     "errors",
+    "malloc",
     "devices",
     "parallel",
     "special",
@@ -210,3 +212,22 @@ def test_readme_snippets_run(code, capsys, tmp_path, monkeypatch):
         text = (ROOT / "README.md").read_text(encoding="utf-8")
         table = capsys.readouterr().out.split("tensor(")[0].strip()
         assert table in text
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="for glibc")
+def test_freed_memory_is_kept_unless_somebody_says_otherwise():
+    script = "import tinygrad_seq; print(tinygrad_seq.malloc.keep_freed())"
+    settings = [{}, {"MALLOC_TRIM_THRESHOLD_": "131072"}]
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")}
+    said = [
+        subprocess.run(
+            [sys.executable, "-c", script],
+            env=clean | each,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.strip()
+        for each in settings
+    ]
+    has_glibc = platform.libc_ver()[0] == "glibc"
+    assert said == [str(has_glibc), "False"]

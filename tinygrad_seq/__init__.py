@@ -1,6 +1,6 @@
 """tinygrad_seq: a tape, and recurrent networks on it. The public names, nothing else."""
 
-from tinygrad_seq import data, interop, nn, optim, train
+from tinygrad_seq import data, interop, malloc, nn, optim, train
 from tinygrad_seq.checking import gradcheck
 from tinygrad_seq.composites import (
     argmax,
@@ -87,6 +87,7 @@ from tinygrad_seq.transforms import detach, grad, jvp, value_and_grad, vjp
 
 __version__ = "0.1.0"
 
+malloc.keep_freed()
 __all__ = [
     "DeviceError",
     "ShapeError",

@@ -1,16 +1,15 @@
-"""NumPy's matrix product, on one thread where others would only be in the way.
+"""NumPy's matrix product, large ones divided among threads that wait asleep.
 
 OpenBLAS, which NumPy's wheels contain, divides a product among threads of its own, and these go on
 spinning after it. The threads of a scan want the same cores: a training step of a layer and a small
-product took half as long again. So once scans run on several threads, products of middling size
-stay on the thread that asks for them; large ones take all threads as ever.
-Imports NumPy alone.
+product took half as long again. So each product is done by the thread that asks for it, and blocks
+of a large one by several; which blocks depends on the shapes alone.
+Imports parallel and NumPy.
 """
 
 from __future__ import annotations
 
 import ctypes
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,8 +19,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from tinygrad_seq.parallel import in_blocks
+
 ALONE_ANYWAY = 2**18  # multiplications up to which OpenBLAS takes one thread by itself
-WORTH_THREADS = 2**27  # and from which a second one saves more than it costs
+WORTH_TWO = 2**23  # from here on there are two blocks: to wake a thread costs some 50 µs
+BLOCK = 2**25  # and of this size where there are more
+NARROWEST = 48  # rows or columns of a block at least
 
 
 class _Library(NamedTuple):
@@ -69,20 +72,35 @@ def _one_thread(library: _Library) -> Iterator[None]:
                 library.set_threads(_before)
 
 
-def _scans_have_threads() -> bool:
-    threads = sys.modules.get("tinygrad_seq.kernels.threads")
-    return threads is not None and threads.started()
-
-
 def matmul(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """``np.matmul(a, b)``: a (..., n, k) and b (..., k, m) of any dtypes give (..., n, m).
 
     Arrays on a GPU are multiplied there, which NumPy leaves to them.
     """
     work = a.size * b.shape[-1]
-    if ALONE_ANYWAY < work <= WORTH_THREADS and type(a) is np.ndarray and _scans_have_threads():
-        library = _library()
-        if library is not None:
-            with _one_thread(library):
-                return np.matmul(a, b)  # type: ignore[no-any-return]
-    return np.matmul(a, b)  # type: ignore[no-any-return]
+    if work <= ALONE_ANYWAY or type(a) is not np.ndarray:
+        return np.matmul(a, b)  # type: ignore[no-any-return]
+    library = _library()
+    if library is None:
+        return np.matmul(a, b)  # type: ignore[no-any-return]
+    with _one_thread(library):
+        fits = a.ndim == 2 == b.ndim and a.dtype == b.dtype and a.shape[1] == b.shape[0]
+        if work < WORTH_TWO or not fits:
+            return np.matmul(a, b)  # type: ignore[no-any-return]
+        return _in_blocks(a, b, max(2, work // BLOCK))
+
+
+def _in_blocks(a: np.ndarray, b: np.ndarray, most: int) -> np.ndarray:
+    """The product in up to so many blocks, of rows or, where these are few, of columns."""
+    (n, m), y = (len(a), b.shape[1]), np.empty((len(a), b.shape[1]), a.dtype)
+    by_rows = n >= min(m, 4 * NARROWEST)
+
+    def block(low: int, high: int) -> None:
+        if by_rows:
+            np.matmul(a[low:high], b, out=y[low:high])
+        else:
+            np.matmul(a, b[:, low:high], out=y[:, low:high])
+
+    count = n if by_rows else m
+    in_blocks(block, count, max(NARROWEST, -(-count // most)))
+    return y

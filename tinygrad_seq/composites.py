@@ -15,7 +15,18 @@ import numpy as np
 from tinygrad_seq import devices
 from tinygrad_seq.elementwise import abs, exp, log, square, where
 from tinygrad_seq.errors import ShapeError
-from tinygrad_seq.structural import GETITEM, along, check_axes, check_axis, index_part, max, sum
+from tinygrad_seq.rules import Array, Operation
+from tinygrad_seq.structural import (
+    GETITEM,
+    along,
+    check_axes,
+    check_axis,
+    index_part,
+    max,
+    sum,
+    with_ones,
+)
+from tinygrad_seq.tape import recording
 from tinygrad_seq.tensors import (
     DEFAULT_FLOAT,
     FLOATS,
@@ -25,8 +36,11 @@ from tinygrad_seq.tensors import (
     apply,
     as_tensor,
     boxed,
+    is_traced,
     wrap,
 )
+
+SHORT = 32  # elements of a row along which NumPy's reductions are slow
 
 # Reductions ----------------------------------------------------------------------------------
 
@@ -86,17 +100,49 @@ def _floating(x: TensorLike, operation: str) -> Tensor:
 
 
 def logsumexp(x: TensorLike, axis: Axis = None, keepdims: bool = False) -> Tensor:
-    """log Σ exp(x) over ``axis`` (as in ``sum``), computed so that nothing overflows.
+    """log Σ exp(x) over ``axis``; its gradient is softmax(x).
 
     It is log Σ exp(x − s) + s for any s. With the largest x for s no exponent is positive, and s
     may stand off the tape: what it adds to the derivative of one term it takes from the other.
+    A compiled step does just that; over arrays it is one operation, which needs less memory.
     """
     x = _floating(x, "logsumexp")
     axes = check_axes(axis, x.ndim, "logsumexp")
+    if recording.tracer is None or not is_traced((x,)):
+        return apply(LOGSUMEXP, (x,), (axes, keepdims))
     shift = max(x.detach(), axes, keepdims=True)
     shift = where(abs(shift) < np.inf, shift, 0.0)
     y = log(sum(exp(x - shift), axes, keepdims=True)) + shift
     return y if keepdims else squeeze(y, axes)
+
+
+def _logsumexp(x: Array, axes: tuple[int, ...], keepdims: bool) -> Array:
+    over, of = axes, x
+    if type(x) is np.ndarray and axes == (x.ndim - 1,) and x.shape[-1] <= SHORT:
+        over, of = (0,), np.ascontiguousarray(np.moveaxis(x, -1, 0))  # NumPy is slow on short rows
+    top = of.max(axis=over, keepdims=True)
+    top = np.where(np.isfinite(top), top, 0)
+    e = of - top
+    np.exp(e, out=e)
+    y = np.log(e.sum(axis=over, keepdims=True)) + top
+    return y.reshape(
+        [n for k, n in enumerate(with_ones(x.shape, axes)) if keepdims or k not in axes]
+    )
+
+
+def _logsumexp_vjp(g: Any, x: Any, y: Any, axes: tuple[int, ...], keepdims: bool) -> Any:
+    kept = with_ones(x.shape, axes)
+    g, y = g.reshape(kept), y.reshape(kept)
+    if isinstance(g, Tensor) or isinstance(x, Tensor):
+        e = exp(x - y)
+        return e * (g / sum(e, axes, keepdims=True))
+    e = x - y
+    np.exp(e, out=e)
+    e *= g / e.sum(axis=axes, keepdims=True)  # the sum is 1, but for y's rounding
+    return e
+
+
+LOGSUMEXP = Operation("logsumexp", ("x",), _logsumexp, (_logsumexp_vjp,), uses=({"x", "y"},))
 
 
 def softmax(x: TensorLike, axis: int = -1) -> Tensor:

@@ -308,14 +308,22 @@ class Adam(Optimizer):
         elif decay:
             gradient = gradient + decay * value
         state["step"] += 1
-        m, v = state["mean"], state["square"]
+        m, v, new = state["mean"], state["square"], np.empty_like(value)
+        correction1, correction2 = (1 - beta ** state["step"] for beta in (beta1, beta2))
+
         m *= beta1
-        m += (1 - beta1) * gradient
+        np.multiply(gradient, 1 - beta1, out=new)  # `new` is room for what is on the way
+        m += new
         v *= beta2
-        v += (1 - beta2) * (gradient * gradient)
-        m_hat = m / (1 - beta1 ** state["step"])
-        v_hat = v / (1 - beta2 ** state["step"])
-        return value - lr * m_hat / (np.sqrt(v_hat) + group["eps"])
+        np.multiply(gradient, gradient, out=new)
+        new *= 1 - beta2
+        v += new
+        np.divide(v, correction2, out=new)  # v̂
+        np.sqrt(new, out=new)
+        new += group["eps"]
+        np.divide(m, new, out=new)
+        new *= lr / correction1
+        return np.subtract(value, new, out=new)
 
 
 class AdamW(Adam):

@@ -90,13 +90,13 @@ def along(axis: int, index: Any) -> tuple[Any, ...]:
     return (slice(None),) * axis + (index,)
 
 
-def _with_ones(shape: Sequence[int], axes: Sequence[int]) -> tuple[int, ...]:
+def with_ones(shape: Sequence[int], axes: Sequence[int]) -> tuple[int, ...]:
     return tuple(1 if k in axes else n for k, n in enumerate(shape))
 
 
 def _spread(g: Any, shape: tuple[int, ...], axes: tuple[int, ...]) -> Any:
     """The gradient of a sum over ``axes``, repeated to fill ``shape``."""
-    g = g.reshape(_with_ones(shape, axes))
+    g = g.reshape(with_ones(shape, axes))
     return broadcast_to(g, shape) if isinstance(g, Tensor) else np.broadcast_to(g, shape)
 
 
@@ -163,7 +163,7 @@ def matmul(a: TensorLike, b: TensorLike) -> Tensor:
 
 def _extremum_vjp(g: Any, x: Any, y: Any, axes: tuple[int, ...], keepdims: bool) -> Any:
     """Equal extrema share the gradient equally."""
-    kept = _with_ones(x.shape, axes)
+    kept = with_ones(x.shape, axes)
     tied = x == y.reshape(kept)
     count = tied.sum(axis=axes, keepdims=True)
     return tied * (g.reshape(kept) / (count + (count == 0)))  # none are equal where one is NaN
@@ -324,11 +324,31 @@ def _put(*values: Any) -> Array:
     xp = devices.namespace(gradients[0])
     made = xp.zeros(shape, dtype)
     for index, gradient in zip(indices, gradients, strict=True):
-        if any(devices.is_array(i) and i.dtype != np.bool_ for i in index):
-            xp.add.at(made, index, gradient)
-        else:
+        if not any(devices.is_array(i) and i.dtype != np.bool_ for i in index):
             made[index] += gradient
+        elif xp is np and all(isinstance(i, np.ndarray) and i.dtype != np.bool_ for i in index):
+            _add_rows(made, index, gradient)
+        else:
+            xp.add.at(made, index, gradient)
     return made
+
+
+def _add_rows(made: np.ndarray, index: tuple[np.ndarray, ...], gradient: np.ndarray) -> None:
+    """``np.add.at`` for integer arrays alone: sorted, rows of the same place are summed at once."""
+    axes = made.shape[: len(index)]
+    given = [part.astype(np.intp, copy=False) for part in np.broadcast_arrays(*index)]
+    places = np.ravel_multi_index(given, axes, mode="wrap").ravel()
+    if not places.size or not gradient.size:
+        return
+    rows, added = made.reshape(prod(axes), -1), gradient.reshape(places.size, -1)
+    if (places[1:] <= places[:-1]).any():
+        small = places.astype(np.uint16) if len(rows) <= 2**16 else places  # sorted by radix
+        order = np.argsort(small, kind="stable")
+        places, added = places[order], added[order]
+        firsts = np.flatnonzero(np.diff(places, prepend=-1))
+        if len(firsts) < len(places):
+            places, added = places[firsts], np.add.reduceat(added, firsts, axis=0)
+    rows[places] += added
 
 
 SCATTER = Operation(

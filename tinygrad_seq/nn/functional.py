@@ -151,12 +151,21 @@ def cross_entropy(logits: TensorLike, target: TensorLike, mask: Any = None) -> T
             f"cross_entropy: targets from {at.min()} to {at.max()} were given, expected 0 to "
             f"{x.shape[-1] - 1}"
         )
+    if chosen is not None and not on_gpu:  # the others need not be computed
+        rows = np.flatnonzero(chosen)
+        x, at = x.reshape(classes.size, x.shape[-1])[rows], at.ravel()[rows]
+        return _average(logsumexp(x, axis=-1) - _picked(x, at), None)
     if chosen is not None:
         x = _select(x, np.broadcast_to(chosen[..., None], x.shape))
-    picked = take_along_axis(x, at[..., None])[..., 0]
+    picked = _picked(x, at)
     if on_gpu:
         picked = where((at >= 0) & (at < x.shape[-1]), picked, np.nan)
     return _average(_select(logsumexp(x, axis=-1) - picked, chosen), chosen)
+
+
+def _picked(x: Tensor, at: Array) -> Tensor:
+    """Of each row of x (..., C) the element at ``at`` (...)."""
+    return take_along_axis(x, at[..., None])[..., 0]
 
 
 def binary_cross_entropy_with_logits(
