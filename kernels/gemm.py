@@ -237,7 +237,8 @@ def product(a, row, column, M, b, K, panels, c, ldc, add):
         sweep(a, row, column, M, here, min(K, most), to, ldc, add)
         for k in range(most, K, most):
             part, rest = here + k * {bytes_}, min(most, K - k)
-            sweep(a + k * column * {item}, row, column, M, part, rest, to, ldc, 1)
+            # not the number 1, for which sweep would be compiled once more
+            sweep(a + k * column * {item}, row, column, M, part, rest, to, ldc, add | 1)
 """
 
 

@@ -47,7 +47,7 @@ from tinygrad_seq.kernels.threads import (
 )
 
 
-def take_part(count, phases):
+def go_through(count, phases):
     for p in range(count):
         at = phases + 8 * PHASE_WORDS * p
         function, table, tasks = word(at, 0), phases + word(at, 1), word(at, 2)
@@ -60,7 +60,11 @@ def take_part(count, phases):
             pause()
 
 
-take_part_here, = callable_here(take_part)
+go_through_here, = callable_here(go_through)
+
+
+def take_part(count, phases):
+    go_through_here(count, phases)
 
 
 def serve(board, me):
@@ -75,7 +79,7 @@ def serve(board, me):
             job = read(board + 8 * JOB)
             if job != 0 and job != seen:
                 if me < read(board + 8 * WANTED):
-                    take_part_here(word(board, PHASES), word(board, LIST))
+                    go_through_here(word(board, PHASES), word(board, LIST))
                 seen = job
             fetch_add(board + 8 * INSIDE, -1)
             looks = 0

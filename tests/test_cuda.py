@@ -157,8 +157,8 @@ def loop_of(plan, direction):
         ("lstm", 1, 1),
         ("peephole", 1, 1),
         ("indrnn", 0, 0),  # every unit is by itself
-        ("gru", 2, 3),  # reset gates stand before their product
-        ("gru reset after", 1, 2),
+        ("gru", 2, 2),  # reset gates stand before their product
+        ("gru reset after", 1, 1),
         ("minimal gated unit", 2, 2),
         ("layer norm lstm", 5, 7),  # the product, and two sums over a row for each norm
     ],

@@ -15,6 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tinygrad_seq as tgs
+from tinygrad_seq import nn
+from tinygrad_seq.recurrence.compiled import plan_of, prepare
 from tinygrad_seq.trees import leaves, map_leaves
 
 TOLERANCE = {"float32": 2e-4, "float64": 1e-11}  # relative to the largest value of an array
@@ -127,6 +129,27 @@ def test_what_is_chosen_and_counted():
         np.testing.assert_array_equal(chosen.numpy(), xs[..., order])
         assert known.numpy() == 1.0
         assert late.numpy() == 1.0
+
+
+def test_a_choice_of_two_numbers_is_in_the_default_dtype():
+    def cell(x, h):
+        h = h * tgs.where(x > 0, 0.1, 0.7) + x
+        return h, h
+
+    x, h = np.linspace(-1, 1, 24).reshape(4, 2, 3), np.ones((2, 3))
+    ys, _ = tgs.scan(cell, x, h)
+    assert ys.dtype == np.float64
+    np.testing.assert_allclose(ys.numpy(), tgs.unroll(cell, x, h)[0].numpy(), rtol=1e-15)
+
+
+def test_what_is_computed_of_a_joint_is_computed_of_its_parts(rng):
+    """Of the gradient that the GRU's gates get, only the reset gate's waits for a product."""
+    for reset_after, passes in ((False, [1, 1, 1]), (True, [1, 1])):
+        cell = nn.GRUCell(3, 4, reset_after=reset_after)
+        call, needs = prepare(cell, rng.standard_normal((2, 2, 3)).astype("f4"), None)
+        plan = plan_of(call.step, needs, "GRU")
+        stages = plan.backward.sections["loop"]
+        assert [len(stage.passes) for stage in stages if hasattr(stage, "passes")] == passes
 
 
 def test_integers_that_a_float_does_not_hold():

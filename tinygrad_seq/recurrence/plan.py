@@ -344,6 +344,8 @@ class _Builder:
         self.scratch: dict[int, Scratch] = {}
         self.gathered: list[int] = []
         self.section: dict[int, str] = {}
+        # The slices of a row, where they follow one another from end to end.
+        self.cuts = {k: set(cut) for k, cut in trace.cuts.items() if k not in trace.gaps}
 
     def op(self, slot: int) -> str:
         return self.trace.rows[slot].op
@@ -354,6 +356,7 @@ class _Builder:
     def program(self) -> Program:
         self._collect([slot for slot, _ in self.outputs])
         self._add_products()
+        self._join_after()
         self._cut_before()
         self._put_in_sections()
         self._hold_states()
@@ -426,7 +429,7 @@ class _Builder:
         trace = self.trace
         made = trace.add(op, inputs, detail, trace.widths[like], trace.single[like])
         trace.like[made] = like
-        self.inputs[made], self.rank[made] = inputs, self.rank[like]
+        self.inputs[made], self.rank[made] = inputs, self.rank.get(like, like)
         return made
 
     def _moved(self) -> set[int]:
@@ -457,14 +460,104 @@ class _Builder:
             op = f"add_{self.op(second)}"
             self._replace(slot, self._new(op, (operand, matrix, first), None, slot))
 
+    def _cut(self, source: int, begins: tuple[object, ...], like: int, reader: int) -> int:
+        """A slice of a row, as wide as another, for a reader."""
+        made = self._new("slice", (source,), begins, like)
+        self.rank[made] = self.rank[reader] - 1e-6  # a slice of it may be computed there in turn
+        self.cuts.setdefault(source, set()).add(made)
+        return made
+
+    def _join_after(self) -> None:
+        """What is computed of a joint is computed of its parts, and joined after.
+
+        A part that is there early need not wait for the others: of what the GRU's gates pass on,
+        one goes through the next product and the other does not.
+        """
+        trace = self.trace
+        waiting = [slot for slot in self.order() if self.op(slot) in JOINTS]
+        while waiting:
+            slot = waiting.pop()
+            if slot not in self.inputs:
+                continue
+            begins, parts = self._begins(slot), self.inputs[slot]
+            if not begins or not self._goes_on_in_parts(slot):
+                continue
+            for reader in self._readers(slot):
+                op, repeated = self.op(reader), trace.rows[reader].detail
+                made = []
+                for part, where in zip(parts, begins, strict=True):
+                    inputs = []
+                    for source, once in zip(self.inputs[reader], repeated, strict=True):
+                        if source == slot:
+                            inputs.append(part)
+                        else:
+                            cut = source if once else self._cut(source, where, part, reader)
+                            inputs.append(cut)
+                    made.append(self._new(op, tuple(inputs), repeated, part))
+                    self.rank[made[-1]] = self.rank[reader]
+                joint = self._new(self.op(slot), tuple(made), trace.rows[slot].detail, reader)
+                self._replace(reader, joint)
+                waiting.append(joint)
+            del self.inputs[slot]
+
+    def _begins(self, slot: int) -> list[tuple[object, ...]]:
+        """Where the parts of a joint begin, as slices say it; none if they leave a gap."""
+        row, parts = self.trace.rows[slot], self.inputs[slot]
+        if row.op == "concat":
+            return [("after", parts[:k]) for k in range(len(parts))]
+        if all(len(offset) == 1 and offset[0][0] == "start" for offset in row.detail):
+            return [("from", offset[0][1]) for offset in row.detail]
+        return []
+
+    def _readers(self, slot: int) -> list[int]:
+        return [k for k in self.order() if slot in self.inputs[k]]
+
+    def _goes_on_in_parts(self, joint: int) -> bool:
+        """Whether rows are computed along a joint, it is read by these alone, they end in products,
+        in joints and in what is stored or summed, and all else that they read may be read in parts.
+        """
+        along: list[int] = []
+        waiting = [joint]
+        while waiting:
+            slot = waiting.pop()
+            for reader in self._readers(slot):
+                row = self.trace.rows[reader]
+                if row.op in JOINTS or row.op in PRODUCTS:
+                    continue
+                if row.op not in COMPUTED or row.op == "uniform":
+                    return False
+                if (slot, True) in zip(self.inputs[reader], row.detail, strict=True):
+                    return False
+                if reader not in along:
+                    along.append(reader)
+                    waiting.append(reader)
+        written = [(self.source(k), target.kind) for k, target in self.outputs]
+        return (
+            bool(along)
+            and set(along).issuperset(self._readers(joint))
+            and all(k != joint for k, _ in written)
+            and all(kind in ("grads", "sum") for k, kind in written if k in along)
+            and all(self._reads_in_parts(k, {joint, *along}) for k in along)
+        )
+
+    def _reads_in_parts(self, slot: int, along: set[int]) -> bool:
+        """Whether what a row reads is there before, or computed for it and for those along."""
+        for k, once in zip(self.inputs[slot], self.trace.rows[slot].detail, strict=True):
+            if once or k in along or self.base(k) in self.leaves:
+                continue
+            if self.op(k) not in COMPUTED or not along.issuperset(self._readers(k)):
+                return False
+            if not self._reads_in_parts(k, {k, *along}):
+                return False
+        return True
+
     def _cut_before(self) -> None:
         """What is read only in slices that follow one another is computed slice by slice."""
-        trace = self.trace
-        cuts = {base: set(slots) for base, slots in trace.cuts.items() if base not in trace.gaps}
+        trace, cuts = self.trace, self.cuts
         waiting = self.order()
         while waiting:
             slot = waiting.pop()
-            readers = [k for k in self.order() if slot in self.inputs[k]]
+            readers = self._readers(slot)
             targets = [target for k, target in self.outputs if self.source(k) == slot]
             if (
                 self.op(slot) not in COMPUTED
@@ -483,9 +576,7 @@ class _Builder:
                 for source, once in zip(inputs, repeated, strict=True):
                     part = source
                     if not once:
-                        part = self._new("slice", (source,), begins, cut)
-                        self.rank[part] -= 1e-6  # a slice of it may be computed there in its turn
-                        cuts.setdefault(source, set()).add(part)
+                        part = self._cut(source, begins, cut, cut)
                     parts.append(part)
                 made = self._new(self.op(slot), tuple(parts), repeated, cut)
                 if cut in cuts:  # slices of the slice
@@ -593,14 +684,19 @@ class _Builder:
         return product if outputs == [slot] == readers and in_loop else None
 
     def _parts(self, slot: int) -> list[tuple[int, Offset]]:
-        """The parts of a joint, and where each begins."""
+        """The parts of a joint, and where each begins; a joint in a joint by its own parts."""
         row, parts = self.trace.rows[slot], self.inputs[slot]
         if row.op == "concat":
-            return [
-                (part, tuple(("width", before) for before in parts[:k]))
-                for k, part in enumerate(parts)
-            ]
-        return list(zip(parts, row.detail, strict=True))
+            offsets = [tuple(("width", before) for before in parts[:k]) for k in range(len(parts))]
+        else:
+            offsets = list(row.detail)
+        found: list[tuple[int, Offset]] = []
+        for part, offset in zip(parts, offsets, strict=True):
+            if self.op(part) in JOINTS and part in self.inputs:
+                found += [(inner, offset + more) for inner, more in self._parts(part)]
+            else:
+                found.append((part, offset))
+        return found
 
     def _feed_products(self) -> None:
         """What a product reads stands in memory, its rows at equal distances."""
@@ -660,19 +756,21 @@ class _Builder:
 
     def _fill_joints(self) -> None:
         """A joint has memory of its own; its parts are written there where they are computed."""
-        for slot in self.order():
-            if self.op(slot) not in JOINTS:
-                continue
+        joints = {slot: self._parts(slot) for slot in self.order() if self.op(slot) in JOINTS}
+        copies: dict[tuple[int, str], int] = {}  # of parts that are computed elsewhere
+        for slot, found in joints.items():
             section = self.section[slot]
             if slot not in self.places:
                 self._buffer(slot)
             place = self.places[slot]
             parts = []
-            for part, offset in self._parts(slot):
+            for part, offset in found:
                 made = part
-                computed = self.op(part) in COMPUTED and self.section.get(part) == section
-                if not computed:
-                    made = self._copy(part, section, self.rank[slot] - 0.5)
+                if self.op(part) not in COMPUTED or self.section.get(part) != section:
+                    if (part, section) not in copies:
+                        copy = self._copy(part, section, self.rank[slot] - 0.5)
+                        copies[part, section] = copy
+                    made = copies[part, section]
                 target = Target(place.kind, place.which, place.offset + offset)
                 self.targets.setdefault(made, []).append(target)
                 parts.append(made)
