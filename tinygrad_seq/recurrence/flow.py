@@ -113,7 +113,7 @@ class _Watch:
         rows, T = run.kept.inputs.rows, scan.given.T
         names = [f"state{path}" for path, _ in paths(scan.given.state)]
         squares = {name: np.zeros(T) for name in names}
-        flow = GradientFlow({}, {})
+        flow = GradientFlow(dict(squares), {})  # zeros, where no row has a step
         self.found.append((-len(self.found), flow))
         direct = [
             [dy for slot, dy in zip(scan.step.y_slots, dys, strict=True) if slot == state_slot]
