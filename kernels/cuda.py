@@ -3,8 +3,8 @@
 ``Runner(plan, rules)`` compiles the kernels of a plan when they are first needed and runs them over
 arrays of the device. The loop is one launch; products before and after it, and the gradients of
 matrices, are the vendor's, for all steps at once. Shapes: T steps, B rows.
-Imports cpu (what a run is given and gives), cuda_build, cuda_layout, cuda_text and NumPy. ``xp`` is
-the namespace of the device's arrays.
+Imports build, cpu (what a run is given and gives), CUDA's own rooms, layout, text and NumPy. ``xp``
+is the namespace of the device's arrays.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from tinygrad_seq.kernels import build, cuda_build, cuda_text
 from tinygrad_seq.kernels.cpu import Gradients, Inputs, Rows
 from tinygrad_seq.kernels.cuda_layout import Layout
 from tinygrad_seq.kernels.cuda_order import base_of
+from tinygrad_seq.kernels.cuda_rows import RING
 from tinygrad_seq.kernels.layout import Sizes
 from tinygrad_seq.kernels.text import begins
 
@@ -123,12 +124,10 @@ class Runner:
         dlast: Sequence[Array | None],
         seen: Callable[..., None] | None = None,
     ) -> Gradients:
-        """Gradients of everything that wants one; ``dys`` (T, B, n), ``dlast`` (B, n)."""
-        if seen is not None:
-            raise ValueError(
-                "gradient_flow: the scan ran on cuda, expected one on the CPU; move the model and "
-                'its inputs with .to("cpu")'
-            )
+        """Gradients of everything that wants one; ``dys`` (T, B, n), ``dlast`` (B, n).
+
+        ``seen`` as in ``cpu.py``; the arrays that it is called with are the device's.
+        """
         plan, inputs, xp = self.plan, kept.inputs, self.xp
         rows, k = inputs.rows, inputs.checkpoint
         make = xp.zeros if rows.ragged else xp.empty
@@ -143,13 +142,40 @@ class Runner:
         back.give_rows("dlast", dlast)
         back.give("dx", dxs)
         captured: dict[int, Array] = {}
-        if kept.block is not None:
-            back.words["more"] = 0
-            back.steps(0, rows.steps)
-            back.outer(captured, 0, rows.steps)
-        else:
+        if kept.block is None:
             self._segments(kept, back, steps, captured)
-        return self._gradients(back, dxs, captured)
+        elif seen is None or not steps:
+            back.words["more"] = 0
+            back.steps(0, steps)
+            back.outer(captured, 0, steps)
+        else:
+            return self._gradients(back, dxs, self._each_step(back, steps, seen))
+        return self._gradients(back, dxs, back.whole(captured))
+
+    def _each_step(self, back: _Run, steps: int, seen: Callable[..., None]) -> dict[int, Array]:
+        """The way back in runs of one step; the gradients of captured arrays."""
+        plan, B = self.plan, back.inputs.rows.B
+        total: dict[int, Array] = {}
+        for s in reversed(range(steps)):
+            for k in plan.sums_on_the_way():
+                back.view(f"sum{k}").fill(0)
+            back.words["more"] = int(s + 1 < steps)
+            back.steps(s, s + 1, 0)
+            share: dict[int, Array] = {}
+            back.outer(share, s, s + 1)
+            for k, array in back.whole(share).items():
+                total[k] = array if k not in total else total[k] + array
+            place = (s + 1) % RING * B
+            after = [
+                None
+                if arriving is None
+                else back.rows(f"dstate{k}", back.layout.width(slot))[place : place + B]
+                for k, (arriving, slot) in enumerate(
+                    zip(plan.derivative.after, plan.state_slots, strict=True)
+                )
+            ]
+            seen(s, share, after)
+        return total
 
     def _segments(self, kept: Kept, back: _Run, steps: int, captured: dict[int, Array]) -> None:
         """The way back by segments: each once more forward, keeping everything, then backward."""
@@ -190,17 +216,6 @@ class Runner:
                 states[k] = end.copy() if order is None else end[order]
             if after is not None and inputs.resets is not None:
                 resets[k] = run.view(f"dreset{k}").copy()
-        widths = inputs.widths
-        slots = {row.detail: slot for slot, row in enumerate(plan.rows) if row.op == "capture"}
-        for k in plan.sums_on_the_way():
-            rows = run.rows(f"sum{k}", widths[slots[k]])
-            if run.layout.values[f"capture{k}_b"]:
-                share = rows if order is None else rows[order]
-            else:
-                share = rows.sum(axis=0)
-            captured[k] = share + captured[k] if k in captured else share.copy()
-        for k, array in captured.items():
-            captured[k] = array.reshape(inputs.captured[k].shape)
         return Gradients(dxs, states, resets, captured)
 
 
@@ -307,9 +322,9 @@ class _Run:
 
     # Work
 
-    def steps(self, begin: int, end: int) -> None:
-        """Everything of steps ``begin`` to ``end``."""
-        self.words |= {"s0": begin, "s1": end, "k0": begin}
+    def steps(self, begin: int, end: int, first: int | None = None) -> None:
+        """Everything of steps ``begin`` to ``end``; memory has them from ``first``, or these."""
+        self.words |= {"s0": begin, "s1": end, "k0": begin if first is None else first}
         layout, program = self.layout, self.layout.program
         direction = layout.direction
         layout_tiles = (end - begin) * -(-self.inputs.rows.B // layout.rows_alone)
@@ -357,10 +372,11 @@ class _Run:
         kinds = {"s": "start", "w": "w"}
         return words[base] + self.runner.item * sum(words[kinds[t[0]] + t[1:]] for t in terms)
 
-    def _steps_rows(self, name: str, width: int) -> Array:
-        """Rows of all steps of the run, (steps × B, width)."""
-        count = (self.words["s1"] - self.words["k0"]) * self.inputs.rows.B
-        return self.rows(name, width)[:count]
+    def _steps_rows(self, name: str, width: int, places: int = 1) -> Array:
+        """Rows of all steps of the run, (steps × places × B, width)."""
+        words, count = self.words, places * self.inputs.rows.B
+        begin, end = words["s0"] - words["k0"], words["s1"] - words["k0"]
+        return self.rows(name, width)[begin * count : end * count]
 
     def _operand(self, slot: int) -> Array:
         """The rows of all steps that a product outside the loop reads."""
@@ -407,18 +423,33 @@ class _Run:
         for k, share in shares:
             captured[k] = captured[k] + share if k in captured else share
 
+    def whole(self, captured: dict[int, Array]) -> dict[int, Array]:
+        """These gradients and what was added up on the way, in the shapes of what was captured."""
+        plan, inputs = self.layout.plan, self.inputs
+        slots = {row.detail: slot for slot, row in enumerate(plan.rows) if row.op == "capture"}
+        for k in plan.sums_on_the_way():
+            rows = self.rows(f"sum{k}", inputs.widths[slots[k]])
+            if self.layout.values[f"capture{k}_b"]:
+                share = rows[self.order] if inputs.rows.ragged else rows
+            else:
+                share = rows.sum(axis=0)
+            captured[k] = share + captured[k] if k in captured else share.copy()
+        for k, array in captured.items():
+            captured[k] = array.reshape(inputs.captured[k].shape)
+        return captured
+
     def _side(self, slot: int) -> Array:
         """Rows of all steps (steps × B, n), those that have ended zero."""
-        layout, inputs, words = self.layout, self.inputs, self.words
+        layout, inputs = self.layout, self.inputs
         row, width = layout.plan.rows[slot], layout.width(slot)
         if row.op == "x":
             if slot in layout.program.gathered:
                 return self._steps_rows(f"z{slot}", width)
             return self._in_order(inputs.xs[row.detail]).reshape(-1, width)
         if row.op == "state":
-            steps, places = words["s1"] - words["k0"], words["slots"]
-            rows = self.rows(f"state{row.detail}", width)[: steps * places * inputs.rows.B]
-            every = rows.reshape(steps, places, inputs.rows.B, width)[:, 0]
+            places = self.words["slots"]
+            rows = self._steps_rows(f"state{row.detail}", width, places)
+            every = rows.reshape(-1, places, inputs.rows.B, width)[:, 0]
             return every.reshape(-1, width)
         return self._steps_rows(f"grads{slot}", width)
 

@@ -50,7 +50,9 @@ def plan_of(name, dtype="float32"):
 # In the simulator ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("file", ["test_scan_on_cuda.py", "test_fuzz_on_cuda.py"])
+@pytest.mark.parametrize(
+    "file", ["test_scan_on_cuda.py", "test_flow_on_cuda.py", "test_fuzz_on_cuda.py"]
+)
 def test_in_the_simulator(file):
     absent = [name for name in ("numba_cuda", "greenlet") if find_spec(name) is None]
     required(f"not installed: {', '.join(absent)}" if absent else "")

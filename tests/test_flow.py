@@ -95,6 +95,14 @@ def test_layers_lengths_and_both_directions():
             np.testing.assert_allclose(shares.sum(axis=0), expected, rtol=1e-3, atol=1e-5)
 
 
+def test_rows_without_a_step():
+    cell = nn.RNNCell(2, 3, rng=0)
+    x, h = np.ones((4, 2, 2), "f4"), tgs.ones(2, 3, requires_grad=True)
+    (flow,) = tgs.gradient_flow(lambda: tgs.sum(tgs.scan(cell, x, h, lengths=[0, 0])[1]), cell)
+    np.testing.assert_array_equal(flow.states["state"], np.zeros(4))
+    np.testing.assert_array_equal(flow.norm, np.zeros(4))
+
+
 def test_vanishing_and_exploding_by_a_known_factor():
     """h' = a h: the gradient of the last state shrinks by a at every step back."""
     for a in (0.5, 1.5):

@@ -55,7 +55,9 @@ def gradient_flow(
 
     Steps are counted in the order of the inputs (shares of rows that run backward from their own
     lengths, from the end of the run). (Norms through time: Pascanu, Mikolov, Bengio
-    2013.) It takes several times as long as ``backward``, as each step is done on its own.
+    2013.) It takes several times as long as ``backward``, as each step is done on its own. A scan
+    on a GPU is gone back through there; what is found comes to the host at each step, and all
+    arrays are NumPy's.
 
     Raises ValueError if the function gives no loss, or computes it without a compiled scan.
     """
@@ -113,10 +115,14 @@ class _Watch:
         rows, T = run.kept.inputs.rows, scan.given.T
         names = [f"state{path}" for path, _ in paths(scan.given.state)]
         squares = {name: np.zeros(T) for name in names}
-        flow = GradientFlow({}, {})
+        flow = GradientFlow(dict(squares), {})  # zeros, where no row has a step
         self.found.append((-len(self.found), flow))
         direct = [
-            [dy for slot, dy in zip(scan.step.y_slots, dys, strict=True) if slot == state_slot]
+            [
+                devices.to_host(dy)
+                for slot, dy in zip(scan.step.y_slots, dys, strict=True)
+                if slot == state_slot
+            ]
             for state_slot in scan.step.state_slots
         ]
         captured = [entry_of(tensor) for tensor in scan.captured]
@@ -126,12 +132,14 @@ class _Watch:
             batch, times = rows.batch[:active], rows.begin[:active] + s * rows.onward
             for name, gradient, straight in zip(names, after, direct, strict=True):
                 if gradient is not None:
-                    total = gradient[:active] + sum(dy[times, batch] for dy in straight)
+                    back = devices.to_host(gradient[:active])
+                    total = back + sum(dy[times, batch] for dy in straight)
                     np.add.at(squares[name], times, np.square(total, dtype=float).sum(axis=1))
             roots = {captured[k]: array for k, array in share.items()}
             found = walk(roots, ARRAYS, retain_graph=True) if roots else {}
             t = s if rows.onward > 0 else rows.T - 1 - s
             for entry, gradient in found.items():
+                gradient = devices.to_host(gradient)
                 name = self.names.setdefault(entry, f"parameter {len(self.names)}")
                 if name not in flow.parameters:
                     flow.parameters[name] = np.zeros(T)
