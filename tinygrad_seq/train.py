@@ -102,7 +102,7 @@ def fit(
     Ctrl-C ends training and returns the history so far, with ``interrupted`` set. A loss or a
     clipped gradient that is not finite raises ValueError before it reaches the weights; so does a
     validation loss that is not finite, after its epoch. To see that, each update waits for a GPU
-    once, for its loss, and once more for the norm if it is clipped.
+    once, for its loss, once more for the norm if it is clipped, and once for each metric.
     """
     epochs = whole(epochs, "fit: epochs", least=0)
     if patience is not None:
@@ -154,7 +154,9 @@ def fit(
     return history
 
 
-def evaluate(model: Any, batches: Iterable[Any], loss: Loss, *, carry_state: bool = False) -> float:
+def evaluate(
+    model: Any, batches: Iterable[Any], loss: Metric, *, carry_state: bool = False
+) -> float:
     """The mean loss over batches in ``eval`` mode, without recording.
 
     The loss may be any function of (prediction, targets) that gives a number, such as a metric.
@@ -192,7 +194,7 @@ def predict(model: Any, inputs: Any, lengths: Any = None, **more: Any) -> Any:
 class _Measured:
     """The loss, which also measures what it is called with."""
 
-    def __init__(self, loss: Loss, metrics: Mapping[str, Metric] | None) -> None:
+    def __init__(self, loss: Metric, metrics: Mapping[str, Metric] | None) -> None:
         metrics = {} if metrics is None else metrics
         if not isinstance(metrics, Mapping) or not all(map(callable, metrics.values())):
             raise ValueError(
