@@ -63,7 +63,7 @@ FUNCTIONS = {
     "count_nonzero": "a axis",
     "empty": "shape dtype order",
     "full": "shape fill_value dtype order",
-    "empty_like": "a dtype order subok shape",
+    "empty_like": "prototype dtype order subok shape",
     "isclose": "a b rtol atol equal_nan",
     "ones": "shape dtype order",
     "ones_like": "a dtype order subok shape",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import chain
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -117,6 +119,22 @@ class TestBatches:
         assert a.shape == (2, 1, 1)
         assert b.shape == (1, 4)
 
+    @given(B=st.integers(1, 7), size=st.integers(1, 4), seed=st.integers(0, 9))
+    def test_several_inputs(self, B, size, seed):
+        """Each as if it were given by itself, in the structure that it was given in."""
+        a, b = np.arange(3 * B).reshape(3, B), np.arange(2 * B).reshape(B, 2)
+        y, n = np.arange(B)[None], np.arange(B)
+        options = {"batch_size": size, "rng": seed}
+        flat = data.Batches(a, b, y, n, axis=(1, 0, 1, 0), **options)
+        pair = data.Batches((a, b), y, n, axis=(1, 0, 1, 0), **options)
+        named = data.Batches({"x": b, "a": a}, y, n.tolist(), axis=(1, 0, 1, 0), **options)
+        for one, two, three in zip(flat, pair, named, strict=True):
+            assert [len(two), len(two[0]), list(three[0])] == [3, 2, ["x", "a"]]
+            again = (*two[0], *two[1:]), (three[0]["a"], three[0]["x"], *three[1:])
+            for found in again:
+                for x, expected in zip(found, one, strict=True):
+                    np.testing.assert_array_equal(x, expected)
+
     def test_empty(self):
         assert list(data.Batches(np.zeros((0, 2)), batch_size=2)) == []
 
@@ -168,6 +186,47 @@ class TestBuckets:
                 else:
                     assert wanted[b] == k
         assert not left
+
+    @given(
+        lengths=st.lists(st.tuples(st.integers(0, 9), st.integers(1, 5)), min_size=1, max_size=25),
+        batch_size=st.integers(1, 6),
+        pool=st.integers(1, 4),
+    )
+    def test_pairs_of_different_lengths(self, lengths, batch_size, pool):
+        rng = np.random.default_rng(0)
+        sources = [np.r_[k, rng.integers(0, 99, n)] for k, (n, _) in enumerate(lengths)]
+        targets = [rng.integers(0, 99, n + 1) for _, n in lengths]
+        buckets = data.Buckets(
+            ([*map(np.array, sources)], [t[:-1] for t in targets]),
+            [t[1:] for t in targets],
+            batch_size=batch_size,
+            per_step=True,
+            target_value=-1,
+            pool=pool,
+            rng=0,
+        )
+        seen = []
+        for (source, given_to_it), wanted, of_each in buckets:
+            assert source.shape == (of_each.max(), len(of_each))
+            assert given_to_it.shape == wanted.shape
+            assert len(wanted) == (wanted >= 0).sum(axis=0).max()
+            for b, k in enumerate(source[0]):
+                np.testing.assert_array_equal(source[: of_each[b], b], sources[k])
+                n = len(targets[k]) - 1
+                assert [*given_to_it[:n, b], wanted[n - 1, b]] == targets[k].tolist()
+                assert not given_to_it[n:, b].any()
+                np.testing.assert_array_equal(wanted[:n, b], targets[k][1:])
+                assert (wanted[n:, b] == -1).all()
+                seen.append(k)
+        assert sorted(seen) == list(range(len(lengths)))
+        if pool * batch_size >= len(lengths):  # sorted by the first, then by the second
+            pairs = [sorted(lengths[k] for k in s[0]) for (s, _), _, _ in buckets]
+            assert list(chain(*sorted(pairs))) == sorted(lengths)
+
+    def test_targets_for_each_of_several_inputs(self):
+        ((inputs, y, lengths),) = data.Buckets(([[1, 2]], [[3.0]]), [[7, 8]], batch_size=1)
+        assert [x.tolist() for x in inputs] == [[[1], [2]], [[3.0]]]
+        assert (y.tolist(), lengths.tolist()) == ([[7, 8]], [2])
 
     def test_about_the_same_length(self, rng):
         lengths = rng.integers(1, 100, 400)
@@ -322,6 +381,16 @@ BAD = {
     "sequence 1 has 2 steps and targets for 1, expected a target for each": lambda: data.Buckets(
         [[1], [2, 3]], [[1], [2]], batch_size=1, per_step=True
     ),
+    r"pass a tuple \(sequences, given\)": lambda: data.Buckets(
+        [[1], [2, 3]], [[1], [2]], batch_size=1, per_step=True
+    ),
+    r"a tuple of \[2, 1\] sequences was given, expected as many": lambda: data.Buckets(
+        ([[1], [2, 3]], [[1]]), [1, 2], batch_size=1
+    ),
+    "sequence 0 has 1 steps and targets for 2": lambda: data.Buckets(
+        ([[1, 2]], [[1]]), [[1, 2]], batch_size=1, per_step=True
+    ),
+    "a tuple is as many arrays, a list is one": lambda: data.Batches((1, 2, 3), batch_size=1),
     "no arrays": lambda: data.Batches(batch_size=1),
     "held_out = 2 of 2": lambda: data.train_test_split([1, 2], held_out=2),
     r"\[2, 1\] examples": lambda: data.train_test_split([1, 2], [1], held_out=1),

@@ -244,6 +244,25 @@ class TestSeq2Seq:
         right = sum(m == ids[::-1, b].tolist() for b, m in enumerate(made))
         assert right >= 40
 
+    @pytest.mark.parametrize("penalty", [0.0, 0.7])
+    def test_scores_are_the_models_log_probabilities(self, penalty):
+        rng = np.random.default_rng(1)
+        model = nn.Seq2Seq(6, 5, 4, dropout=0.3, rng=rng)
+        source, lengths = rng.integers(0, 6, (7, 3)), [7, 0, 4]
+        options = {"start": 0, "end": 4, "longest": 5, "width": 6, "length_penalty": penalty}
+        found = model.hypotheses(source, lengths, **options)
+        assert [each[0].ids for each in found] == model.beam(source, lengths, **options)
+        model.eval()
+        for b, each in enumerate(found):
+            assert 1 < len(each) <= 6
+            assert [h.score for h in each] == sorted((h.score for h in each), reverse=True)
+            for h in each:
+                wanted = [*h.ids, 4] if h.ended else h.ids
+                given = np.array([0, *wanted[:-1]])[:, None]
+                logits = model(source[:, b : b + 1], given, [lengths[b]])
+                p = tgs.log_softmax(logits, axis=-1).numpy()[np.arange(len(wanted)), 0, wanted]
+                assert h.score == pytest.approx(p.sum() / len(wanted) ** penalty, rel=1e-4)
+
     def test_where_it_looks(self):
         rng = np.random.default_rng(1)
         model = nn.Seq2Seq(6, 5, 4, rng=rng)
@@ -283,6 +302,8 @@ class TestSeq2Seq:
             nn.Seq2Seq(3, 3, 4, layer="cnn")
         with pytest.raises(tgs.ShapeError, match=r"source has shape \(3,\), expected \(S, B\)"):
             nn.Seq2Seq(3, 3, 4)(np.array([1, 2, 0]), np.array([[0]]))
+        with pytest.raises(tgs.ShapeError, match=r"source has shape \(3,\), expected \(S, B\)"):
+            nn.Seq2Seq(3, 3, 4).beam(np.array([1, 2, 0]), start=0, end=1, longest=3)
         with pytest.raises(ValueError, match="beam: width: 0 was given"):
             nn.Seq2Seq(3, 3, 4).beam(np.array([[1]]), start=0, end=1, longest=3, width=0)
 

@@ -338,7 +338,21 @@ def test_cross_entropy(rng):
     assert F.cross_entropy(x * 1e4, t).item() >= 0
 
 
+def test_accuracy(rng):
+    x, t = rng.standard_normal((4, 3, 5)), rng.integers(0, 5, (4, 3))
+    mask = rng.random((4, 3)) < 0.5
+    right = np.array([[x[i, j].argmax() == t[i, j] for j in range(3)] for i in range(4)])
+    assert F.accuracy(x, t).item() == pytest.approx(right.mean())
+    found = F.accuracy(np.where(mask[..., None], x, np.nan), np.where(mask, t, -100), mask)
+    assert found.item() == pytest.approx(right[mask].mean())
+    assert F.accuracy(x, t, np.zeros(4, bool)).item() == 0
+    assert not F.accuracy(tgs.tensor(x, requires_grad=True), t).requires_grad
+
+
 BAD_LOSSES = {
+    r"accuracy: logits \(2, 3\) and target \(3,\) were given": lambda: F.accuracy(
+        tgs.zeros(2, 3), np.zeros(3, int)
+    ),
     r"prediction \(2, 1\) and target \(2,\).*nothing is broadcast": lambda: F.mse_loss(
         tgs.zeros(2, 1), tgs.zeros(2)
     ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 
 import numpy as np
@@ -125,6 +126,191 @@ def test_predict(rng):
     ys, state = train.predict(layer, np.ones((4, 1, 3)))
     again, _ = train.predict(layer, np.ones((1, 1, 3)), state=state)
     assert again[0].tolist() != ys[0].tolist()
+
+
+class Weighted(nn.Module):
+    """Of inputs x (B, 3) and w (B, 1): a product, and whatever ``more`` there is added."""
+
+    def __init__(self):
+        self.head = nn.Linear(3, 1, rng=0)
+
+    def forward(self, x, w, more=0.0):
+        return self.head(x) * w + more
+
+
+class TestSeveralInputs:
+    def test_a_tuple_is_as_many_arguments(self, rng):
+        x, y = problem(rng)
+        w = rng.random((40, 1))
+        model, optimizer = model_and_optimizer()
+        batches = data.Batches(x * w, y * w, batch_size=8, rng=0)
+        model.bias.data = np.zeros(1, "f4")
+        model.bias.requires_grad = False
+        expected = train.fit(model, batches, mse, optimizer, epochs=2, progress=False)
+        other = Weighted()
+        other.head.load_state_dict(other.head.state_dict() | {"bias": np.zeros(1)})
+        other.head.bias.requires_grad = False
+        batches = data.Batches((x, w), y * w, batch_size=8, rng=0)
+        optimizer = optim.Adam(other.parameters(), lr=0.05)
+        found = train.fit(other, batches, mse, optimizer, epochs=2, progress=False)
+        assert found.loss == pytest.approx(expected.loss, rel=1e-5)
+        made = train.predict(other, (x, w))
+        np.testing.assert_allclose(made, train.predict(model, x * w), atol=1e-5)
+        np.testing.assert_allclose(train.predict(other, (x, w), more=1.0) - 1, made, atol=1e-6)
+        whole = train.evaluate(other, [((x, w), y * w)], mse)
+        assert whole == pytest.approx(mse(made, (y * w).astype("f4")).item())
+
+    def test_a_dict_is_one(self, rng):
+        class Sum(nn.Module):
+            def __init__(self):
+                self.scale = nn.parameter(1.0)
+
+            def forward(self, given):
+                return self.scale * (given["a"] + given["b"])
+
+        x, y = problem(rng)
+        batches = data.Batches({"a": x[:, :1], "b": x[:, 1:2]}, y, batch_size=8)
+        model = Sum()
+        optimizer = optim.Adam(model.parameters(), lr=0.1)
+        history = train.fit(model, batches, mse, optimizer, epochs=2, progress=False)
+        assert history.loss[1] < history.loss[0]
+
+    @pytest.mark.parametrize("more", [{"carry_state": True}, {"tbptt": (3, 5)}])
+    def test_with_a_state(self, rng, more):
+        class Two(nn.Module):
+            def __init__(self):
+                self.layer = nn.GRU(3, 2, backend="tape", rng=0)
+
+            def forward(self, a, b, state=None, lengths=None):
+                return self.layer(tgs.concat([a, b], axis=-1), state, lengths)
+
+        a, b = rng.standard_normal((7, 4, 2)), rng.standard_normal((7, 4, 1))
+        y, lengths, losses = rng.standard_normal((7, 4, 2)), np.array([7, 2, 4, 0]), []
+        whole = np.concatenate([a, b], axis=-1)
+        for model, inputs in ((Two(), (a, b)), (nn.GRU(3, 2, backend="tape", rng=0), whole)):
+            optimizer = optim.SGD(model.parameters(), 0.1)
+            batches = [(inputs, y, lengths)] * 2
+            history = train.fit(model, batches, mse, optimizer, epochs=2, progress=False, **more)
+            losses.append(history.loss)
+        assert losses[0] == losses[1]
+
+    def test_sequence_to_sequence_is_the_open_loop(self):
+        rng = np.random.default_rng(0)
+        sources = [rng.integers(2, 7, n) for n in rng.integers(1, 7, 24)]
+        targets = [np.array([0, *ids[::2], 1]) for ids in sources]
+        columns = (sources, [ids[:-1] for ids in targets]), [ids[1:] for ids in targets]
+        options = {"batch_size": 8, "per_step": True, "target_value": -1}
+
+        def loss(logits, wanted):
+            return nn.functional.cross_entropy(logits, wanted, mask=wanted >= 0)
+
+        by_fit, by_hand = (nn.Seq2Seq(7, 7, 8, rng=0) for _ in range(2))
+        batches = data.Buckets(*columns, rng=1, **options)
+        optimizer = optim.Adam(by_fit.parameters(), lr=0.01)
+        history = train.fit(by_fit, batches, loss, optimizer, epochs=3, progress=False)
+        assert history.loss[-1] < history.loss[0]
+        optimizer = optim.Adam(by_hand.parameters(), lr=0.01)
+        batches = data.Buckets(*columns, rng=1, **options)
+        for _ in range(3):
+            for (source, given), wanted, lengths in batches:
+                optimizer.zero_grad()
+                loss(by_hand(source, given, lengths), tgs.tensor(wanted)).backward()
+                optimizer.step()
+        for a, b in zip(by_fit.parameters(), by_hand.parameters(), strict=True):
+            np.testing.assert_array_equal(a, b)
+
+    def test_errors(self, rng):
+        x, y = problem(rng)
+        model, optimizer = model_and_optimizer()
+        words = "model Linear cannot be called with a tuple of 2 inputs: too many .* a dict or a"
+        with pytest.raises(ValueError, match="fit: the " + words):
+            train.fit(model, [((x, x), y)], mse, optimizer, epochs=1, progress=False)
+        with pytest.raises(ValueError, match="evaluate: the " + words):
+            train.evaluate(model, [((x, x), y)], mse)
+        with pytest.raises(ValueError, match=r"predict: .* a tuple of 1 inputs and lengths=\.\.\."):
+            train.predict(model, (x,), lengths=[1])
+        with pytest.raises(ValueError, match=r"cannot be called as model\(x1, x2, state\): too"):
+            train.fit(model, [((x, x), y)], mse, optimizer, epochs=1, carry_state=True)
+
+
+class TestMetrics:
+    def test_the_history_has_them(self, rng):
+        x = rng.standard_normal((40, 3))
+        classes = (x.sum(axis=1) > 0).astype(int)
+        model = nn.Sequential(nn.Linear(3, 2, rng=0), nn.Dropout(0.0))
+        known, held_out = (x[:30], classes[:30]), (x[30:], classes[30:])
+        seen = []
+
+        def errors(prediction, targets):  # a plain number, an array or a tensor
+            assert not (prediction * 1.0).requires_grad
+            seen.append(model.training)
+            return int((prediction.numpy().argmax(axis=-1) != targets.numpy()).sum())
+
+        history = train.fit(
+            model,
+            data.Batches(*known, batch_size=8, rng=0),
+            nn.functional.cross_entropy,
+            optim.Adam(model.parameters(), 0.1),
+            epochs=5,
+            validation=[held_out],
+            metrics={"accuracy": nn.functional.accuracy, "errors": errors},
+            progress=False,
+        )
+        assert list(history.metrics) == list(history.validation_metrics) == ["accuracy", "errors"]
+        assert [len(v) for v in history.metrics.values()] == [5, 5]
+        assert history.metrics["accuracy"][-1] > 0.9
+        last = history.validation_metrics["accuracy"][-1]
+        assert last == train.evaluate(model, [held_out], nn.functional.accuracy)
+        assert history.validation_metrics["errors"][-1] == pytest.approx(10 * (1 - last))
+        assert seen == [*[True] * 4, False] * 5
+
+    def test_means_are_weighted_as_the_loss_is(self, rng):
+        """The mean over batches of any sizes is the mean over their targets."""
+        x, y = problem(rng)
+        model, _ = model_and_optimizer()
+        still = optim.SGD(model.parameters(), 1e-12)
+        for size in (7, 40):
+            batches = data.Batches(x, y, batch_size=size)
+            history = train.fit(
+                model, batches, mse, still, epochs=1, metrics={"again": mse}, progress=False
+            )
+            assert history.metrics["again"] == history.loss
+            assert history.loss == pytest.approx([train.evaluate(model, [(x, y)], mse)])
+        assert history.validation_metrics == {}
+
+    def test_with_truncation(self, rng):
+        model = nn.Sequential(nn.GRU(2, 3, backend="tape", rng=0))
+        x, y = rng.standard_normal((7, 4, 2)), rng.standard_normal((7, 4, 3))
+        still, metrics = optim.SGD(model.parameters(), 1e-12), {"l1": nn.functional.l1_loss}
+        history = train.fit(
+            model, [(x, y)], mse, still, epochs=1, tbptt=(3, 4), metrics=metrics, progress=False
+        )
+        whole = train.evaluate(model, [(x, y)], nn.functional.l1_loss)
+        assert history.metrics["l1"] == pytest.approx([whole])
+
+    def test_they_are_shown(self, rng, capsys, monkeypatch):
+        x, y = problem(rng)
+        model, optimizer = model_and_optimizer()
+        monkeypatch.setitem(sys.modules, "tqdm", None)
+        metrics = {"two": lambda p, t: np.float32(2)}
+        train.fit(model, [(x, y)], mse, optimizer, epochs=1, validation=[(x, y)], metrics=metrics)
+        shown = capsys.readouterr().err
+        assert re.search(r": loss [\d.]+, two 2, validation [\d.]+, validation two 2\n", shown)
+
+    def test_errors(self, rng):
+        x, y = problem(rng)
+        model, optimizer = model_and_optimizer()
+        bad = {
+            "metrics is .* expected a dict of functions of": [mse],
+            "metrics is .*'mse'": {"mse": "mse"},
+            r"fit: the metric 'off' returned shape \(40, 1\), expected one number": {
+                "off": lambda p, t: p - t
+            },
+            "fit: the metric 'none'": {"none": lambda p, t: None},
+        }
+        for words, metrics in bad.items():
+            with pytest.raises(ValueError, match=words):
+                train.fit(model, [(x, y)], mse, optimizer, epochs=1, metrics=metrics)
 
 
 def test_losses_of_another_kind(rng):

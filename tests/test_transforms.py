@@ -6,8 +6,11 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import tinygrad_seq as tgs
+from tinygrad_seq import nn
 from tinygrad_seq.rules import ARRAY_NAMES, Rule
 from tinygrad_seq.tensors import apply
 
@@ -249,3 +252,70 @@ class TestGradcheckFails:
 
     def test_passes_on_the_right_one(self, rng):
         assert tgs.gradcheck(self.wrong(x="g * 3 * x * x"), rng.standard_normal(3), order=2)
+
+    @given(shape=st.lists(st.integers(1, 5), max_size=3), data=st.data())
+    def test_it_names_the_element(self, shape, data):
+        place = tuple(data.draw(st.integers(0, n - 1)) for n in shape)
+        x = np.random.default_rng(0).uniform(0.5, 2, shape)
+        where = rf"at \[{', '.join(map(str, place))}\] they give .* and 0$"
+        wrong = np.zeros(shape, bool)
+        wrong[place] = True
+        with pytest.raises(AssertionError, match=where):
+            tgs.gradcheck(lambda x: tgs.where(wrong, x.detach(), x) ** 2, x)
+
+    def test_on_chance(self, rng):
+        with pytest.raises(AssertionError, match=r"another value .* expected one without chance"):
+            tgs.gradcheck(lambda x: x * rng.standard_normal(), np.ones(2))
+        with pytest.raises(AssertionError, match=r"give nan, backward"), np.errstate(all="ignore"):
+            tgs.gradcheck(tgs.log, -np.ones(2))
+
+
+class Tied(nn.Module):
+    """Two layers over one sequence and a head, whose weight is used twice."""
+
+    def __init__(self, dropout=0.0):
+        self.layer = nn.GRU(2, 3, 2, dropout=dropout, rng=0)
+        self.head = nn.Linear(3, 3, rng=0)
+        self.again = self.head
+        self.scale = nn.parameter(2.0)
+
+    def forward(self, x):
+        return self.scale * self.again(tgs.tanh(self.head(self.layer(x)[0])))
+
+
+class TestGradcheckOfAModule:
+    def test_all_is_right_and_as_before(self, rng):
+        model, x = Tied(), rng.standard_normal((4, 2, 2))
+        model.head.bias.requires_grad = False  # a frozen one is checked too
+        (model.scale**2).backward()
+        before = model.state_dict(), [p.grad for p in model.parameters()]
+        assert tgs.gradcheck(lambda: nn.functional.mse_loss(model(x), np.ones((4, 2, 3))), model, 2)
+        assert tgs.gradcheck(lambda: model.head.weight, model)
+        assert [p.grad for p in model.parameters()] == before[1]
+        for name, value in model.state_dict().items():
+            assert value.dtype == np.float32
+            np.testing.assert_array_equal(value, before[0][name])
+        assert [p.requires_grad for p in model.parameters()].count(False) == 1
+
+    def test_it_names_the_parameter_and_the_element(self, rng):
+        model, x = Tied(), rng.standard_normal((4, 2, 2))
+
+        def f():
+            return model(x).sum() * model.layer.cells[1].weight_hh[4, 2].detach()
+
+        words = r"parameter layer.cells.1.weight_hh of shape \(9, 3\): .*; at \[4, 2\] they give"
+        with pytest.raises(AssertionError, match=words):
+            tgs.gradcheck(f, model)
+        assert model.layer.cells[1].weight_hh.dtype == np.float32
+
+    def test_errors(self, rng):
+        model, x = Tied(dropout=0.5), rng.standard_normal((4, 2, 2))
+        with pytest.raises(AssertionError, match=r"model.eval\(\) switches dropout off"):
+            tgs.gradcheck(lambda: model(x), model)
+        with pytest.raises(ValueError, match="f cannot be called without arguments: missing"):
+            tgs.gradcheck(lambda x: model(x), model)
+        with pytest.raises(ValueError, match="a Dropout without parameters was given"):
+            tgs.gradcheck(lambda: x, nn.Dropout(0.5))
+        with pytest.raises(ValueError, match="float64 and float32, expected one floating dtype"):
+            tgs.gradcheck(lambda: model(x.astype("f4")), model)
+        assert {p.dtype.name for p in model.parameters()} == {"float32"}

@@ -1,8 +1,12 @@
-"""``gradcheck``: derivatives against central differences. Imports transforms and below."""
+"""``gradcheck``: derivatives against central differences, of functions and of models.
+
+Imports transforms and below.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from inspect import signature
 from typing import Any
 
 import numpy as np
@@ -29,36 +33,82 @@ def gradcheck(
     """Compare f's derivatives with central differences along random directions, in float64.
 
     ``inputs`` is a tuple of arguments (or one argument that is not a tuple), tensors or structures
-    of them, taken to float64 first. For each input and a random direction v in it, and a random
-    weight u on the output, (u·f(x + εv) − u·f(x − εv)) / 2ε must equal the gradient along v, within
-    ``rtol`` of it plus ``atol`` (times |u·f| where that is above 1); ε is ``eps`` times the largest
-    |x| above 1. Two directions are tried, drawn by ``seed``. ``order=2`` also checks the derivative
-    of the gradient, and so on. Returns True, or raises AssertionError saying where. f must not be
-    random. It happens where the inputs are.
+    of them, taken to float64 first. Or it is a module, for the derivatives with respect to its
+    parameters, ``tgs.gradcheck(lambda: loss(model(x), y), model)``: f takes no arguments then, and
+    while it runs the parameters are float64, so that data must be too; afterwards they are as
+    before.
+
+    For each input and a random direction v in it, and a random weight u on the output,
+    (u·f(x + εv) − u·f(x − εv)) / 2ε must equal the gradient along v, within ``rtol`` of it plus
+    ``atol`` (times |u·f| where that is above 1); ε is ``eps`` times the largest |x| above 1. Two
+    directions are tried, drawn by ``seed``. ``order=2`` also checks the derivative of the gradient,
+    and so on. Returns True, or raises AssertionError naming the input or parameter and an element
+    of it where they differ. f must not be random: ``model.eval()`` where there is dropout. It
+    happens where the inputs are. Raises ValueError for inputs that are not floating, a module
+    without parameters, and a module with an f that takes arguments.
     """
     if isinstance(order, bool) or not isinstance(order, int) or order < 1:
         raise ValueError(
             f"gradcheck: order {order!r} was given, expected an integer from 1 on; several inputs "
             "go in one tuple, gradcheck(f, (a, b))"
         )
-    given = inputs if isinstance(inputs, tuple) else (inputs,)
+    if hasattr(inputs, "named_parameters"):
+        f, given, names = _of_parameters(f, inputs)
+    else:
+        given = inputs if isinstance(inputs, tuple) else (inputs,)
+        names = [f"input{path}" for path, _ in paths(given)]
     xs = map_leaves(_to_float64, given)
     rng = np.random.default_rng(seed)
     for n in range(1, order + 1):
         y, pullback = vjp(f, *xs)
-        weights = map_leaves(lambda t: wrap(_direction(rng, t), None), y)
+        weights = map_leaves(lambda t: _placed(rng.standard_normal(t.shape), t), y)
         with no_grad():
             gradients = pullback(weights)
-        _check_along_directions(f, xs, weights, gradients, n, rng, (eps, rtol, atol))
+        _Comparison(f, xs, weights, gradients, (eps, rtol, atol)).check(names, n, rng)
         recorded = pullback(weights)  # may be computed in another way
-        for (path, a), b in zip(paths(gradients), leaves(recorded), strict=True):
+        for name, a, b in zip(names, leaves(gradients), leaves(recorded), strict=True):
             if not np.allclose(a._data, b._data, rtol, atol):
                 raise AssertionError(
-                    f"gradcheck: derivative of order {n} for input{path} is another one where it "
+                    f"gradcheck: derivative of order {n} for {name} is another one where it "
                     f"is recorded: it differs by up to {float(abs(a._data - b._data).max()):.3g}"
                 )
         f = _weighted_gradient(f, weights)
     return True
+
+
+def _of_parameters(f: Function, module: Any) -> tuple[Function, tuple[Tensor, ...], list[str]]:
+    """f as a function of the module's parameters, these, and their names."""
+    named = dict(module.named_parameters())
+    if not named:
+        raise ValueError(
+            f"gradcheck: a {type(module).__name__} without parameters was given, expected one with "
+            "some; gradcheck(f, x) checks the derivatives with respect to an input"
+        )
+    try:
+        signature(f).bind()
+    except TypeError as error:
+        raise ValueError(
+            f"gradcheck: f cannot be called without arguments: {error}; expected a function of the "
+            "module's parameters alone, gradcheck(lambda: loss(model(x), y), model)"
+        ) from None
+    parameters = tuple(named.values())
+
+    def function(*values: Tensor) -> Any:
+        before = [(p._data, p._entry) for p in parameters]
+        try:
+            for p, value in zip(parameters, values, strict=True):
+                p._data, p._entry = value._data, value._entry
+            return map_leaves(_again, f())
+        finally:
+            for p, (data, entry) in zip(parameters, before, strict=True):
+                p._data, p._entry = data, entry
+
+    return function, parameters, [f"parameter {name}" for name in named]
+
+
+def _again(y: Any) -> Any:
+    """The same value and entry in a tensor of its own: f may return a parameter as it is."""
+    return wrap(y._data, y._entry) if isinstance(y, Tensor) else y
 
 
 def _to_float64(x: Any) -> Tensor:
@@ -68,9 +118,9 @@ def _to_float64(x: Any) -> Tensor:
     return wrap(x._data.astype("float64"), None)
 
 
-def _direction(rng: np.random.Generator, x: Tensor) -> Any:
-    """Standard normal numbers of the shape of x, drawn on the host, where x is."""
-    return devices.to_device(np.asarray(rng.standard_normal(x.shape)), x.device)
+def _placed(values: Any, like: Tensor) -> Tensor:
+    """Numbers drawn on the host, where ``like`` is."""
+    return wrap(devices.to_device(np.asarray(values), like.device), None)
 
 
 def _weighted_gradient(f: Function, weights: Any) -> Function:
@@ -78,36 +128,68 @@ def _weighted_gradient(f: Function, weights: Any) -> Function:
     return lambda *xs: vjp(f, *xs)[1](weights)
 
 
-def _check_along_directions(
-    f: Function,
-    xs: Any,
-    weights: Any,
-    gradients: Any,
-    order: int,
-    rng: np.random.Generator,
-    tolerances: tuple[float, float, float],
-) -> None:
-    eps, rtol, atol = tolerances
-    points = leaves(xs)
+class _Comparison:
+    """u·f at a point, and what is said to be its gradient there."""
 
-    def weighted(k: int, moved: Any) -> float:
+    def __init__(
+        self, f: Function, xs: Any, weights: Any, gradients: Any, tolerances: tuple[float, ...]
+    ) -> None:
+        self.f, self.xs, self.weights = f, xs, leaves(weights)
+        self.points, self.gradients = leaves(xs), leaves(gradients)
+        self.eps, self.rtol, self.atol = tolerances
+
+    def check(self, names: Sequence[str], order: int, rng: np.random.Generator) -> None:
+        for k, (name, x) in enumerate(zip(names, self.points, strict=True)):
+            for _ in range(2 if x.size else 0):
+                v = np.asarray(rng.standard_normal(x.shape))
+                expected, found, size = self.slopes(k, v)
+                near = self.atol * max(1.0, size) + self.rtol * abs(expected)
+                if abs(expected - found) <= near:
+                    continue
+                values = self.weighted(k, x._data), self.weighted(k, x._data)
+                if abs(values[0] - values[1]) > self.rtol * abs(values[0]):
+                    raise AssertionError(
+                        "gradcheck: f gave another value when it was called again, expected one "
+                        "without chance; model.eval() switches dropout off"
+                    )
+                place = self.worst(k, v)
+                one, other, _ = self.slopes(k, _only(np.ones(x.shape), np.array([place])))
+                where = [int(i) for i in np.unravel_index(place, x.shape)]
+                raise AssertionError(
+                    f"gradcheck: derivative of order {order} for {name} of shape {x.shape}: "
+                    f"central differences give {expected:.10g}, backward gives {found:.10g} along "
+                    f"a random direction; at {where} they give {one:.10g} and {other:.10g}"
+                )
+
+    def weighted(self, k: int, moved: Any) -> float:
         """u·f with input k moved."""
-        at = [*points[:k], wrap(moved, None), *points[k + 1 :]]
-        pairs = zip(leaves(f(*rebuild(xs, iter(at)))), leaves(weights), strict=True)
+        at = [*self.points[:k], wrap(moved, None), *self.points[k + 1 :]]
+        pairs = zip(leaves(self.f(*rebuild(self.xs, iter(at)))), self.weights, strict=True)
         return sum(float((y._data * u._data).sum()) for y, u in pairs)
 
-    for k, ((path, x), g) in enumerate(zip(paths(xs), leaves(gradients), strict=True)):
-        if not x.size:
-            continue
-        for _ in range(2):
-            v = _direction(rng, x)
-            step = eps * max(1.0, float(abs(x._data).max()))
-            ends = [weighted(k, x._data + sign * step * v) for sign in (1, -1)]
-            expected = (ends[0] - ends[1]) / (2 * step)
-            found = float((g._data * v).sum())
-            if not abs(expected - found) <= atol * max(1.0, abs(ends[0])) + rtol * abs(expected):
-                raise AssertionError(
-                    f"gradcheck: derivative of order {order} for input{path} of shape "
-                    f"{x.shape}: central differences give {expected:.10g}, backward gives "
-                    f"{found:.10g}"
-                )
+    def slopes(self, k: int, v: np.ndarray) -> tuple[float, float, float]:
+        """Along v in input k: by central differences, by the gradient; and |u·f|."""
+        x, along = self.points[k]._data, _placed(v, self.points[k])._data
+        step = self.eps * max(1.0, float(abs(x).max()))
+        ends = [self.weighted(k, x + sign * step * along) for sign in (1, -1)]
+        found = float((self.gradients[k]._data * along).sum())
+        return (ends[0] - ends[1]) / (2 * step), found, abs(ends[0])
+
+    def worst(self, k: int, v: np.ndarray) -> int:
+        """The number of an element with much of the error: by halves, the one with more of it."""
+
+        def error(places: np.ndarray) -> float:
+            expected, found, _ = self.slopes(k, _only(v, places))
+            return float(np.nan_to_num(abs(expected - found), nan=np.inf))
+
+        left = np.arange(v.size)
+        while left.size > 1:
+            left = max(np.array_split(left, 2), key=error)
+        return int(left[0])
+
+
+def _only(v: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """v at these places, zeros elsewhere."""
+    made = np.zeros_like(v)
+    made.flat[places] = v.flat[places]
+    return made

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from tinygrad_seq.errors import whole
 from tinygrad_seq.nn.module import Module, in_mode
@@ -17,11 +19,12 @@ from tinygrad_seq.optim import Optimizer, Schedule, clip_grad_norm_
 from tinygrad_seq.tape import no_grad
 from tinygrad_seq.tensors import FLOATS, Tensor, as_tensor, host_array
 from tinygrad_seq.transforms import detach
-from tinygrad_seq.trees import leaves
-from tinygrad_seq.truncation import Block, check_forward, run_with_state, tbptt
+from tinygrad_seq.trees import leaves, map_arrays
+from tinygrad_seq.truncation import Block, arguments, bind, check_forward, run_with_state, tbptt
 
 __all__ = ["Block", "History", "evaluate", "fit", "predict", "tbptt"]
 Loss = Callable[[Any, Any], Tensor]
+Metric = Callable[[Any, Any], Any]
 
 
 @dataclass
@@ -29,12 +32,16 @@ class History:
     """What happened, one entry an epoch: also as ``history["loss"]``.
 
     ``validation`` is empty without validation batches, ``norm`` (the mean norm of the gradient
-    before clipping) without ``clip_norm``. Epochs are counted from 0, in ``best_epoch`` too.
+    before clipping) without ``clip_norm``. ``metrics["accuracy"]`` has the metric of that name on
+    the training batches, ``validation_metrics["accuracy"]`` on those of validation. Epochs are
+    counted from 0, in ``best_epoch`` too.
     """
 
     loss: list[float] = field(default_factory=list)
     validation: list[float] = field(default_factory=list)
     norm: list[float] = field(default_factory=list)
+    metrics: dict[str, list[float]] = field(default_factory=dict)
+    validation_metrics: dict[str, list[float]] = field(default_factory=dict)
     best_epoch: int | None = None  # counted from 0, by validation loss, else by training loss
     stopped_early: bool = False
     interrupted: bool = False
@@ -59,6 +66,7 @@ def fit(
     tbptt: tuple[int, int] | None = None,
     carry_state: bool = False,
     validation: Iterable[Any] | None = None,
+    metrics: Mapping[str, Metric] | None = None,
     patience: int | None = None,
     schedule: Schedule | None = None,
     progress: bool | str = True,
@@ -66,14 +74,21 @@ def fit(
     """Train ``model``: for each batch forward, ``loss(prediction, targets)``, backward, update.
 
     ``batches`` is iterated once an epoch and yields ``(inputs, targets)``, for ``model(inputs)``,
-    or ``(inputs, targets, lengths)``, for ``model(inputs, lengths=lengths)``. Arrays become
-    tensors, floating ones in the dtype of the model's parameters, and all are moved to where these
-    are; lengths stay on the host. ``clip_norm`` bounds the norm of
+    or ``(inputs, targets, lengths)``, for ``model(inputs, lengths=lengths)``. A tuple of inputs is
+    as many arguments, ``model(source, given)`` for ``((source, given), targets)``; a dict or a
+    named tuple is one. Arrays become tensors, floating ones in the dtype of the model's parameters,
+    and all are moved to where these are; lengths stay on the host. ``clip_norm`` bounds the norm of
     the gradient. ``validation`` are batches to measure on after each epoch, in ``eval`` mode. With
     ``patience`` training stops when the validation loss (without validation, the training loss)
     has not improved for that many epochs, and the best weights are put back. ``schedule.step()`` is
     called after each epoch. Epoch losses are means over batches, weighted by how many targets each
-    has, padding left out where lengths are given.
+    has, padding left out where lengths are given and the targets have the shape (T, B) of the first
+    input.
+
+    ``metrics={"accuracy": nn.functional.accuracy}`` are functions of (prediction, targets), as the
+    loss is, that give one number to look at. Like the loss it is averaged over the batches of an
+    epoch, those of training as they were trained on, before each update, and those of validation;
+    the progress bar shows it and the history has it.
 
     ``tbptt=(k1, k2)`` trains by truncated backpropagation through time, as ``train.tbptt`` says: an
     update every k1 steps, before which the error has gone back over k2 steps at most. With
@@ -87,7 +102,7 @@ def fit(
     Ctrl-C ends training and returns the history so far, with ``interrupted`` set. A loss or a
     clipped gradient that is not finite raises ValueError before it reaches the weights; so does a
     validation loss that is not finite, after its epoch. To see that, each update waits for a GPU
-    once, for its loss, and once more for the norm if it is clipped.
+    once, for its loss, once more for the norm if it is clipped, and once for each metric.
     """
     epochs = whole(epochs, "fit: epochs", least=0)
     if patience is not None:
@@ -105,7 +120,7 @@ def fit(
         blocks = whole(tbptt[0], "fit: tbptt k1"), whole(tbptt[1], "fit: tbptt k2")
     if blocks is not None or carry_state:
         check_forward(model, "fit")
-    how = _How(loss, blocks, carry_state)
+    how = _How(_Measured(loss, metrics), blocks, carry_state)
     history, best = History(), _Best(model if patience is not None else None)
     bar = _progress_bar(epochs, progress if isinstance(progress, str) else "") if progress else None
     try:
@@ -113,7 +128,8 @@ def fit(
             with in_mode(model, training=True):
                 _train_epoch(model, batches, how, optimizer, clip_norm, history, epoch)
             if validation is not None:
-                history.validation.append(_evaluate(model, validation, how))
+                found = _evaluate(model, validation, how)
+                how.note(found, history.validation, history.validation_metrics)
                 if not math.isfinite(history.validation[-1]):
                     raise ValueError(
                         f"fit: epoch {epoch}: the validation loss is {history.validation[-1]}. "
@@ -138,49 +154,83 @@ def fit(
     return history
 
 
-def evaluate(model: Any, batches: Iterable[Any], loss: Loss, *, carry_state: bool = False) -> float:
+def evaluate(
+    model: Any, batches: Iterable[Any], loss: Metric, *, carry_state: bool = False
+) -> float:
     """The mean loss over batches in ``eval`` mode, without recording.
 
-    Batches are moved to where the model is. With ``carry_state`` a batch goes on from the state of
-    the one before. Both are as in ``fit``.
+    The loss may be any function of (prediction, targets) that gives a number, such as a metric.
+    Batches, their inputs and ``carry_state`` are as in ``fit``.
     """
-    return _evaluate(model, batches, _How(loss, None, carry_state))
+    return _evaluate(model, batches, _How(_Measured(loss, None), None, carry_state))[0]
 
 
-def _evaluate(model: Any, batches: Iterable[Any], how: _How) -> float:
+def _evaluate(model: Any, batches: Iterable[Any], how: _How) -> list[float]:
+    """The mean loss, and the mean of each metric."""
     mean, state = _Mean(), None
     with in_mode(model, training=False), no_grad():
         for batch in batches:
             given = _checked(model, batch, "evaluate")
             prediction, after = _forward(model, given, how, state, "evaluate")
             state = after if how.carry_state else None
-            mean.add(_number(how.loss(prediction, given.targets), "evaluate"), given.size)
+            number = _number(how.loss(prediction, given.targets), "evaluate: the loss")
+            mean.add([number, *how.loss.numbers], given.size)
     return mean.value("evaluate: the batches")
 
 
 def predict(model: Any, inputs: Any, lengths: Any = None, **more: Any) -> Any:
     """What the model makes of ``inputs`` in ``eval`` mode, without recording.
 
-    ``lengths`` and ``more`` are passed on to the model: ``predict(layer, x, state=state)``. Arrays
-    become tensors, floating ones in the dtype of the model's parameters, and go to where these are,
-    as in ``fit``.
+    ``lengths`` and ``more`` are passed on to the model: ``predict(layer, x, state=state)``. A tuple
+    of inputs is as many arguments. Arrays become tensors, floating ones in the dtype of the model's
+    parameters, and go to where these are, as in ``fit``.
     """
     with in_mode(model, training=False), no_grad():
         given = _as_tensors(inputs, model, "predict")
         more = more if lengths is None else {**more, "lengths": lengths}
-        return model(given, **more)
+        return _called(model, given, more, "predict")
+
+
+class _Measured:
+    """The loss, which also measures what it is called with."""
+
+    def __init__(self, loss: Metric, metrics: Mapping[str, Metric] | None) -> None:
+        metrics = {} if metrics is None else metrics
+        if not isinstance(metrics, Mapping) or not all(map(callable, metrics.values())):
+            raise ValueError(
+                f"fit: metrics is {metrics!r:.60}, expected a dict of functions of (prediction, "
+                'targets), such as {"accuracy": nn.functional.accuracy}'
+            )
+        self.loss, self.metrics = loss, dict(metrics)
+        self.numbers: list[float] = []  # of the last call, one for each metric
+
+    def __call__(self, prediction: Any, targets: Any) -> Any:
+        with no_grad():
+            self.numbers = [
+                _number(metric(prediction, targets), f"fit: the metric {name!r}")
+                for name, metric in self.metrics.items()
+            ]
+        return self.loss(prediction, targets)
 
 
 class _How(NamedTuple):
     """How a model is run over a batch."""
 
-    loss: Loss
+    loss: _Measured
     blocks: tuple[int, int] | None  # k1 and k2 of truncated backpropagation
     carry_state: bool
 
     @property
     def with_state(self) -> bool:
         return self.blocks is not None or self.carry_state
+
+    def note(
+        self, found: list[float], losses: list[float], metrics: dict[str, list[float]]
+    ) -> None:
+        """Put what an epoch gave into the history."""
+        losses.append(found[0])
+        for name, number in zip(self.loss.metrics, found[1:], strict=True):
+            metrics.setdefault(name, []).append(number)
 
 
 class _Batch(NamedTuple):
@@ -214,9 +264,10 @@ def _train_epoch(
                     )
             optimizer.step()
             optimizer.zero_grad()
-            mean.add(number, size)
+            mean.add([number, *how.loss.numbers], size)
             state = after if how.carry_state else None
-    history.loss.append(mean.value(f"fit: in epoch {epoch} the batches"))
+    found = mean.value(f"fit: in epoch {epoch} the batches")
+    how.note(found, history.loss, history.metrics)
     if norms:
         history.norm.append(sum(norms) / len(norms))
 
@@ -237,7 +288,12 @@ def _gradients(
         return
     prediction, after = _forward(model, given, how, state, "fit")
     value = how.loss(prediction, given.targets)
-    number = _number(value, "fit")
+    if not isinstance(value, Tensor):
+        raise ValueError(
+            f"fit: the loss returned a {type(value).__name__}, expected one number as a tensor, "
+            "such as those of nn.functional"
+        )
+    number = _number(value, "fit: the loss")
     if not math.isfinite(number):
         raise ValueError(
             f"{where}: the loss is {number}; this batch has not touched the weights. Look for NaN "
@@ -272,7 +328,22 @@ def _forward(model: Any, batch: _Batch, how: _How, state: Any, caller: str) -> t
     if how.with_state:
         return run_with_state(model, batch.inputs, state, batch.lengths, caller)
     more = {} if batch.lengths is None else {"lengths": batch.lengths}
-    return model(batch.inputs, **more), None
+    return _called(model, batch.inputs, more, caller), None
+
+
+def _called(model: Any, inputs: Any, more: dict[str, Any], caller: str) -> Any:
+    """What the model makes of its inputs."""
+    given = arguments(inputs)
+    if given is inputs:
+        try:
+            bind(model, given, more)
+        except TypeError as error:
+            raise ValueError(
+                f"{caller}: the model {type(model).__name__} cannot be called with a tuple of "
+                f"{len(given)} inputs{' and lengths=...' if 'lengths' in more else ''}: {error}; "
+                "such a tuple is as many arguments, a dict or a named tuple is one"
+            ) from None
+    return model(*given, **more)
 
 
 def _as_tensors(values: Any, model: Any, caller: str) -> Any:
@@ -280,46 +351,44 @@ def _as_tensors(values: Any, model: Any, caller: str) -> Any:
 
     Tuples and dicts are structures of them.
     """
-    if isinstance(values, dict):
-        return {key: _as_tensors(value, model, caller) for key, value in values.items()}
-    if isinstance(values, tuple):
-        inner = [_as_tensors(value, model, caller) for value in values]
-        return type(values)(*inner) if hasattr(values, "_fields") else tuple(inner)
     parameters = model.parameters() if isinstance(model, Module) else ()
     like = next((p for p in parameters if p.dtype in FLOATS), None)
-    tensor = as_tensor(values, f"{caller}: batch", None if like is None else like.dtype)
-    if like is None:
-        return tensor
-    return (tensor.to(like.dtype) if tensor.dtype in FLOATS else tensor).to(like.device)
+
+    def made(array: Any) -> Tensor:
+        tensor = as_tensor(array, f"{caller}: batch", None if like is None else like.dtype)
+        if like is None:
+            return tensor
+        return (tensor.to(like.dtype) if tensor.dtype in FLOATS else tensor).to(like.device)
+
+    return map_arrays(made, values)
 
 
-def _number(loss: Any, caller: str) -> float:
-    if not isinstance(loss, Tensor) or loss.size != 1:
-        found = f"shape {loss.shape}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
-        raise ValueError(
-            f"{caller}: the loss returned {found}, expected one number as a tensor, such as those "
-            "of nn.functional"
-        )
-    return float(loss.item())
+def _number(value: Any, what: str) -> float:
+    """One number, as a tensor or an array or plainly."""
+    found = as_tensor(value, what, np.dtype("float64"))
+    if found.size != 1:
+        raise ValueError(f"{what} returned shape {found.shape}, expected one number")
+    return float(found.item())
 
 
 class _Mean:
-    """A mean over batches of different weights."""
+    """Means over batches of different weights."""
 
     def __init__(self) -> None:
-        self.total, self.weight = 0.0, 0
+        self.total, self.weight = np.zeros(1), 0
 
-    def add(self, value: float, weight: int) -> None:
-        self.total += value * weight
+    def add(self, values: list[float], weight: int) -> None:
+        self.total = self.total + np.multiply(values, weight)
         self.weight += weight
 
-    def value(self, what: str) -> float:
+    def value(self, what: str) -> list[float]:
         if not self.weight:
             raise ValueError(
                 f"{what} gave no examples; an iterator can be passed only once, and data.Batches "
                 "of no examples are none: give a list or data.Batches of some"
             )
-        return self.total / self.weight
+        found: list[float] = (self.total / self.weight).tolist()
+        return found
 
 
 class _Best:
@@ -371,10 +440,11 @@ class _Bar:
 
 
 def _shown(history: History) -> dict[str, str]:
-    shown = {"loss": f"{history.loss[-1]:.4g}"}
+    columns = {"loss": history.loss, **history.metrics}
     if history.validation:
-        shown["validation"] = f"{history.validation[-1]:.4g}"
-    return shown
+        columns["validation"] = history.validation
+    columns |= {f"validation {k}": column for k, column in history.validation_metrics.items()}
+    return {name: f"{column[-1]:.4g}" for name, column in columns.items()}
 
 
 def _progress_bar(epochs: int, label: str) -> _Bar | _Lines:

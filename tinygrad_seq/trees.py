@@ -69,6 +69,16 @@ def map_leaves(function: Callable[..., Any], tree: Any, *others: Any) -> Any:
     return rebuild(tree, iter([function(*row) for row in zip(*columns, strict=True)]))
 
 
+def map_arrays(function: Callable[[Any], Any], data: Any) -> Any:
+    """``function`` of each array in tuples and dicts of them, where a list is an array too."""
+    if isinstance(data, dict):
+        return {key: map_arrays(function, value) for key, value in data.items()}
+    if isinstance(data, tuple):
+        inner = [map_arrays(function, value) for value in data]
+        return type(data)(*inner) if hasattr(data, "_fields") else tuple(inner)
+    return function(data)
+
+
 def map_columns(function: Callable[[list[Any]], Any], trees: list[Any]) -> Any:
     """``function`` of the list of leaves in each place of trees of one structure."""
     columns = zip(*map(leaves, trees), strict=True)

@@ -58,7 +58,8 @@ def tbptt(
     price of both: what lies further back is not learned.
 
     ``inputs`` (T, B, ...) and ``targets`` (T, B, ...) are tensors or structures of them, a target
-    for each step; ``lengths`` (B,) as in ``tgs.scan``. ``loss(prediction, targets)`` gets those of
+    for each step, a tuple of inputs being as many arguments of the model, ``model(a, b, state)``;
+    ``lengths`` (B,) as in ``tgs.scan``. ``loss(prediction, targets)`` gets those of
     a whole block, whatever mean or sum it makes of them, masks included. The model is run as
     ``model.with_state(x, state)``, if it has that (``nn.Sequential``), or as ``model(x, state)``,
     which returns (prediction, state) like a recurrent layer; with ``lengths=`` if there are any.
@@ -174,16 +175,17 @@ def run_with_state(
 ) -> tuple[Any, Any]:
     """(prediction, state) of a model that takes a state."""
     run = getattr(model, "with_state", model)
-    more = {} if lengths is None else {"lengths": lengths}
+    given, more = (*arguments(inputs), state), {} if lengths is None else {"lengths": lengths}
     try:
-        signature(run.forward if isinstance(run, Module) else run).bind(inputs, state, **more)
+        bind(run, given, more)
     except TypeError as error:
+        names = "x, " if len(given) == 2 else "".join(f"x{k}, " for k in range(1, len(given)))
         raise ValueError(
-            f"{caller}: the model {type(model).__name__} cannot be called as model(x, state"
+            f"{caller}: the model {type(model).__name__} cannot be called as model({names}state"
             f"{', lengths=...' if more else ''}): {error}; expected a recurrent layer, an "
             "nn.Sequential with one, or a model of your own that returns (prediction, state)"
         ) from None
-    made = run(inputs, state, **more)
+    made = run(*given, **more)
     if not isinstance(made, tuple) or len(made) != 2:
         raise ValueError(
             f"{caller}: the model {type(model).__name__} returned a {type(made).__name__}, "
@@ -191,6 +193,16 @@ def run_with_state(
             "let it return that, as recurrent layers do, or use nn.Sequential"
         )
     return made
+
+
+def arguments(inputs: Any) -> tuple[Any, ...]:
+    """What a model is called with: a tuple of inputs is as many arguments, anything else is one."""
+    return inputs if type(inputs) is tuple else (inputs,)
+
+
+def bind(run: Any, given: tuple[Any, ...], more: dict[str, Any]) -> None:
+    """Raise a TypeError unless ``run(*given, **more)`` fits what it takes."""
+    signature(run.forward if isinstance(run, Module) else run).bind(*given, **more)
 
 
 def check_forward(model: Any, caller: str) -> None:

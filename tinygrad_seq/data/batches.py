@@ -1,4 +1,7 @@
-"""Mini-batches in a new random order each epoch, and a part held out. Imports creation."""
+"""Mini-batches in a new random order each epoch, and a part held out.
+
+Imports creation, trees and errors.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from numpy.typing import ArrayLike
 
 from tinygrad_seq.creation import Rng, generator
 from tinygrad_seq.errors import ShapeError, whole
+from tinygrad_seq.trees import leaves, map_arrays, rebuild
 
 
 class Batches:
@@ -18,22 +22,25 @@ class Batches:
     The examples lie along ``axis`` of each array: 0, or 1 for arrays (T, B, ...), where steps come
     first; a tuple gives each array its own, ``axis=(1, 0)`` for inputs (T, B, I) and targets
     (B, K). Arrays of one axis, such as lengths (B,), are cut along that. One array gives arrays,
-    several give tuples. Each pass is in a new random order unless ``shuffle``
-    is False; the order inside an example is kept. The orders follow from ``rng``, a seed or a
-    generator, and from the package's seed if it is None. The last batch may be smaller, unless
-    ``drop_last``.
+    several give tuples. A tuple or dict of arrays in the place of one is cut to a tuple or dict,
+    ``Batches((source, target), targets, ...)`` for a model of two inputs; ``axis`` counts its
+    arrays one by one, those of a dict by the order of their keys. Each pass is in a new random
+    order unless ``shuffle`` is False; the order inside an example is kept. The orders follow from
+    ``rng``, a seed or a generator, and from the package's seed if it is None. The last batch may be
+    smaller, unless ``drop_last``.
     """
 
     def __init__(
         self,
-        *arrays: ArrayLike,
+        *arrays: Any,
         batch_size: int,
         shuffle: bool = True,
         drop_last: bool = False,
         axis: int | tuple[int, ...] = 0,
         rng: Rng = None,
     ) -> None:
-        self.arrays = [np.asarray(array) for array in arrays]
+        self._given = map_arrays(np.asarray, arrays)
+        self.arrays: list[np.ndarray] = leaves(self._given)
         self.batch_size = whole(batch_size, "Batches: batch_size")
         self._axes, counts = _examples(self.arrays, axis, "Batches")
         self.count, self.shuffle = counts[0], shuffle
@@ -50,10 +57,8 @@ class Batches:
             generator(self._rng).shuffle(order)
         for k in range(len(self)):
             rows = order[k * self.batch_size : (k + 1) * self.batch_size]
-            batch = tuple(
-                np.take(array, rows, axis=axis)
-                for array, axis in zip(self.arrays, self._axes, strict=True)
-            )
+            pairs = zip(self.arrays, self._axes, strict=True)
+            batch = rebuild(self._given, (np.take(array, rows, axis) for array, axis in pairs))
             yield batch[0] if len(batch) == 1 else batch
 
 
@@ -105,7 +110,8 @@ def _examples(
     if not fits:
         raise ShapeError(
             f"{name}: arrays of shapes {shapes} and axis {axis} were given, expected arrays with "
-            "examples along an axis from 0 on, and as many axes as arrays"
+            "examples along an axis from 0 on, and as many axes as arrays; a tuple is as many "
+            "arrays, a list is one"
         )
     axes = [k if a.ndim > 1 else 0 for a, k in zip(arrays, given, strict=True)]
     counts = [shape[k] for shape, k in zip(shapes, axes, strict=True)]

@@ -21,6 +21,11 @@ class Buckets:
     N, (N, ...), and come as (B, ...); with ``per_step`` they are N arrays (T_b, ...), as long as
     their sequences, and come as (T, B, ...), padded with ``target_value``.
 
+    For a model of several inputs ``sequences`` is a tuple of such lists, whose sequences may have
+    lengths of their own, and inputs is a tuple. ``Buckets((sources, given), targets,
+    per_step=True, ...)`` is for ``nn.Seq2Seq``: targets are as long as the last input, and lengths
+    are those of the first.
+
     Each pass is in a new random order with every sequence once. Of this order, ``pool`` batches
     at a time are sorted by length before they are cut, which saves most of the padding; the
     batches come in random order too, and the one that may be smaller can be any of them.
@@ -31,7 +36,7 @@ class Buckets:
 
     def __init__(
         self,
-        sequences: Sequence[ArrayLike],
+        sequences: Sequence[ArrayLike] | tuple[Sequence[ArrayLike], ...],
         targets: ArrayLike | Sequence[ArrayLike],
         *,
         batch_size: int,
@@ -41,11 +46,18 @@ class Buckets:
         pool: int = 20,
         rng: Rng = None,
     ) -> None:
-        self.sequences = as_sequences(sequences, "Buckets")
-        self.lengths = np.array([len(sequence) for sequence in self.sequences])
-        self.targets = (
-            _per_step(targets, self.lengths) if per_step else _per_sequence(targets, self.lengths)
-        )
+        self._several = type(sequences) is tuple
+        columns: Any = sequences if self._several else (sequences,)
+        self.sequences = [as_sequences(column, "Buckets") for column in columns]
+        counts = [len(column) for column in self.sequences]
+        if len(set(counts)) != 1:
+            raise ShapeError(
+                f"Buckets: a tuple of {counts} sequences was given, expected as many for each "
+                "input; the sequences of one input are a list"
+            )
+        self._lengths = [np.array([len(each) for each in column]) for column in self.sequences]
+        self.lengths, last = self._lengths[0], self._lengths[-1]
+        self.targets = _per_step(targets, last) if per_step else _per_sequence(targets, last)
         self.batch_size = whole(batch_size, "Buckets: batch_size")
         self.pool = whole(pool, "Buckets: pool")
         self.value, self.target_value = value, target_value
@@ -55,17 +67,22 @@ class Buckets:
         """How many batches a pass has."""
         return -(-len(self.lengths) // self.batch_size)
 
-    def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    def __iter__(self) -> Iterator[tuple[Any, np.ndarray, np.ndarray]]:
         rng = generator(self._rng)
         order = rng.permutation(len(self.lengths))
         span = self.pool * self.batch_size
         pools = [order[k : k + span] for k in range(0, len(order), span)]
-        order = np.concatenate([p[np.argsort(self.lengths[p], kind="stable")] for p in pools])
+        by_length = [p[np.lexsort([n[p] for n in reversed(self._lengths)])] for p in pools]
+        order = np.concatenate(by_length)
         for k in rng.permutation(len(self)):
             yield self._batch(order[k * self.batch_size : (k + 1) * self.batch_size])
 
-    def _batch(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        inputs, lengths = pad_sequences([self.sequences[row] for row in rows], self.value)
+    def _batch(self, rows: np.ndarray) -> tuple[Any, np.ndarray, np.ndarray]:
+        lengths = self.lengths[rows]
+        padded = [
+            pad_sequences([column[row] for row in rows], self.value)[0] for column in self.sequences
+        ]
+        inputs = tuple(padded) if self._several else padded[0]
         if isinstance(self.targets, np.ndarray):
             return inputs, self.targets[rows], lengths
         targets, _ = pad_sequences([self.targets[row] for row in rows], self.target_value)
@@ -99,6 +116,7 @@ def _per_step(targets: Any, lengths: np.ndarray) -> list[np.ndarray]:
         if len(target) != length:
             raise ShapeError(
                 f"Buckets: sequence {row} has {length} steps and targets for {len(target)}, "
-                "expected a target for each step"
+                "expected a target for each step; where they follow another sequence, which is "
+                "given to the model too, pass a tuple (sequences, given)"
             )
     return made

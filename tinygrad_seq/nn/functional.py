@@ -1,4 +1,4 @@
-"""Losses, and attention.
+"""Losses, accuracy, and attention.
 
 Each loss averages its elements, or those that a mask selects; 0 if there are none.
 
@@ -24,6 +24,7 @@ from tinygrad_seq.structural import permute_dims, sum
 from tinygrad_seq.tensors import Tensor, TensorLike, array_of, as_tensor, wrap
 
 __all__ = [
+    "accuracy",
     "binary_cross_entropy_with_logits",
     "cross_entropy",
     "dot_attention",
@@ -134,16 +135,7 @@ def cross_entropy(logits: TensorLike, target: TensorLike, mask: Any = None) -> T
     anything where the boolean ``mask``, (...) or its leading axes, is False. Others raise
     ValueError; on a GPU, where looking at them would mean waiting, they make the loss NaN.
     """
-    x, classes = _wide(logits, "cross_entropy"), as_tensor(target, "cross_entropy")
-    if not x.ndim or x.shape[:-1] != classes.shape:
-        raise ShapeError(
-            f"cross_entropy: logits {x.shape} and target {classes.shape} were given, expected "
-            "logits (..., C) with the classes last and target (...)"
-        )
-    _check_places("cross_entropy", ("logits", "target"), x._data, classes._data)
-    if classes.dtype.kind not in "iu":
-        raise ValueError(f"cross_entropy: target of dtype {classes.dtype}, expected integers")
-    chosen = _mask(mask, classes, "cross_entropy")
+    x, classes, chosen = _classes(logits, target, mask, "cross_entropy")
     at = classes._data if chosen is None else np.where(chosen, classes._data, 0)
     on_gpu = classes.device != devices.CPU
     if at.size and not on_gpu and not 0 <= at.min() <= at.max() < x.shape[-1]:
@@ -161,6 +153,32 @@ def cross_entropy(logits: TensorLike, target: TensorLike, mask: Any = None) -> T
     if on_gpu:
         picked = where((at >= 0) & (at < x.shape[-1]), picked, np.nan)
     return _average(_select(logsumexp(x, axis=-1) - picked, chosen), chosen)
+
+
+def accuracy(logits: TensorLike, target: TensorLike, mask: Any = None) -> Tensor:
+    """The share, from 0 to 1, of places where the largest logit is that of the target.
+
+    Arguments are those of ``cross_entropy``. It is no loss: it has no gradient.
+    """
+    x, classes, chosen = _classes(logits, target, mask, "accuracy")
+    right = as_tensor(x.argmax(axis=-1) == classes, "accuracy").to(x.dtype)
+    return _average(_select(right, chosen), chosen)
+
+
+def _classes(
+    logits: TensorLike, target: TensorLike, mask: Any, name: str
+) -> tuple[Tensor, Tensor, Array | None]:
+    """Logits (..., C), the classes (...) that they are for, and the mask."""
+    x, classes = _wide(logits, name), as_tensor(target, name)
+    if not x.ndim or x.shape[:-1] != classes.shape:
+        raise ShapeError(
+            f"{name}: logits {x.shape} and target {classes.shape} were given, expected "
+            "logits (..., C) with the classes last and target (...)"
+        )
+    _check_places(name, ("logits", "target"), x._data, classes._data)
+    if classes.dtype.kind not in "iu":
+        raise ValueError(f"{name}: target of dtype {classes.dtype}, expected integers")
+    return x, classes, _mask(mask, classes, name)
 
 
 def _picked(x: Tensor, at: Array) -> Tensor:

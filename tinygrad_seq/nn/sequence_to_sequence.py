@@ -20,7 +20,7 @@ from tinygrad_seq.nn.module import Module, in_mode
 from tinygrad_seq.nn.one_step import as_cell
 from tinygrad_seq.nn.recurrent import GRU, LSTM, RNN
 from tinygrad_seq.recurrence import Stepper
-from tinygrad_seq.search import beam_search
+from tinygrad_seq.search import Hypothesis, beam_search
 from tinygrad_seq.structural import concat
 from tinygrad_seq.tape import no_grad
 from tinygrad_seq.tensors import Tensor, array_of, host_array
@@ -52,7 +52,9 @@ class Seq2Seq(Module):
 
     ``logits = model(source, target, lengths)``: source (S, B) and target (T, B), integers, the
     target beginning with a symbol of the start; lengths (B,) of the sources, None if all have S;
-    logits (T, B, target_size). ``layer`` is rnn, lstm or gru. ``greedy`` and ``beam`` decode.
+    logits (T, B, target_size). ``layer`` is rnn, lstm or gru. ``greedy`` and ``beam`` decode,
+    ``hypotheses`` gives what a beam search finds with its scores. ``train.fit`` takes batches
+    ``((source, target[:-1]), target[1:], lengths)``, such as those of ``data.Buckets``.
     """
 
     def __init__(
@@ -98,9 +100,7 @@ class Seq2Seq(Module):
 
     def encode(self, source: Any, lengths: Any = None) -> Encoded:
         """Read the sources (S, B)."""
-        ids = array_of(source)
-        if ids.ndim != 2:
-            raise ShapeError(f"Seq2Seq: source has shape {ids.shape}, expected (S, B)")
+        ids = _ids(source)
         if not len(ids):
             raise ShapeError(
                 f"Seq2Seq: source has shape {ids.shape}, expected one step at least; give an empty "
@@ -173,9 +173,35 @@ class Seq2Seq(Module):
         length_penalty: float = 0.0,
     ) -> list[list[int]]:
         """For each source the likeliest sequence that ``tgs.beam_search`` finds."""
+        found = self.hypotheses(
+            source,
+            lengths,
+            start=start,
+            end=end,
+            longest=longest,
+            width=width,
+            length_penalty=length_penalty,
+        )
+        return [each[0].ids for each in found]
+
+    def hypotheses(
+        self,
+        source: Any,
+        lengths: Any = None,
+        *,
+        start: int,
+        end: int,
+        longest: int,
+        width: int = 4,
+        length_penalty: float = 0.0,
+    ) -> list[list[Hypothesis]]:
+        """For each source what ``tgs.beam_search`` finds, the best first, with scores.
+
+        Up to ``width`` of them, each with ``.ids``, ``.score``, the log-probability of the ids and
+        of the end, divided by (length)^length_penalty, and ``.ended``.
+        """
         self._check_symbols(start, end)
-        ids = np.asarray(source)
-        width = whole(width, "beam: width")
+        ids, width = _ids(np.asarray(source)), whole(width, "beam: width")
         made = []
         with in_mode(self, training=False), no_grad():
             for b in range(ids.shape[1]):
@@ -192,8 +218,16 @@ class Seq2Seq(Module):
                     longest=longest,
                     length_penalty=length_penalty,
                 )
-                made.append(found[0].ids)
+                made.append(found)
         return made
+
+
+def _ids(source: Any) -> Any:
+    """The symbols of the sources, an array (S, B)."""
+    ids = array_of(source)
+    if ids.ndim != 2:
+        raise ShapeError(f"Seq2Seq: source has shape {ids.shape}, expected (S, B)")
+    return ids
 
 
 class _Steps:
