@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -49,6 +51,18 @@ def test_what_numpy_is_to_say_holds_for_every_thread(rng):
         in_blocks(lambda low, high: np.square(x[low:high]), 64, 1)
     with np.errstate(over="ignore"):
         in_blocks(lambda low, high: np.square(x[low:high]), 64, 1)
+
+
+def test_when_the_interpreter_goes_down():
+    script = (
+        "import atexit, numpy as np, tinygrad_seq as tgs\n"
+        "a = tgs.tensor(np.ones((800, 300), 'f4'))\n"
+        "atexit.register(lambda: print(float((a @ a.T).sum())))\n"
+    )
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.strip() == str(800.0 * 800 * 300)
+    assert not done.stderr
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")

@@ -10,6 +10,7 @@ Imports parallel and NumPy.
 from __future__ import annotations
 
 import ctypes
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -53,6 +54,18 @@ def _library() -> _Library | None:
 _lock = threading.Lock()
 _inside = 0
 _before = 1
+
+
+def _forget() -> None:
+    """In a forked child nobody is in the middle of a product."""
+    global _lock, _inside
+    if _inside and (library := _library()) is not None:
+        library.set_threads(_before)
+    _lock, _inside = threading.Lock(), 0
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import copy_context
 
 from tinygrad_seq.errors import whole
@@ -56,8 +56,7 @@ def in_blocks(work: Callable[[int, int], object], count: int, size: int) -> None
         for low, high in blocks:
             work(low, high)
 
-    helpers = min(_threads(), -(-count // size)) - 1
-    asked = [_pool().submit(copy_context().run, take_some) for _ in range(helpers)]
+    asked = _ask(take_some, min(_threads(), -(-count // size)) - 1)
     try:
         take_some()
     finally:
@@ -66,11 +65,17 @@ def in_blocks(work: Callable[[int, int], object], count: int, size: int) -> None
                 each.result()
 
 
-def _pool() -> ThreadPoolExecutor:
+def _ask(work: Callable[[], None], helpers: int) -> list[Future[None]]:
+    """Let so many helpers do this too, beside the caller."""
     global _helpers
+    if helpers < 1:
+        return []
     if _helpers is None:
         _helpers = ThreadPoolExecutor(max(1, (os.cpu_count() or 2) - 1), "tinygrad_seq")
-    return _helpers
+    try:
+        return [_helpers.submit(copy_context().run, work) for _ in range(helpers)]
+    except RuntimeError:  # the interpreter is going down, and starts no threads any more
+        return []
 
 
 def _forget() -> None:
