@@ -11,10 +11,13 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import copy_context
+from typing import TYPE_CHECKING
 
 from tinygrad_seq.errors import whole
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future, ThreadPoolExecutor
 
 _helpers: ThreadPoolExecutor | None = None
 
@@ -71,6 +74,8 @@ def _ask(work: Callable[[], None], helpers: int) -> list[Future[None]]:
     if helpers < 1:
         return []
     if _helpers is None:
+        from concurrent.futures import ThreadPoolExecutor  # with logging, which takes its time
+
         _helpers = ThreadPoolExecutor(max(1, (os.cpu_count() or 2) - 1), "tinygrad_seq")
     try:
         return [_helpers.submit(copy_context().run, work) for _ in range(helpers)]

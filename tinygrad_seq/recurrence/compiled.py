@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,13 +19,15 @@ from tinygrad_seq import devices
 from tinygrad_seq.errors import DeviceError, TraceError, whole
 from tinygrad_seq.recurrence.arguments import Cell, Given, check_arguments
 from tinygrad_seq.recurrence.derive import Needs, differentiate
-from tinygrad_seq.recurrence.plan import Plan, make_plan
 from tinygrad_seq.recurrence.stepwise import no_steps, run_steps
 from tinygrad_seq.recurrence.trace import Step, trace_cell
 from tinygrad_seq.rules import RULES, Operation
 from tinygrad_seq.tape import Bundle, Entry, Piece, recording
 from tinygrad_seq.tensors import FLOATS, Tensor, entry_of, wrap
 from tinygrad_seq.trees import leaves, rebuild
+
+if TYPE_CHECKING:
+    from tinygrad_seq.recurrence.plan import Plan
 
 _runners: dict[Any, Any] = {}
 _lock = threading.Lock()
@@ -233,6 +235,8 @@ def _new_runner(step: Step, needs: Needs | None, name: str, x: Any) -> Any:
 
 def plan_of(step: Step, needs: Needs | None, name: str, cuda: bool = False) -> Plan:
     """The plan of a traced step, with a way back if something needs one."""
+    from tinygrad_seq.recurrence.plan import make_plan  # when something is compiled at all
+
     derivative = None if needs is None else differentiate(step, needs)
     states = needs.state if needs is not None else ()
     return make_plan(step, derivative, name, states, sums_apart=cuda)

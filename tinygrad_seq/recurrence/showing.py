@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tinygrad_seq import devices
 from tinygrad_seq.recurrence.arguments import Cell
 from tinygrad_seq.recurrence.compiled import prepare
-from tinygrad_seq.recurrence.plan import Plan
+
+if TYPE_CHECKING:
+    from tinygrad_seq.recurrence.plan import Plan
 
 
 class KernelSource(NamedTuple):
