@@ -119,6 +119,7 @@ class Module:
             inner = [
                 (f"{path}.{name}" if path else name, child)
                 for name, value in vars(module).items()
+                if isinstance(value, (Module, list, tuple, dict))
                 for name, child in _modules_in(name, value)
             ]
             waiting.extend(reversed(inner))
