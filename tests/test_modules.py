@@ -374,3 +374,20 @@ BAD_LOSSES = {
 def test_bad_losses(words):
     with pytest.raises(ValueError, match=words):
         BAD_LOSSES[words]()
+
+
+def test_losses_of_one_example_without_axes():
+    logits, target = tgs.tensor([1.0, 2.0, 3.0]), np.int64(1)
+    expected = np.log(np.exp([1.0, 2.0, 3.0]).sum()) - 2
+    for mask, value in ((None, expected), (np.array(True), expected), (np.array(False), 0)):
+        loss = nn.functional.cross_entropy(logits, target, mask=mask)
+        np.testing.assert_allclose(loss.numpy(), value, rtol=1e-6)
+    assert float(nn.functional.mse_loss(tgs.tensor(1.0), tgs.tensor(2.0), mask=np.array(True))) == 1
+
+
+def test_cross_entropy_of_selected_rows_has_second_derivatives(rng):
+    x, target = rng.standard_normal((2, 3, 4)), rng.integers(0, 4, (2, 3))
+    mask = np.array([[True, False, True], [False, False, True]])
+    assert tgs.gradcheck(
+        lambda t: nn.functional.cross_entropy(t, target, mask=mask), tgs.tensor(x), order=2
+    )

@@ -54,7 +54,8 @@ def _mask(mask: Any, like: Tensor, loss: str) -> Array | None:
             f"{loss}: a mask of shape {chosen.shape} was given, expected {shape} or leading axes "
             "of it"
         )
-    return np.broadcast_to(chosen.reshape(*chosen.shape, *[1] * (len(shape) - chosen.ndim)), shape)
+    with_axes = chosen.reshape((*chosen.shape, *[1] * (len(shape) - chosen.ndim)))
+    return np.broadcast_to(with_axes, shape)
 
 
 def _select(x: Tensor, mask: Array | None) -> Tensor:
