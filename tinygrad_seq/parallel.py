@@ -73,11 +73,11 @@ def _ask(work: Callable[[], None], helpers: int) -> list[Future[None]]:
     global _helpers
     if helpers < 1:
         return []
-    if _helpers is None:
-        from concurrent.futures import ThreadPoolExecutor  # with logging, which takes its time
-
-        _helpers = ThreadPoolExecutor(max(1, (os.cpu_count() or 2) - 1), "tinygrad_seq")
     try:
+        if _helpers is None:
+            from concurrent.futures import ThreadPoolExecutor  # with logging, which takes its time
+
+            _helpers = ThreadPoolExecutor(max(1, (os.cpu_count() or 2) - 1), "tinygrad_seq")
         return [_helpers.submit(copy_context().run, work) for _ in range(helpers)]
     except RuntimeError:  # the interpreter is going down, and starts no threads any more
         return []
