@@ -12,7 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tinygrad_seq.kernels import build, machine, memory, philox, simd, vecmath
+from hypothesis import given
+from hypothesis import strategies as st
+from tinygrad_seq.kernels import build, cpu, layout, machine, memory, philox, simd, vecmath
 
 import tinygrad_seq as tgs
 
@@ -360,3 +362,18 @@ def test_memory_is_used_again_and_never_shared():
 def test_lanes_of_this_machine():
     assert simd.lanes("float32") == 2 * simd.lanes("float64") == machine.vector_bits() // 32
     assert Path(build.folder()).name
+
+
+@given(
+    lengths=st.lists(st.integers(0, 30), min_size=1, max_size=40),
+    tasks=st.integers(1, 5),
+    steps=st.sampled_from([1, 7, layout.ALL_STEPS]),
+)
+def test_edges_of_tasks_cover_all_rows_in_every_segment(lengths, tasks, steps):
+    rows = cpu.rows_of(30, len(lengths), np.array(lengths), False)
+    edges = cpu._ragged_edges(rows, tasks, steps)
+    assert edges.shape == (-(-max(rows.steps, 1) // steps), tasks + 1)
+    assert (edges[:, 0] == 0).all()
+    assert (edges[:, -1] == len(lengths)).all()
+    assert (np.diff(edges) >= 0).all()
+    assert not (edges[:, 1:-1] % layout.chunk(len(lengths)))[edges[:, 1:-1] < len(lengths)].any()

@@ -100,10 +100,10 @@ def matmul(a: np.ndarray, b: np.ndarray) -> np.ndarray:
         fits = a.ndim == 2 == b.ndim and a.dtype == b.dtype and a.shape[1] == b.shape[0]
         if work < WORTH_TWO or not fits:
             return np.matmul(a, b)  # type: ignore[no-any-return]
-        return _in_blocks(a, b, max(2, work // BLOCK))
+        return _by_blocks(a, b, max(2, work // BLOCK))
 
 
-def _in_blocks(a: np.ndarray, b: np.ndarray, most: int) -> np.ndarray:
+def _by_blocks(a: np.ndarray, b: np.ndarray, most: int) -> np.ndarray:
     """The product in up to so many blocks, of rows or, where these are few, of columns."""
     (n, m), y = (len(a), b.shape[1]), np.empty((len(a), b.shape[1]), a.dtype)
     by_rows = n >= min(m, 4 * NARROWEST)

@@ -1,6 +1,7 @@
 """Functions over axes that are made of primitives, and so need no derivative of their own.
 
-Imports tensors, elementwise, structural, devices and errors.
+``logsumexp`` alone is, over arrays, an operation with a derivative: losses spend their time there.
+Imports tensors, tape, elementwise, structural, rules, devices and errors.
 """
 
 from __future__ import annotations
@@ -100,8 +101,10 @@ def _floating(x: TensorLike, operation: str) -> Tensor:
 
 
 def logsumexp(x: TensorLike, axis: Axis = None, keepdims: bool = False) -> Tensor:
-    """log Σ exp(x) over ``axis``; its gradient is softmax(x).
+    """log Σ exp(x) over ``axis`` (as in ``sum``), computed so that nothing overflows.
 
+    Its gradient is exp(x) / Σ exp(x). Floats keep their dtype, others give float32. Raises
+    ShapeError for an axis that x does not have, or along which there is nothing.
     It is log Σ exp(x − s) + s for any s. With the largest x for s no exponent is positive, and s
     may stand off the tape: what it adds to the derivative of one term it takes from the other.
     A compiled step does just that; over arrays it is one operation, which needs less memory.

@@ -159,7 +159,9 @@ def cross_entropy(logits: TensorLike, target: TensorLike, mask: Any = None) -> T
 def accuracy(logits: TensorLike, target: TensorLike, mask: Any = None) -> Tensor:
     """The share, from 0 to 1, of places where the largest logit is that of the target.
 
-    Arguments are those of ``cross_entropy``. It is no loss: it has no gradient.
+    ``logits`` (..., C), ``target`` (...) of integers and ``mask`` as in ``cross_entropy``, and so
+    are the errors; of equal logits the first counts. A number of the logits' dtype, 0 where nothing
+    is selected. It is no loss: it has no gradient.
     """
     x, classes, chosen = _classes(logits, target, mask, "accuracy")
     right = as_tensor(x.argmax(axis=-1) == classes, "accuracy").to(x.dtype)

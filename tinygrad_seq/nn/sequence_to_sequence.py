@@ -172,7 +172,7 @@ class Seq2Seq(Module):
         width: int = 4,
         length_penalty: float = 0.0,
     ) -> list[list[int]]:
-        """For each source the likeliest sequence that ``tgs.beam_search`` finds."""
+        """For each source the best of ``hypotheses``, whose arguments these are: its ids."""
         found = self.hypotheses(
             source,
             lengths,
@@ -197,8 +197,10 @@ class Seq2Seq(Module):
     ) -> list[list[Hypothesis]]:
         """For each source what ``tgs.beam_search`` finds, the best first, with scores.
 
-        Up to ``width`` of them, each with ``.ids``, ``.score``, the log-probability of the ids and
-        of the end, divided by (length)^length_penalty, and ``.ended``.
+        ``source`` (S, B) of integers, ``lengths`` (B,). Up to ``width`` hypotheses each, with
+        ``.ids``, up to ``longest`` of them, ``.score``, the log-probability of the ids and of the
+        end in nats, divided by (length)^length_penalty, and ``.ended``. Raises ShapeError for a
+        source of another shape, ValueError for unknown symbols and for a width or a length below 1.
         """
         self._check_symbols(start, end)
         ids, width = _ids(np.asarray(source)), whole(width, "beam: width")
