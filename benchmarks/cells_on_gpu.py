@@ -34,6 +34,7 @@ def divided(choice: Any) -> dict[str, int]:
         "parts": choice.parts,
         "rows": choice.rows,
         "streamed": len(choice.streamed),
+        "by steps": choice.by_steps,
     }
 
 
@@ -439,9 +440,13 @@ class Stopwatch:
 
         run_class: Any = cuda._Run
         launch, multiply, outer = run_class._launch, run_class._multiply, run_class.outer
+        steps = run_class._by_steps
 
         def timed_launch(run: Any, name: str, *given: Any) -> Any:
             return self.around(name, lambda: launch(run, name, *given))
+
+        def timed_steps(run: Any, count: int) -> Any:
+            return self.around(run.layout.direction, lambda: steps(run, count))
 
         def timed_multiply(run: Any, stage: Any) -> Any:
             name = f"{run.layout.direction} product outside the loop"
@@ -451,6 +456,7 @@ class Stopwatch:
             return self.around("gradients of matrices", lambda: outer(run, *given))
 
         run_class._launch = timed_launch
+        run_class._by_steps = timed_steps
         run_class._multiply = timed_multiply
         run_class.outer = timed_outer
 
@@ -490,11 +496,17 @@ class Sweep:
         self.made: dict[tuple[int, ...], Ours] = {}
 
     def __call__(self, item: str) -> dict[str, Any]:
-        """``T B H chosen`` or ``T B H ROWS PARTS``: microseconds a step, and the model's clocks."""
+        """``T B H`` and how: microseconds a step, and the model's clocks. How is ``chosen``, the
+        best that is ``resident``, by ``steps``, or ROWS PARTS of a division."""
         T, B, H, *division = item.split()
         row = int(T), int(B), int(H)
-        choose = self.choose
-        if division != ["chosen"]:
+        named = {
+            "chosen": self.choose,
+            "resident": self.layout.resident,
+            "steps": self.layout.by_steps,
+        }
+        choose = named.get(division[0])
+        if choose is None:
             rows, parts = map(int, division)
             choose = forced(rows, parts)
         setattr(self.layout, "choose", choose)  # noqa: B010

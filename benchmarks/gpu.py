@@ -58,6 +58,7 @@ CUSTOM = ("peephole", "minimal_gated")
 SIZES = [(16, 512), (16, 128), (64, 1024), (64, 256), (16, 1024), (64, 512), (16, 256), (64, 128)]
 CORRECT_SIZES = [(16, 128), (64, 512), (16, 1024)]
 SWEPT = [(128, 16, 128), (128, 64, 512), (128, 16, 1024), (128, 1, 32)]  # T B H
+STEPPED = [(128, 64, 512), (128, 64, 1024), (128, 64, 2048)]  # where loops by steps may be best
 PROCESSORS = 132
 PREPARE = {
     "ours": 60.0,
@@ -103,6 +104,8 @@ def sweep_items() -> list[str]:
         found.sort(reverse=True)
         columns.append([f"{T} {B} {H} {rows} {parts}" for _, rows, parts in found])
     items = [f"{T} {B} {H} chosen" for T, B, H in SWEPT]
+    for T, B, H in STEPPED:
+        items += [f"{T} {B} {H} steps", f"{T} {B} {H} resident"]
     return items + [item for column in columns for item in column]
 
 

@@ -402,6 +402,39 @@ def graph(together: bool) -> Callable[[Note], Found]:
     return measure
 
 
+def products_by_steps(note: Note) -> Found:
+    """cuBLAS in a graph, as a loop by steps has it: that it can be captured, and what it takes."""
+    device = Device()
+    device.need("a graph")
+    from tinygrad_seq.kernels import cuda_blas
+    from tinygrad_seq.kernels.cuda_layout import COSTS
+
+    xp, found = device.xp, {}
+    for B, K, C in ((1, 128, 512), (16, 1024, 4096), (64, 1024, 4096), (64, 2048, 8192)):
+        a, matrix = xp.random.rand(B, K, dtype="f4"), xp.random.rand(K, C, dtype="f4")
+        for way, given in (("", matrix), (", transposed", matrix.T.copy().T)):
+            out = xp.zeros((B, C), "f4")
+            products = cuda_blas.Products(xp)
+
+            def step(stream: int, given: Any = given, a: Any = a, out: Any = out) -> None:
+                products.on(stream)  # noqa: B023
+                products.product(a, given, out)  # noqa: B023
+
+            steps = 1 + 16 * cuda_blas.STEPS_CAPTURED
+            cuda_blas.repeat(xp, step, steps)
+            expected = device.host(a) @ device.host(matrix)
+            np.testing.assert_allclose(device.host(out), expected, rtol=1e-4)
+            begin, end = xp.cuda.Event(), xp.cuda.Event()
+            begin.record()
+            cuda_blas.repeat(xp, step, steps)
+            end.record()
+            end.synchronize()
+            us = xp.cuda.get_elapsed_time(begin, end) * 1e3 / steps
+            found[f"µs of {B} × {K} × {C}{way}"] = round(us, 2)
+            found[f"billion multiplications a second{way}"] = round(B * K * C / us / 1e3)
+    return found | {"assumed node": COSTS.node, "assumed vendor": COSTS.vendor}
+
+
 def clock(note: Note) -> Found:
     """How fast the clock of the kernels runs, after it has had a moment to speed up."""
     device = Device()
@@ -557,6 +590,7 @@ COSTS: dict[str, Callable[[Note], Found]] = {
     "launch, CuPy's add": cost_of_elementwise,
     "graph of launches": graph(together=False),
     "graph of launches together": graph(together=True),
+    "products by steps": products_by_steps,
     "meeting of a block": meeting,
     "read after read": latency,
     "reads of a block": bandwidth,

@@ -145,6 +145,7 @@ def division_of(outcome: Outcome) -> str:
         if direction in known:
             c = known[direction]
             streamed = f", {c['streamed']} streamed" if c["streamed"] else ""
+            streamed += ", by steps" if c["by steps"] else ""
             shown.append(f"{direction} {c['groups']}×{c['parts']}, {c['rows']} rows{streamed}")
     return "; ".join(shown)
 
@@ -260,7 +261,7 @@ def _sweep_table(
     shown = []
     for us, chosen, each in rows:
         clocks = round(us * mhz) if mhz else ""
-        division = f"{each['groups']}×{each['parts']}"
+        division = f"{each['groups']}×{each['parts']}" + ", by steps" * each["by steps"]
         shown.append([division, each["rows"], each["streamed"], us, clocks])
         shown[-1] += [each["model clocks"], "chosen" if chosen else ""]
     lines = ["", f"{shape}, {direction}:", ""]

@@ -1,8 +1,9 @@
 """Running a plan on a GPU: the mirror of ``cpu.py``.
 
 ``Runner(plan, rules)`` compiles the kernels of a plan when they are first needed and runs them over
-arrays of the device. The loop is one launch; products before and after it, and the gradients of
-matrices, are the vendor's, for all steps at once. Shapes: T steps, B rows.
+arrays of the device. The loop is one launch, or a graph of a few for each step; products before and
+after it, and the gradients of matrices, are the vendor's, for all steps at once. Shapes: T steps, B
+rows.
 Imports build, cpu (what a run is given and gives), CUDA's own rooms, layout, text and NumPy. ``xp``
 is the namespace of the device's arrays.
 """
@@ -14,11 +15,12 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
-from tinygrad_seq.kernels import build, cuda_build, cuda_text
+from tinygrad_seq.kernels import build, cuda_blas, cuda_build, cuda_text
 from tinygrad_seq.kernels.cpu import Gradients, Inputs, Rows
 from tinygrad_seq.kernels.cuda_layout import Layout
 from tinygrad_seq.kernels.cuda_order import base_of
 from tinygrad_seq.kernels.cuda_rows import RING
+from tinygrad_seq.kernels.cuda_text import Form
 from tinygrad_seq.kernels.layout import Sizes
 from tinygrad_seq.kernels.text import begins
 
@@ -41,14 +43,15 @@ class Runner:
         self.plan, self.rules, self.xp = plan, rules, xp
         self.dtype = np.dtype(plan.dtype)
         self.item = self.dtype.itemsize
-        self._kernels: dict[tuple[str, frozenset[int]], dict[str, Any]] = {}
+        self._kernels: dict[tuple[str, Form], dict[str, Any]] = {}
         self._layouts: dict[Any, Layout] = {}
 
     # Compiled code
 
-    def file(self, direction: str) -> tuple[str, Any]:
-        """The text of a direction and the file that it is compiled from."""
-        kernels = cuda_text.kernel_texts(self.plan, direction, self.rules, frozenset())
+    def file(self, direction: str, inputs: Inputs) -> tuple[str, Any]:
+        """The text of a direction for these inputs and the file that it is compiled from."""
+        choice = self._layout(direction, inputs, inputs.rows.steps, True).choice
+        kernels = cuda_text.kernel_texts(self.plan, direction, self.rules, choice.form)
         text = cuda_build.marked(cuda_text.module_text(self.plan, kernels))
         return text, build.write_module(f"{self.plan.name}_{direction}_cuda", text)
 
@@ -60,11 +63,11 @@ class Runner:
             for each in directions
         }
 
-    def _direction(self, direction: str, streamed: frozenset[int]) -> dict[str, Any]:
+    def _direction(self, direction: str, form: Form) -> dict[str, Any]:
         """The kernels of a direction, by name, compiled."""
-        key = direction, streamed
+        key = direction, form
         if key not in self._kernels:
-            kernels = cuda_text.kernel_texts(self.plan, direction, self.rules, streamed)
+            kernels = cuda_text.kernel_texts(self.plan, direction, self.rules, form)
             text = cuda_text.module_text(self.plan, kernels)
             name = f"{self.plan.name}_{direction}_cuda"
             self._kernels[key] = cuda_build.load(name, text, kernels)
@@ -77,12 +80,13 @@ class Runner:
             *(0, inputs.widths, tuple(inputs.starts.items())),
             tuple([(array.shape, array.strides) for array in inputs.captured]),
         )
-        key = direction, steps, keep, sizes
+        machine = cuda_build.machine()._replace(tf32=cuda_blas.tf32_allowed(self.xp))
+        key = direction, steps, keep, sizes, machine
         layout = self._layouts.get(key)
         if layout is None:
             if len(self._layouts) >= MOST_LAYOUTS:
                 self._layouts.clear()
-            layout = Layout(self.plan, direction, steps, keep, sizes, cuda_build.machine())
+            layout = Layout(self.plan, direction, steps, keep, sizes, machine)
             self._layouts[key] = layout
         return layout
 
@@ -249,7 +253,7 @@ class _Run:
         self, runner: Runner, layout: Layout, inputs: Inputs, kept: Array | None = None
     ) -> None:
         self.runner, self.layout, self.inputs, self.xp = runner, layout, inputs, runner.xp
-        self.kernels = runner._direction(layout.direction, layout.choice.streamed)
+        self.kernels = runner._direction(layout.direction, layout.choice.form)
         self.words = dict(layout.values)
         self.places: dict[str, tuple[Array, int, tuple[int, ...]]] = {}
         make = self.xp.zeros if inputs.rows.ragged else self.xp.empty
@@ -342,8 +346,51 @@ class _Run:
             if row:
                 counters.fill(0)
             self.words |= {"row0": row, "row1": min(row + share, B)}
-            self._launch(direction, choice.groups * choice.parts, choice.shared_bytes, self.words)
+            if choice.by_steps:
+                self._by_steps(end - begin)
+            else:
+                blocks = choice.groups * choice.parts
+                self._launch(direction, blocks, choice.shared_bytes, self.words)
         self._section("late")
+
+    def _by_steps(self, count: int) -> None:
+        """The loop: after each product of the vendor's a kernel."""
+        xp, layout = self.xp, self.layout
+        self.view_bytes("clocks").fill(0)
+        loop = layout.program.sections["loop"]
+        stages = [stage for stage in loop if not hasattr(stage, "passes")]
+        products = cuda_blas.Products(xp)
+        given = []
+        for stage in stages:
+            matrix = self.inputs.captured[stage.matrix]
+            matrix = cuda_blas.readable(xp, matrix.T if stage.transposed else matrix)
+            given.append((self.view(f"operand{stage.a}"), matrix, self.view(f"p{stage.slot}_out")))
+        after = [self._between(number) for number in range(len(stages) + 1)]
+
+        def step(stream: int) -> None:
+            products.on(stream)
+            for operands, launch in zip(given, after[1:], strict=True):
+                products.product(*operands)
+                launch(stream)
+
+        after[0](self.stream)
+        cuda_blas.repeat(xp, step, count)
+
+    def _between(self, number: int) -> Callable[[int], None]:
+        """The launch of a kernel between two products, on a stream."""
+        layout, choice = self.layout, self.layout.choice
+        name = f"{layout.direction}_step{number}"
+        if name not in self.kernels:  # these products follow one another
+            return lambda stream: None
+        kernel, names, divided = self.kernels[name]
+        words = {**self.words, "clock": self.words["clocks"] + number * layout.turns}
+        given = self._words(names, words)
+        blocks = choice.groups * (choice.parts if divided else 1)
+
+        def launch(stream: int) -> None:
+            kernel.launch(blocks, choice.shared_bytes, given, stream, False)
+
+        return launch
 
     def view_bytes(self, name: str) -> Array:
         memory, offset, shape = self.places[name]
@@ -362,9 +409,12 @@ class _Run:
         self._launch(name, blocks, self.layout.shared_alone, {**self.words, **self.alone})
 
     def _launch(self, name: str, blocks: int, shared: int, words: dict[str, int]) -> None:
-        kernel, names = self.kernels[name]
-        given = tuple([words[each] if each in words else self._sum(each, words) for each in names])
+        kernel, names, _ = self.kernels[name]
+        given = self._words(names, words)
         kernel.launch(blocks, shared, given, self.stream, name == self.layout.direction)
+
+    def _words(self, names: list[str], words: dict[str, int]) -> tuple[int, ...]:
+        return tuple([words[each] if each in words else self._sum(each, words) for each in names])
 
     def _sum(self, name: str, words: dict[str, int]) -> int:
         """A word that is a place in a row: ``z7_on_s3``, start3 numbers on from z7."""

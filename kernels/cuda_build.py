@@ -140,9 +140,13 @@ def _plain_integers() -> dict[str, Any]:
     def add_release(at: int, count: int) -> None:
         count_at(int(at)).value += count
 
+    def put_word(table: int, k: int, value: int) -> None:
+        word_at(int(table + 8 * k)).value = value
+
     return {
         "word": lambda table, k: word_at(int(table + 8 * k)).value,
         "flag": lambda table, k: ctypes.c_uint8.from_address(int(table + k)).value,
+        "put_word": put_word,
         "add_release": add_release,
         "acquire": lambda at: count_at(int(at)).value,
         "pause": lambda: cuda.nanosleep(0),
@@ -151,7 +155,8 @@ def _plain_integers() -> dict[str, Any]:
 
 
 def _integers() -> dict[str, Any]:
-    """word and flag read whole numbers at an address; add_release and acquire are for barriers.
+    """word and flag read whole numbers at an address, put_word writes one; add_release and acquire
+    are for barriers.
 
     ``at`` adds an offset to an address, there and then: the sum of all that a loop does not change
     would else be made before it, for dozens of arrays, and kept in registers throughout.
@@ -163,6 +168,10 @@ def _integers() -> dict[str, Any]:
     def word(builder: Any, table: Any, k: Any) -> Any:
         at = builder.add(table, builder.mul(k, ir.Constant(I64, 8)))
         return builder.load(_at(builder, at, I64))
+
+    def put_word(builder: Any, table: Any, k: Any, value: Any) -> None:
+        at = builder.add(table, builder.mul(k, ir.Constant(I64, 8)))
+        builder.store(value, _at(builder, at, I64))
 
     def flag(builder: Any, table: Any, k: Any) -> Any:
         return builder.zext(builder.load(_at(builder, builder.add(table, k), byte)), I64)
@@ -184,6 +193,7 @@ def _integers() -> dict[str, Any]:
         "at": _instruction(at, types.int64, (address, types.int64)),
         "word": _instruction(word, types.int64, (address, types.int64)),
         "flag": _instruction(flag, types.int64, (address, types.int64)),
+        "put_word": _instruction(put_word, types.void, (address, types.int64, types.int64)),
         "add_release": _instruction(add_release, types.void, (address, types.int64)),
         "acquire": _instruction(acquire, types.int64, (address,)),
         "pause": device(lambda: None),
@@ -276,14 +286,14 @@ def marked(text: str) -> str:
     return f"# numba-cuda {numba_cuda.__version__}, {build.sources('cuda*.py')[:20]}\n{text}"
 
 
-def load(name: str, text: str, kernels: list[Any]) -> dict[str, tuple[Any, list[str]]]:
-    """The kernels of a text, compiled, and the names of their words."""
+def load(name: str, text: str, kernels: list[Any]) -> dict[str, tuple[Any, list[str], bool]]:
+    """The kernels of a text, compiled, the names of their words, and whether they are divided."""
     with build.said(name):
         module = build.module(name, marked(text))
         made = Simulated if SIMULATED else Compiled
         return {
-            kernel.name: (made(getattr(module, kernel.name), len(kernel.words)), kernel.words)
-            for kernel in kernels
+            each.name: (made(getattr(module, each.name), len(each.words)), each.words, each.divided)
+            for each in kernels
         }
 
 

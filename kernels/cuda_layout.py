@@ -3,7 +3,8 @@
 The batch is divided among groups of blocks, a step's units among the blocks of a group, its parts.
 The fewer parts, the less they wait for one another; the more, the less each has to multiply, and
 the more of its columns of the matrices fit its shared memory. ``choose`` weighs that by a model of
-a step's time. Matrices that do not fit are read from global memory at each step.
+a step's time. Matrices that do not fit are read from global memory at each step; or the loop is
+taken *by steps*, its products the vendor's, which divides them as it likes.
 
 Memory is two blocks of bytes, one that the way back needs (``kept``) and one that it does not
 (``work``). ``values`` are the words that sizes alone decide.
@@ -19,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from tinygrad_seq.kernels.cuda_order import Chain, chains, slots_of
 from tinygrad_seq.kernels.cuda_rows import RING
-from tinygrad_seq.kernels.cuda_text import COUNTER
+from tinygrad_seq.kernels.cuda_text import COUNTER, Form
 from tinygrad_seq.kernels.layout import Sizes
 from tinygrad_seq.kernels.text import REDUCTIONS
 
@@ -27,6 +28,7 @@ TILE = 4  # a thread adds up TILE × TILE results of a product, or 1 × TILE
 WARP = 32
 ALIGNMENT = 256
 MOST_LAUNCHES = 256
+WORD = 8  # bytes
 ROWS_ALONE = 4096  # numbers that a block takes at once outside the loop
 
 
@@ -36,6 +38,7 @@ class Machine(NamedTuple):
     processors: int
     shared_bytes: int  # of a block
     threads: int  # of a block
+    tf32: bool = False  # whether the vendor's products of float32 may round to TF32
 
 
 class Costs(NamedTuple):
@@ -49,6 +52,9 @@ class Costs(NamedTuple):
     near: float = 20.0  # bytes in a clock to one block from the device's cache
     shared: float = 128.0  # and from its own memory
     streams: float = 30.0
+    node: float = 3600.0  # of a graph, from the end of the one before it to its own
+    vendor: float = 100.0  # multiplications in a clock on each processor, in products by steps
+    vendor_tf32: float = 500.0
 
 
 COSTS = Costs()
@@ -87,8 +93,18 @@ class Choice(NamedTuple):
     shared_bytes: int
     clocks: float  # that a step is thought to take
     launches: int = 1  # one after another, of a share of the batch each
+    by_steps: bool = False
+
+    @property
+    def form(self) -> Form:
+        return Form(self.streamed, self.by_steps)
 
     def __str__(self) -> str:
+        if self.by_steps:
+            return (
+                f"by steps, captured as a graph: products of cuBLAS, and after each a kernel of "
+                f"{self.groups} groups of {self.parts} blocks, {self.rows} rows each"
+            )
         where = "weights stay in shared memory"
         if self.streamed:
             products = ", ".join(f"%{slot}" for slot in sorted(self.streamed))
@@ -116,6 +132,42 @@ def choose(
     Units of the widest value are shared by the parts, numbers have ``item`` bytes, and blocks meet
     before each product and ``meetings`` times besides.
     """
+    sizes = B, widest, item, machine, meetings
+    found = [each for each in (resident(wanted, *sizes), by_steps(wanted, *sizes)) if each]
+    if not found:
+        raise MemoryError(
+            f"scan: a step with {meetings} sums along its rows does not fit a block of the device, "
+            f"which has {machine.shared_bytes} bytes of shared memory; expected a smaller cell"
+        )
+    return min(found, key=lambda each: each.clocks)
+
+
+def by_steps(
+    wanted: Sequence[Wanted], B: int, widest: int, item: int, machine: Machine, meetings: int = 0
+) -> Choice | None:
+    """A step at a time, products of the vendor's; None without products, or without room."""
+    room = machine.shared_bytes // max(1, meetings * item)  # each sum is of all rows
+    if not wanted or not room:
+        return None
+    rows = min(room, max(1, -(-B // (8 * machine.processors))))
+    groups = -(-B // rows)
+    parts = max(1, min(2 * machine.processors // groups, -(-widest // machine.threads)))
+    speed = COSTS.vendor_tf32 if machine.tf32 and item == 4 else COSTS.vendor
+    clocks = COSTS.passing + (2 * len(wanted)) * COSTS.node
+    for each in wanted:
+        numbers = each.K * sum(each.widths)
+        clocks += COSTS.product + max(
+            B * numbers / (speed * machine.processors),
+            numbers * item / (COSTS.streams * machine.processors),
+        )
+    shared = meetings * rows * item
+    return Choice(groups, parts, rows, frozenset(), {}, shared, clocks, by_steps=True)
+
+
+def resident(
+    wanted: Sequence[Wanted], B: int, widest: int, item: int, machine: Machine, meetings: int = 0
+) -> Choice | None:
+    """All steps in a launch, or in several of a share of the batch; None without room."""
     best = None
     launches = 1
     while launches <= min(B, MOST_LAUNCHES):
@@ -132,12 +184,6 @@ def choose(
                 break
             rows = min(2 * rows, share)
         launches *= 2
-    if best is None:
-        raise MemoryError(
-            f"scan: a step whose products have {max(sum(w.widths) for w in wanted)} columns does "
-            f"not fit a block of the device, which has {machine.shared_bytes} bytes of shared "
-            "memory; expected a smaller cell or batch"
-        )
     return best
 
 
@@ -322,7 +368,7 @@ class Layout:
     def _products(self) -> None:
         """Where the matrices of the loop and what comes of them are, in shared memory or not."""
         values, choice, at = self.values, self.choice, 0
-        for chain in self.chains:
+        for chain in () if choice.by_steps else self.chains:
             for stage in chain.stages:
                 p, shape = f"p{stage.slot}", choice.shapes[stage.slot]
                 column = 0
@@ -349,6 +395,19 @@ class Layout:
         for slot in self.sums("loop"):
             values[f"total{slot}"] = at
             at += choice.rows
+        if choice.by_steps:
+            self._operands()
+
+    def _operands(self) -> None:
+        """What products read and write if the loop is taken by steps, the same at each of them."""
+        B, work, item = self.sizes.B, self.memory["work"], self.item
+        stages = [stage for chain in self.chains for stage in chain.stages]
+        for stage in stages:
+            work.take(f"p{stage.slot}_out", (B, self.width(stage.slot)), item)
+        for slot in {stage.a: None for stage in stages}:
+            work.take(f"operand{slot}", (B, self.width(slot)), item)
+        self.turns = WORD * self.choice.groups * self.choice.parts  # bytes of a kernel's clock
+        work.take("clocks", ((len(stages) + 1) * self.turns,), 1)
 
     def _buffers(self) -> None:
         B, choice = self.sizes.B, self.choice

@@ -149,6 +149,7 @@ def functions(dtype: str) -> SimpleNamespace:
         "at": integers["at"],
         "whole": whole,
         "word": word,
+        "put_word": integers["put_word"],
         "flag": flag,
     }
     found |= {"team_of": team_of, "tile_row": tile_row, "tile_column": tile_column}

@@ -73,10 +73,10 @@ class _Order:
         return need
 
 
-def waits(items: list[Item]) -> list[int]:
-    """What must be waited for before each item, every step following another."""
+def waits(items: list[Item], again: bool = True) -> list[int]:
+    """What must be waited for before each item, every step following another, or only these."""
     order, found = _Order(), [0] * len(items)
-    for _ in range(3):  # what one step leaves, the next one finds
+    for _ in range(3 if again else 1):  # what one step leaves, the next one finds
         found = [max(old, order.before(item)) for old, item in zip(found, items, strict=True)]
         order.waiting = list(dict.fromkeys(order.waiting))
         order.read = list(dict.fromkeys(order.read))

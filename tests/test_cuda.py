@@ -18,7 +18,8 @@ import numpy as np
 import ptx_budget
 import pytest
 from tinygrad_seq.kernels import build, cuda_layout, cuda_text
-from tinygrad_seq.kernels.cuda_layout import Machine, Wanted, choose
+from tinygrad_seq.kernels.cuda_layout import Machine, Wanted, choose, resident
+from tinygrad_seq.kernels.cuda_text import RESIDENT, Form
 
 import tinygrad_seq as tgs
 from tinygrad_seq.recurrence.compiled import plan_of as plan_of_step
@@ -92,9 +93,9 @@ for name, words in kernels:
 """
 
 
-def reports(plan, direction, streamed=frozenset()):
+def reports(plan, direction, form=RESIDENT):
     """What ptxas says of each kernel of a direction; kept with the compiled kernels."""
-    kernels = cuda_text.kernel_texts(plan, direction, TEXTS, streamed)
+    kernels = cuda_text.kernel_texts(plan, direction, TEXTS, form)
     text = cuda_text.module_text(plan, kernels)
     budget = Path(ptx_budget.__file__).read_text(encoding="utf-8")
     made = build.made_from() + build.sources("cuda*.py")
@@ -141,14 +142,26 @@ def test_kernels_that_read_their_weights_at_each_step_too():
     required(ptx_budget.missing())
     plan = plan_of("lstm")
     products = {chain.stages[0].slot for chain in cuda_layout.chains(plan, plan.forward)}
-    check_budget(reports(plan, "forward", frozenset(products)))
+    check_budget(reports(plan, "forward", Form(streamed=frozenset(products))))
+
+
+@pytest.mark.parametrize("name", ["lstm", "layer norm lstm", "gru", "two widths"])
+def test_kernels_of_loops_by_steps_too(name):
+    required(ptx_budget.missing())
+    plan = plan_of(name)
+    for direction in ("forward", "backward"):
+        found = reports(plan, direction, Form(by_steps=True))
+        names = [each["name"] for each in found]
+        assert f"{direction}_step1" in names
+        assert direction not in names
+        check_budget(found)
 
 
 # What waits for what -------------------------------------------------------------------------
 
 
 def loop_of(plan, direction):
-    text = cuda_text.kernel_texts(plan, direction, TEXTS, frozenset())[0].text
+    text = cuda_text.kernel_texts(plan, direction, TEXTS, RESIDENT)[0].text
     return text[text.index("for s in range(s") :]
 
 
@@ -196,13 +209,28 @@ def test_the_weights_of_an_lstm_stay_in_shared_memory(H, B):
 
 
 def test_weights_without_room_are_read_at_each_step():
-    choice = choose(lstm(4096), 16, 4096, 4, H200)
+    choice = resident(lstm(4096), 16, 4096, 4, H200)
     assert choice.streamed == {1}
     assert "weights of %1 are read at each step, there is no room for them" in str(choice)
 
 
+@pytest.mark.parametrize(("H", "B"), [(4096, 16), (2048, 64), (8192, 1)])
+def test_large_products_are_the_vendors(H, B):
+    choice = choose(lstm(H), B, H, 4, H200)
+    assert choice.by_steps
+    assert choice.groups * choice.rows >= B
+    assert str(choice).startswith("by steps, captured as a graph: products of cuBLAS, and after ")
+
+
+def test_products_that_may_round_to_tf32_are_the_vendors_sooner():
+    sizes = lstm(1024), 256, 1024
+    assert not choose(*sizes, 4, H200).by_steps
+    assert choose(*sizes, 4, H200._replace(tf32=True)).by_steps
+    assert not choose(lstm(512), 16, 512, 8, H200._replace(tf32=True)).by_steps  # of float64 none
+
+
 def test_large_batches_take_several_launches():
-    choice = choose(lstm(1024), 8192, 1024, 4, H200)
+    choice = resident(lstm(1024), 8192, 1024, 4, H200)
     assert choice.launches > 1
     assert choice.launches * choice.groups * choice.rows >= 8192
     assert str(choice).startswith(f"{choice.launches} launches of {choice.groups} groups of ")
@@ -215,8 +243,10 @@ def test_a_step_without_products_is_spread_over_the_device():
 
 def test_a_step_that_no_block_has_room_for():
     small = Machine(processors=1, shared_bytes=1024, threads=256)
+    assert resident(lstm(512), 1, 512, 4, small) is None
+    assert choose(lstm(512), 1, 512, 4, small).by_steps
     with pytest.raises(MemoryError, match="does not fit a block of the device, which has 1024"):
-        choose(lstm(512), 1, 512, 4, small)
+        choose(lstm(512), 1, 512, 4, small, meetings=300)
 
 
 def test_layouts_say_where_everything_is():

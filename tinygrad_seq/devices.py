@@ -125,7 +125,8 @@ def allow_tf32(allow: bool = True) -> None:
 
     TF32 has 10 bits of a number behind the point, float32 23: such products are several times
     faster, and right to three digits. It is off unless it is asked for, here or by the environment
-    variable CUPY_TF32=1. Products inside the loop of ``scan`` stay in float32.
+    variable CUPY_TF32=1. Products inside the loop of ``scan`` stay in float32 while its weights
+    stay on the processors; those of a loop that is taken by steps (``explain`` tells) do not.
     """
     products = load()._core._routines_linalg
     _start()

@@ -44,6 +44,31 @@ def device():
         yield "cuda"
 
 
+def some_steps(rng, wanted, B, widest, item, machine, meetings=0):
+    """A loop by steps, its kernels divided in any way; without products there is none."""
+    from tinygrad_seq.kernels import cuda_layout
+
+    found = cuda_layout.by_steps(wanted, B, widest, item, machine, meetings)
+    if found is None:
+        return cuda_layout.resident(wanted, B, widest, item, machine, meetings)
+    rows, parts = int(rng.integers(1, B + 1)), int(rng.integers(1, 4))
+    shared = meetings * rows * item
+    return found._replace(groups=-(-B // rows), parts=parts, rows=rows, shared_bytes=shared)
+
+
+@pytest.fixture
+def by_steps(monkeypatch, rng):
+    """Loops are taken by steps, whatever is thought to be best."""
+    from tinygrad_seq.kernels import cuda_layout
+
+    def choose(*sizes):
+        if SIMULATED:
+            return some_steps(rng, *sizes)
+        return cuda_layout.by_steps(*sizes) or cuda_layout.resident(*sizes)
+
+    monkeypatch.setattr(cuda_layout, "choose", choose)
+
+
 @pytest.fixture
 def divided(monkeypatch, rng):
     """Runs are divided among blocks in any way that works, whatever is thought to be best."""
@@ -60,6 +85,8 @@ def divided(monkeypatch, rng):
                 choice = cuda_layout.divided(wanted, *sizes, room, meetings, launches)
                 if choice is not None:
                     found.append(choice)
+        if wanted and rng.random() < 0.3:
+            found = [some_steps(rng, wanted, B, widest, item, machine, meetings)]
         return found[rng.integers(len(found))]
 
     if SIMULATED:

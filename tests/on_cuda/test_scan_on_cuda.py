@@ -81,6 +81,23 @@ def test_every_way_to_run(name, options, rng, device, divided):
     agree(name, rng, device, OPTIONS[options])
 
 
+@pytest.mark.parametrize("name", cells.CELLS)
+def test_every_cell_by_steps(name, rng, device, by_steps):
+    agree(name, rng, device, {})
+
+
+@pytest.mark.parametrize("name", ["gru", "layer norm lstm", "two widths", "noisy"])
+@pytest.mark.parametrize("options", OPTIONS)
+def test_every_way_to_run_by_steps(name, options, rng, device, by_steps):
+    agree(name, rng, device, OPTIONS[options])
+
+
+def test_many_steps_by_steps(rng, device, by_steps):
+    """So many that most of them are a graph."""
+    agree("gru", rng, device, {"lengths": np.array([70, 3, 41])}, T=70, B=3)
+    agree("gru", rng, device, {}, dtype="float32", T=40, tolerance=1e-4)
+
+
 @pytest.mark.parametrize("sizes", [(1, 1, 1, 1), (2, 7, 1, 3), (3, 1, 5, 9), (4, 2, 3, 17)])
 @pytest.mark.parametrize("name", ["gru", "minimal gated unit"])
 def test_sizes(name, sizes, rng, device, divided):

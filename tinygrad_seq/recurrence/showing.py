@@ -31,11 +31,14 @@ def kernel_source(
 
     ``backward`` asks for the way back. Gradients are those that a scan of the same arguments would
     give; if nothing requires one, those of the inputs and of all that the cell closes over. The
-    line of the step tape stands above each statement.
+    line of the step tape stands above each statement. For inputs on a GPU it is the source for
+    their sizes.
     """
     call, needs = prepare(cell, xs, state)
+    runner = call.runner(needs)
     direction = "backward" if backward else "forward"
-    return KernelSource(*call.runner(needs).file(direction))
+    on_host = call.xs[0].device == devices.CPU
+    return KernelSource(*runner.file(direction, *(() if on_host else (call.arrays(runner),))))
 
 
 def explain(cell: Cell, xs: Any, state: Any = None) -> Plan:
