@@ -20,12 +20,12 @@ import sys
 import tempfile
 import threading
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import llvmlite
 import numba
@@ -34,7 +34,7 @@ from llvmlite import binding, ir
 from numba import config, types
 from numba.core import cgutils
 from numba.extending import intrinsic
-from tinygrad_seq.kernels import machine
+from tinygrad_seq.kernels import machine, worker
 from tinygrad_seq.kernels.simd import I64, WORD
 
 OPTIONS = {"error_model": "numpy", "boundscheck": False}
@@ -159,10 +159,23 @@ def _bound(where: Path, keep: Path) -> None:
 # Modules and functions -----------------------------------------------------------------------
 
 
+class Module(NamedTuple):
+    """A file's name and text, and of how many integers each of its functions is."""
+
+    name: str
+    text: str
+    functions: Mapping[str, int]
+
+
 def load(name: str, text: str, functions: Mapping[str, int]) -> dict[str, Any]:
     """The functions of a text, compiled; each takes as many integers as ``functions`` says."""
     with _lock:
         path = write_module(name, text)
+        _compiling.append(path)
+        try:
+            worker.wait(path)
+        finally:
+            _compiling.remove(path)
         try:
             return _load(path, functions)
         except numba.core.errors.NumbaError:
@@ -202,14 +215,18 @@ def _touch(home: Path) -> None:
         os.utime(home)
 
 
-_compiling: list[Any] = []  # functions that the compiler is at work on
+def _kept(path: Path, function: str) -> bool:
+    """Whether there is compiled code of a file's function."""
+    return any(path.parent.rglob(f"*.{function}-*.nbi"))
+
+
+_compiling: list[Any] = []  # functions, and files of a worker, that are being compiled
 
 
 def compiled(function: Callable[..., Any], words: int) -> Any:
     """A C function of that many words, compiled or loaded; its ``address`` is an attribute."""
     signature = types.void(*[types.int64] * words)
-    kept = Path(function.__code__.co_filename).parent.rglob(f"*.{function.__name__}-*.nbi")
-    mark = [] if any(kept) else [function]
+    mark = [] if _kept(Path(function.__code__.co_filename), function.__name__) else [function]
     _compiling.extend(mark)
     try:
         with warnings.catch_warnings():
@@ -271,6 +288,8 @@ def said(what: str) -> Any:
 # Functions that kernels share ------------------------------------------------------------------
 
 _SHARED: dict[tuple[str, str], Any] = {}
+_working: list[bool] = []  # not empty in a worker, which compiles calls of what it does not have
+NOWHERE = 1  # an address that nobody calls
 
 
 def shared(name: str, dtype: str) -> Any:
@@ -288,15 +307,41 @@ def shared(name: str, dtype: str) -> Any:
         return _SHARED[name, dtype]
 
 
+def divide(dtype: str, modules: Sequence[Module]) -> None:
+    """If nothing is kept yet, let a worker compile these modules and others that are needed late,
+    while those that are needed first are compiled here."""
+    if config.DISABLE_JIT or machine.cores() < 2 or not worker.possible():
+        return
+    from tinygrad_seq.kernels import library, threads
+
+    first = write_module(f"blocks_{dtype}", library.text(dtype, "blocks"))
+    if folder() not in first.parents or _kept(first, "tile"):
+        return
+    outer = Module(f"outer_{dtype}", library.text(dtype, "outer"), library.PARTS["outer"])
+    given = [threads.MODULE, outer, *modules]
+    worker.begin([(write_module(each.name, each.text), each.functions) for each in given])
+
+
+def work_on(modules: Sequence[tuple[str, Mapping[str, int]]]) -> None:
+    """In a worker: compile, and say when each file is done."""
+    _working.append(True)
+    for path, functions in modules:
+        _load(Path(path), functions)
+        print(path, flush=True)
+
+
 def _symbol(name: str, dtype: str) -> str:
     return f"tinygrad_seq_{name}_{dtype}"
 
 
 def external(name: str, dtype: str) -> Any:
     """A shared function of words as other code calls it: by address, not compiled again."""
-    function = shared(name, dtype)
-    if config.DISABLE_JIT:
-        return function
+    if _working:
+        binding.add_symbol(_symbol(name, dtype), NOWHERE)
+    else:
+        function = shared(name, dtype)
+        if config.DISABLE_JIT:
+            return function
     from tinygrad_seq.kernels import library
 
     count = next(words[name] for words in library.PARTS.values() if name in words)

@@ -132,11 +132,14 @@ class Runner:
         """The compiled function of a direction."""
         if direction not in self.functions:
             with build.said(f"{self.plan.name}, {direction}"):
-                source = self.source(direction)
-                name = f"{self.plan.name}_{direction}"
-                made = build.load(name, source, {direction: 3})
-                self.functions[direction] = made[direction]
+                if direction == "forward" and self.plan.backward is not None:
+                    build.divide(self.plan.dtype, [self._module("backward")])
+                self.functions[direction] = build.load(*self._module(direction))[direction]
         return self.functions[direction]
+
+    def _module(self, direction: str) -> build.Module:
+        name = f"{self.plan.name}_{direction}"
+        return build.Module(name, self.source(direction), {direction: 3})
 
     def _layout(self, direction: str, inputs: Inputs, steps: int, keep: bool) -> Layout:
         """The layout of a run over so many steps, made if these sizes are new."""

@@ -253,6 +253,9 @@ def started() -> bool:
     return _pool is not None
 
 
+MODULE = build.Module("threads", _TEXT, dict.fromkeys(("take_part", "serve", "post", "close"), 2))
+
+
 def set_num_threads(n: int) -> None:
     global _limit
     _limit = n
@@ -265,7 +268,7 @@ def get_num_threads() -> int:
 
 @cache
 def _native() -> dict[str, Any]:
-    return build.load("threads", _TEXT, dict.fromkeys(("take_part", "serve", "post", "close"), 2))
+    return build.load(*MODULE)
 
 
 def run(words: np.ndarray, phases: int, threads: int) -> None:

@@ -1,0 +1,96 @@
+"""A second process that compiles some of what the first training step of all needs.
+
+Numba compiles one function after another, whatever the number of cores. Where nothing is kept yet,
+some of what a step needs is therefore compiled by a worker, which leaves it where kernels are kept
+(``build.py``); who needs it waits for it there. If a worker cannot be started, or does not do what
+it was asked for, everything is compiled where it is needed, as ever. Imports the standard library.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+LONGEST = 60.0  # seconds that anybody waits for it
+WORK = """
+import json, sys
+given = json.load(sys.stdin)
+sys.path[:] = given["path"]
+from tinygrad_seq.kernels import build
+build.work_on(given["modules"])
+"""
+
+Modules = Sequence[tuple[Path, Mapping[str, int]]]
+_awaited: dict[str, threading.Event] = {}
+_process: list[subprocess.Popen[str]] = []
+
+
+def possible() -> bool:
+    """Whether there is a Python that it can run in."""
+    return bool(sys.executable) and not getattr(sys, "frozen", False)
+
+
+def begin(modules: Modules) -> None:
+    """Have the functions of these files compiled, in this order; see ``build.load``."""
+    given = {
+        "path": sys.path,
+        "modules": [(str(path), dict(functions)) for path, functions in modules],
+    }
+    with suppress(OSError):
+        process = subprocess.Popen(
+            [sys.executable, "-c", WORK],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        _process.append(process)
+        _awaited.update((str(path), threading.Event()) for path, _ in modules)
+        threading.Thread(target=_follow, args=(process, json.dumps(given)), daemon=True).start()
+
+
+def _follow(process: subprocess.Popen[str], given: str) -> None:
+    """Tell those who wait what is done; at the end, of all."""
+    with process, suppress(OSError, ValueError):
+        assert process.stdin
+        assert process.stdout
+        process.stdin.write(given)
+        process.stdin.close()
+        for line in process.stdout:
+            if line.strip() in _awaited:
+                _awaited[line.strip()].set()
+    for event in list(_awaited.values()):
+        event.set()
+
+
+def wait(path: Path) -> None:
+    """Until the worker, if it is to compile this file, has done so or is not there any more."""
+    event = _awaited.get(str(path))
+    if event is not None and not event.wait(LONGEST):
+        end()
+
+
+def end() -> None:
+    """Stop the worker; what it has not done is compiled where it is needed."""
+    _awaited.clear()
+    while _process:
+        with suppress(OSError):
+            _process.pop().kill()
+
+
+def _forget() -> None:
+    """In a forked child, which has no worker."""
+    _awaited.clear()
+    _process.clear()
+
+
+atexit.register(end)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
