@@ -86,14 +86,31 @@ def text_torch(kind: str) -> Run:
     return step
 
 
-def epoch(with_lengths: bool, bucketed: bool) -> Run:
+def lengths_of(skewed: bool) -> np.ndarray:
+    """As many of each length, or, as in collections of text, of each order of magnitude."""
+    rng = np.random.default_rng(0)
+    if not skewed:
+        return rng.integers(SHORTEST, LONGEST + 1, COUNT)
+    drawn = np.exp(rng.uniform(np.log(SHORTEST), np.log(LONGEST), COUNT))
+    return np.rint(drawn).astype(int)
+
+
+def rows_there(skewed: bool) -> str:
+    """How many rows batches in the order of the sequences have, and how many of them are there."""
+    lengths = lengths_of(skewed)
+    batches = lengths.reshape(-1, MIDDLE[0])
+    padded = int((batches.max(axis=1) * MIDDLE[0]).sum())
+    return f"{padded} rows with padding, {lengths.sum()} without ({padded / lengths.sum():.2f})"
+
+
+def epoch(with_lengths: bool, bucketed: bool, skewed: bool = False) -> Run:
     """Training on all sequences once, an LSTM with a loss at each step."""
     import tinygrad_seq as tgs
     from tinygrad_seq import data, nn
 
     B, _, I, H = MIDDLE
     rng = np.random.default_rng(0)
-    lengths = rng.integers(SHORTEST, LONGEST + 1, COUNT)
+    lengths = lengths_of(skewed)
     sequences = [rng.standard_normal((n, I), "f4") for n in lengths]
     targets = [rng.integers(0, 10, n) for n in lengths]
     pool = 20 if bucketed else 1
@@ -123,6 +140,9 @@ PROGRAMS: dict[str, Callable[[], Run]] = {
     "padded, whole": lambda: epoch(False, False),
     "padded, lengths": lambda: epoch(True, False),
     "bucketed": lambda: epoch(True, True),
+    "skewed, whole": lambda: epoch(False, False, True),
+    "skewed, lengths": lambda: epoch(True, False, True),
+    "skewed, bucketed": lambda: epoch(True, True, True),
 }
 PAIRS = [  # one, another, the bar for the ratio of their times, whether it is a least
     ("options", "plain", 1.6, False),
@@ -130,6 +150,8 @@ PAIRS = [  # one, another, the bar for the ratio of their times, whether it is a
     ("text, LSTM, torch", "text, LSTM", 1.3, True),
     ("padded, whole", "padded, lengths", 1.7, True),
     ("padded, whole", "bucketed", 2.0, True),
+    ("skewed, whole", "skewed, lengths", 1.7, True),
+    ("skewed, whole", "skewed, bucketed", 2.0, True),
 ]
 
 
@@ -164,7 +186,8 @@ def main() -> None:
         f"Options: {', '.join(OPTIONS)}, B = {B}, T = {T}, I = {I}, H = {H}, a training step. Text:"
         f" B = {TEXT[0]}, T = {TEXT[1]}, embedding {TEXT[2]}, H = {TEXT[3]}, {TEXT[4]} symbols, a "
         f"whole step with clipping and Adam. Lengths: {COUNT} sequences of {SHORTEST} to {LONGEST} "
-        f"steps in batches of {B}, once through all.",
+        f"steps in batches of {B}, once through all, as many of each length: {rows_there(False)}; "
+        f"skewed: as many of each order of magnitude: {rows_there(True)}.",
         "",
     ]
     parts = [*heading("What sequence work costs"), "", *lines, *pairs(__file__, PAIRS)]

@@ -243,6 +243,7 @@ def test_source_is_a_file_with_tape_lines():
 
 def test_compiled_float32_holds_no_double(monkeypatch, tmp_path):
     from tinygrad_seq.kernels import worker
+
     from tinygrad_seq.recurrence import compiled
 
     monkeypatch.setenv("TINYGRAD_SEQ_CACHE", str(tmp_path))  # what was kept cannot be inspected
