@@ -79,7 +79,8 @@ def _placed(made: Tensor, device: str | None, requires_grad: bool = False) -> Te
     """A new tensor moved to its device, a leaf there."""
     if device is not None and device != made.device:
         made = wrap(devices.to_device(made._data, device), None)
-    made.requires_grad = requires_grad
+    if requires_grad:
+        made.requires_grad = True
     return made
 
 
@@ -88,6 +89,8 @@ def _shape(shape: tuple[Any, ...], what: str) -> tuple[int, ...]:
     if len(shape) == 1 and isinstance(shape[0], (tuple, list)):
         given = shape[0]
     for n in given:
+        if type(n) is int and n >= 0:  # quickly, for the commonest case
+            continue
         if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < 0:
             raise ShapeError(
                 f"{what}: shape {tuple(given)} was given, expected integers from 0 on "
@@ -115,7 +118,8 @@ def zeros(
     device: str | None = None,
 ) -> Tensor:
     """Zeros, float32 unless told otherwise: ``zeros(2, 3)`` or ``zeros((2, 3))``."""
-    return full(_shape(shape, "zeros"), 0, dtype or DEFAULT_FLOAT, requires_grad, device)
+    made = np.zeros(_shape(shape, "zeros"), check_dtype(dtype or DEFAULT_FLOAT))
+    return _placed(wrap(made, None), device, requires_grad)
 
 
 def ones(

@@ -74,15 +74,20 @@ def check_axis(axis: Any, ndim: int, operation: str) -> int:
 
 def check_shape(shape: Any, operation: str, least: int = 0) -> tuple[int, ...]:
     """``shape``, an integer or a sequence of them, as a tuple."""
-    given = tuple(shape) if isinstance(shape, (Sequence, np.ndarray)) else (shape,)
+    if type(shape) is tuple:
+        given = shape
+    else:
+        given = tuple(shape) if isinstance(shape, (Sequence, np.ndarray)) else (shape,)
+    strange = False
     for n in given:
         if type(n) is int and n >= least:  # quickly, for the commonest case
             continue
+        strange = True
         if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < least:
             raise ShapeError(
                 f"{operation}: shape {shape!r} was given, expected integers from {least} on"
             )
-    return tuple(int(n) for n in given)
+    return tuple(map(int, given)) if strange else given
 
 
 def along(axis: int, index: Any) -> tuple[Any, ...]:
@@ -267,10 +272,10 @@ def reshape(x: TensorLike, shape: int | Sequence[int]) -> Tensor:
     x = as_tensor(x, "reshape")
     wanted = check_shape(shape, "reshape", least=-1)
     if -1 in wanted:
-        known = prod(n for n in wanted if n != -1)
+        known = prod([n for n in wanted if n != -1])
         if wanted.count(-1) == 1 and known:
-            wanted = tuple(x.size // known if n == -1 else n for n in wanted)
-    if prod(wanted) != x.size or any(n < 0 for n in wanted):
+            wanted = tuple([x.size // known if n == -1 else n for n in wanted])
+    if prod(wanted) != x.size or -1 in wanted:
         raise ShapeError(f"reshape: {x.size} elements of shape {x.shape} do not fill {shape}")
     return apply(RESHAPE, (x,), (wanted, x.shape))
 
