@@ -15,12 +15,12 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
-from tinygrad_seq.kernels import build, cuda_blas, cuda_build, cuda_text
+from tinygrad_seq.kernels import build, cuda_blas, cuda_build, cuda_source
 from tinygrad_seq.kernels.cpu import Gradients, Inputs, Rows
 from tinygrad_seq.kernels.cuda_layout import Layout
 from tinygrad_seq.kernels.cuda_order import base_of
 from tinygrad_seq.kernels.cuda_rows import RING
-from tinygrad_seq.kernels.cuda_text import Form
+from tinygrad_seq.kernels.cuda_source import Form
 from tinygrad_seq.kernels.layout import Sizes
 from tinygrad_seq.kernels.text import begins
 
@@ -51,8 +51,8 @@ class Runner:
     def file(self, direction: str, inputs: Inputs) -> tuple[str, Any]:
         """The text of a direction for these inputs and the file that it is compiled from."""
         choice = self._layout(direction, inputs, inputs.rows.steps, True).choice
-        kernels = cuda_text.kernel_texts(self.plan, direction, self.rules, choice.form)
-        text = cuda_build.marked(cuda_text.module_text(self.plan, kernels))
+        kernels = cuda_source.kernel_texts(self.plan, direction, self.rules, choice.form)
+        text = cuda_build.marked(cuda_source.module_text(self.plan, kernels))
         return text, build.write_module(f"{self.plan.name}_{direction}_cuda", text)
 
     def divisions(self, inputs: Inputs) -> dict[str, str]:
@@ -67,8 +67,8 @@ class Runner:
         """The kernels of a direction, by name, compiled."""
         key = direction, form
         if key not in self._kernels:
-            kernels = cuda_text.kernel_texts(self.plan, direction, self.rules, form)
-            text = cuda_text.module_text(self.plan, kernels)
+            kernels = cuda_source.kernel_texts(self.plan, direction, self.rules, form)
+            text = cuda_source.module_text(self.plan, kernels)
             name = f"{self.plan.name}_{direction}_cuda"
             self._kernels[key] = cuda_build.load(name, text, kernels)
         return self._kernels[key]

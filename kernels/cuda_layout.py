@@ -8,7 +8,7 @@ taken *by steps*, its products the vendor's, which divides them as it likes.
 
 Memory is two blocks of bytes, one that the way back needs (``kept``) and one that it does not
 (``work``). ``values`` are the words that sizes alone decide.
-Imports cuda_order, cuda_rows, cuda_text, layout, text and NumPy.
+Imports cuda_order, cuda_rows, cuda_source, cuda_text, layout, text and NumPy.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from tinygrad_seq.kernels.cuda_order import Chain, chains, slots_of
 from tinygrad_seq.kernels.cuda_rows import RING
-from tinygrad_seq.kernels.cuda_text import COUNTER, Form
+from tinygrad_seq.kernels.cuda_source import Form
+from tinygrad_seq.kernels.cuda_text import COUNTER
 from tinygrad_seq.kernels.layout import Sizes
 from tinygrad_seq.kernels.text import REDUCTIONS
 

@@ -10,18 +10,13 @@ read what others of it wrote, they ``meet``. ``cuda_order.py`` finds both.
 What needs no loop (*early* and *late*) is done for all steps at once: products are the caller's,
 passes between them are kernels in which each block takes rows of one step after another.
 
-*By steps* the loop is the caller's too, and so are its products: each kernel then is what a step
-does between two of them, from the operand that it copies for the next to the sums of the last.
-Nobody waits within it; where blocks would have to, each has whole rows.
-
 Names are those of ``text.py`` and ``cuda_rows.py``; u7 and n7 are the first of a part's units of
 width w7, and how many it has. Imports text, cuda_rows and cuda_order.
 """
 
 from __future__ import annotations
 
-import re
-from typing import Any, NamedTuple
+from typing import Any
 
 from tinygrad_seq.kernels.cuda_order import (
     Chain,
@@ -36,7 +31,6 @@ from tinygrad_seq.kernels.cuda_rows import RING, RowWriter
 from tinygrad_seq.kernels.text import REDUCTIONS, begins
 
 PART = ["group = whole(block() // parts)", "part = whole(block() - group * parts)"]
-WHOLE_ROWS = ["parts, part, group = 1, 0, whole(block())"]
 GROUP = [
     "first = whole(row0 + group * rows)  # rows first to first + R are this group's",
     "R = whole(min(rows, row1 - first))",
@@ -52,11 +46,13 @@ NEVER = {"x", "dy", "y", "dx", "capture"}  # the caller's: nobody waits for them
 class CudaWriter(RowWriter):
     """Writes one kernel."""
 
-    def __init__(self, plan: Any, program: Any, rules: Any, form: Form) -> None:
+    shares_far = False  # whether results of products are in global memory, not the block's own
+
+    def __init__(
+        self, plan: Any, program: Any, rules: Any, streamed: frozenset[int] = frozenset()
+    ) -> None:
         super().__init__(plan, program, rules)
-        self.streamed, self.by_steps = form
-        self.copied: set[int] = set()  # operands that a step has copied
-        self.written: dict[tuple[str, int], int] = {}  # and those written where a value is, too
+        self.streamed = streamed  # products whose matrices do not fit shared memory
 
     # Kernels
 
@@ -88,76 +84,6 @@ class CudaWriter(RowWriter):
             item.write(2)
         counter = f"counter = counters + group * {COUNTER}"
         return self._whole(direction, [*PART, *GROUP, counter, SHARED])
-
-    def step(self, number: int) -> Kernel | None:
-        """What a step does after so many of its products, up to the next one; None for nothing.
-
-        After none is before the first step: after the last one a step ends, and the next one goes
-        as far as its first product.
-        """
-        for name in ("rows", "row0", "row1", "s0", "s1", "k0", "B", "active"):
-            self.word(name)
-        for name in ("batch", "begin", "onward"):
-            self.word(name)
-        pieces = self._pieces()
-        items = pieces[number]
-        if number == 0:
-            items = [self._prologue_item(), Item(self._first_step), *items]
-        elif number == len(pieces) - 1:
-            items = [*items, Item(self._next_step), *pieces[0]]
-        if not items:
-            return None
-        need = waits(items, again=False)
-        divided = max(need) < 2
-        if number:
-            turn, forward = f"word({self.word('clock')}, block())", self.forward
-            self.add(1, f"turn = {turn}  # how many steps have been")
-            self.add(1, "s = s0 + turn" if forward else "s = s1 - 1 - turn")
-            self.add(1, HERE)
-        for item, distance in zip(items, need, strict=True):
-            if distance:
-                self.add(1, "meet()")
-            item.write(1)
-        if number:
-            self.add(1, "meet()")
-            self.add(1, "if thread() == 0:")
-            self.add(2, "put_word(clock, block(), turn + 1)")
-        if divided:
-            self.word("parts")
-        head = [*(PART if divided else WHOLE_ROWS), *GROUP, SHARED]
-        name = f"{self.program.direction}_step{number}"
-        return Kernel(name, self._whole(name, head), self.words, divided)
-
-    def _pieces(self) -> list[list[Item]]:
-        """What a step does, cut at its products."""
-        pieces: list[list[Item]] = [[]]
-        for item in self._step_items():
-            if item.write is None:
-                pieces.append([])
-            else:
-                pieces[-1].append(item)
-        return pieces
-
-    def _prologue_item(self) -> Item:
-        slots = {("state", k): slot for k, slot in enumerate(self.plan.state_slots)}
-        if not self.forward:
-            slots = {("dstate", k): self.plan.state_slots[k] for k in self._carried()}
-            slots |= {("sum", k): self.captures[k] for k in self.plan.sums_on_the_way()}
-        at = self.plan.classes
-        writes = [Region(memory, (), at[slot], "units") for memory, slot in slots.items()]
-        return Item(lambda depth: self._prologue(), [], writes)
-
-    def _first_step(self, depth: int) -> None:
-        self.add(depth, "s = s0" if self.forward else "s = s1 - 1")
-        self.add(depth, "m = 0")
-        self.add(depth, "if s0 < s1:")
-        self.add(depth + 1, HERE)
-
-    def _next_step(self, depth: int) -> None:
-        self.add(depth, "s = s + 1" if self.forward else "s = s - 1")
-        self.add(depth, "m = 0")
-        self.add(depth, "if s < s1:" if self.forward else "if s >= s0:")
-        self.add(depth + 1, HERE)
 
     def alone(self, section: str, number: int) -> str:
         """The kernel of passes that all steps have done at once."""
@@ -275,24 +201,14 @@ class CudaWriter(RowWriter):
 
     def _product_items(self, stage: Any) -> list[Item]:
         chain = self._chain(stage)
-        region = Region(("shares", stage.slot), (), 0, "tile")
-        if self.by_steps:
-            items = [*self._operand_items(stage.a), Item(None)]
-        else:
-            items = [
-                Item(
-                    lambda depth: self._multiply(stage, depth),
-                    self._region(stage.a, "tile", anywhere=True),
-                    [region],
-                )
-            ]
+        items = self._sums_items(stage)
         if chain.local:
             return items
+        shares = Region(("shares", stage.slot), (), 0, "units")
         kind, which, offset = stage.into
         for n, segment in enumerate(chain.segments):
             into = self._place_region(kind, which, offset, segment.width, "units")
-            reads = [] if self.by_steps else [region._replace(by="units")]
-            reads += [into] if stage.adds else []
+            reads = [shares, *([into] if stage.adds else [])]
 
             def write(depth: int, n: int = n, segment: Segment = segment) -> None:
                 self._put_together(chain, stage, n, segment, depth)
@@ -300,50 +216,14 @@ class CudaWriter(RowWriter):
             items.append(Item(write, reads, [into]))
         return items
 
+    def _sums_items(self, stage: Any) -> list[Item]:
+        """The sums of a product, from the operand to where ``_share`` finds them."""
+        reads = self._region(stage.a, "tile", anywhere=True)
+        writes = [Region(("shares", stage.slot), (), 0, "tile")]
+        return [Item(lambda depth: self._multiply(stage, depth), reads, writes)]
+
     def _chain(self, stage: Any) -> Chain:
         return next(each for each in self.chains if stage in each.stages)
-
-    def _operand_items(self, slot: int) -> list[Item]:
-        """Rows that the caller's product reads, where it finds them at every step."""
-        if slot in self.copied:
-            return []
-        self.copied.add(slot)
-        place = self.program.places.get(slot)
-        if place is not None and self._only_values(place):
-            self.written[place.kind, place.which] = slot
-            return []
-
-        def write(depth: int) -> None:
-            def body(depth: int) -> None:
-                to = self._unit(self._operand_row(slot))
-                self.add(depth, f"store({to}, load({self._unit(self._read(slot))}))")
-
-            self.add(depth, f"# %{slot}, for a product")
-            self._over_units(self.units_of(slot), depth, body)
-
-        return [Item(write, self._region(slot, "units"))]
-
-    def _operand_row(self, slot: int) -> str:
-        return f"{self.word(f'operand{slot}')} + (first + r) * {self.width(slot)} * {self.item}"
-
-    def _only_values(self, place: Any) -> bool:
-        """Whether all that is in some memory is values along units, of the step itself."""
-        memory = place.kind, place.which
-        if place.kind not in ("grads", "kept", "scratch") or place.offset:
-            return False
-        for section, stages in self.program.sections.items():
-            for stage in stages:
-                if not hasattr(stage, "passes"):
-                    if (stage.into.kind, stage.into.which) == memory:
-                        return False
-                    continue
-                for slot in (slot for each in stage.passes for slot in slots_of(each)):
-                    for target in self._targets(slot):
-                        if (target.kind, target.which) == memory and (
-                            section != "loop" or self.plan.single[slot]
-                        ):
-                            return False
-        return place.which not in self.program.gathered
 
     def _multiply(self, stage: Any, depth: int) -> None:
         p = f"p{stage.slot}"
@@ -379,11 +259,6 @@ class CudaWriter(RowWriter):
     def _share(self, stage: Any, n: int) -> str:
         """A thread's result of a product."""
         p = f"p{stage.slot}"
-        if self.by_steps:
-            chain = self._chain(stage)
-            row = f"(first + r) * {self.width(stage.slot)}"
-            column = self._columns(chain, chain.segments[n])
-            return f"load(at({self.word(f'{p}_out')}, ({row} + {column}j) * {self.item}))"
         out, C, slices = (self.word(f"{p}_{name}") for name in ("out", "C", "slices"))
         at = f"{out} + r * {C} + {self.word(f'{p}_segment{n}')} + i"
         return f"share(shared, {at}, {slices}, rows * {C})"
@@ -564,12 +439,8 @@ class CudaWriter(RowWriter):
                 continue
             self.add(depth, f"v{slot} = {self._expression(slot)}")
             for target in self._targets(slot):
-                to = self._on(self._row(target.kind, target.which), target.offset)
-                self._put(depth, self._unit(to), f"v{slot}", target.kind == "sum")
-                operand = self.written.get((target.kind, target.which))
-                if operand is not None:
-                    to = self._on(self._operand_row(operand), target.offset)
-                    self._put(depth, self._unit(to), f"v{slot}", False)
+                for to in self._rows_of(target):
+                    self._put(depth, self._unit(to), f"v{slot}", target.kind == "sum")
 
     def _load(self, slot: int, depth: int, at: int) -> int:
         """A value at the thread's own row and unit. What is in memory is read at line ``at``,
@@ -583,7 +454,7 @@ class CudaWriter(RowWriter):
             early.append(f"load({self._unit(self._read(slot))})")
         if chain is not None and chain.local:
             shares = [self._share(stage, chain.at(slot)) for stage in chain.stages]
-            (early if self.by_steps else late).extend(shares)
+            (early if self.shares_far else late).extend(shares)
         alone = len(early) + len(late) == 1
         names = [f"v{slot}" if alone else f"m{slot}_{n}" for n in range(len(early))]
         loads = [f"{name} = {load}" for name, load in zip(names, early, strict=True)]
@@ -591,6 +462,10 @@ class CudaWriter(RowWriter):
         if late or not alone:
             self.add(depth, f"v{slot} = {' + '.join([*names, *late])}")
         return at + len(loads)
+
+    def _rows_of(self, target: Any) -> list[str]:
+        """Where in memory a value goes."""
+        return [self._on(self._row(target.kind, target.which), target.offset)]
 
     # The edges of a run
 
@@ -747,73 +622,3 @@ class CudaWriter(RowWriter):
 
             self.add(depth, f"# %{slot} = {row.op} {row.detail}, in the order of the run")
             self._over_units(self.units_of(slot), depth, body, rows="R")
-
-
-# Modules -------------------------------------------------------------------------------------
-
-
-class Form(NamedTuple):
-    """What the text of a loop depends on beside its plan."""
-
-    streamed: frozenset[int] = frozenset()  # products whose matrices do not fit shared memory
-    by_steps: bool = False
-
-
-RESIDENT = Form()
-
-
-class Kernel(NamedTuple):
-    """A kernel's text, and the names of the words that it is called with."""
-
-    name: str
-    text: str
-    words: list[str]
-    divided: bool = False  # by steps: whether rows are shared by the parts of a group
-
-
-def kernel_texts(plan: Any, direction: str, rules: Any, form: Form) -> list[Kernel]:
-    """All kernels of a direction: the loop's first, then in the order in which they run."""
-    program = getattr(plan, direction)
-    found = []
-
-    def writer() -> CudaWriter:
-        return CudaWriter(plan, program, rules, form)
-
-    def written(write: Any) -> None:
-        made = writer()
-        text = write(made)
-        found.append(Kernel(text[4 : text.index("(")], text, made.words))
-
-    if form.by_steps:
-        made = [writer().step(number) for number in range(len(writer()._pieces()))]
-        found += [kernel for kernel in made if kernel is not None]
-    else:
-        written(lambda writer: writer.loop())
-    if program.gathered:
-        written(lambda writer: writer.gathered())
-    for section in ("early", "late"):
-        for number, stage in enumerate(program.sections[section]):
-            if hasattr(stage, "passes"):
-                written(lambda writer, at=(section, number): writer.alone(*at))
-    return found
-
-
-CALLED = (
-    "abs at barrier begin_of block blocks cos equal erf exp expm1 flag from_bits greater "
-    "greater_equal lay_out less less_equal load log log1p loose_product loose_streamed_product "
-    "maximum meet minimum not_equal part_max part_min part_sum power product put_word row_of "
-    "rows_on "
-    "share sigmoid sign sin sqrt store streamed_product take_in tanh team_of thread threads "
-    "tile_column tile_row uniform unit_of units_on warp_max warp_min warp_sum where whole word"
-).split()
-
-
-def module_text(plan: Any, kernels: list[Kernel]) -> str:
-    """The module of some kernels."""
-    body = "\n\n".join(kernel.text for kernel in kernels)
-    head = f'"""{plan}\n"""\n\nfrom tinygrad_seq.kernels.cuda_library import cuda, functions\n\n'
-    head += f'_f = functions("{plan.dtype}")\nnumber = constant = _f.constant\n'
-    for name in CALLED:
-        if re.search(rf"\b{name}\(", body):
-            head += f"{name} = _f.{name}\n"
-    return head + "\n\n" + body

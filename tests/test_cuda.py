@@ -17,9 +17,9 @@ import cells
 import numpy as np
 import ptx_budget
 import pytest
-from tinygrad_seq.kernels import build, cuda_layout, cuda_text
+from tinygrad_seq.kernels import build, cuda_layout, cuda_source
 from tinygrad_seq.kernels.cuda_layout import Machine, Wanted, choose, resident
-from tinygrad_seq.kernels.cuda_text import RESIDENT, Form
+from tinygrad_seq.kernels.cuda_source import RESIDENT, Form
 
 import tinygrad_seq as tgs
 from tinygrad_seq.recurrence.compiled import plan_of as plan_of_step
@@ -95,10 +95,10 @@ for name, words in kernels:
 
 def reports(plan, direction, form=RESIDENT):
     """What ptxas says of each kernel of a direction; kept with the compiled kernels."""
-    kernels = cuda_text.kernel_texts(plan, direction, TEXTS, form)
+    kernels = cuda_source.kernel_texts(plan, direction, TEXTS, form)
     if form.by_steps:  # the others are those of a loop in one launch
         kernels = [kernel for kernel in kernels if "_step" in kernel.name]
-    text = cuda_text.module_text(plan, kernels)
+    text = cuda_source.module_text(plan, kernels)
     budget = Path(ptx_budget.__file__).read_text(encoding="utf-8")
     made = build.made_from() + build.sources("cuda*.py")
     mark = hashlib.sha256((made + text + budget + COMPILE).encode()).hexdigest()[:20]
@@ -160,7 +160,7 @@ def test_every_kernel_of_a_loop_by_steps_too(name):
 
 
 def loop_of(plan, direction):
-    text = cuda_text.kernel_texts(plan, direction, TEXTS, RESIDENT)[0].text
+    text = cuda_source.kernel_texts(plan, direction, TEXTS, RESIDENT)[0].text
     return text[text.index("for s in range(s") :]
 
 
