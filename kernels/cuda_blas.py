@@ -29,7 +29,7 @@ GEMM = {
 }
 STEPS_CAPTURED = 8  # steps of a graph
 
-_handles = threading.local()  # a handle has one stream at a time
+_own = threading.local()  # handles, which have one stream at a time, and streams to capture
 
 
 class Products:
@@ -116,12 +116,17 @@ def repeat(xp: Any, step: Callable[[int], None], count: int) -> None:
 
 def _captured(xp: Any, step: Callable[[int], None]) -> Any:
     """A graph of some steps."""
-    stream = xp.cuda.Stream(non_blocking=True)
+    streams = _own.__dict__.setdefault("streams", {})
+    device = int(xp.cuda.Device().id)
+    if device not in streams:  # the default stream cannot be captured
+        streams[device] = xp.cuda.Stream(non_blocking=True)
+    stream = streams[device]
     stream.begin_capture()
     try:
         for _ in range(STEPS_CAPTURED):
             step(int(stream.ptr))
     except BaseException:
+        del streams[device]
         with suppress(Exception):  # what was captured is of no use, nor what is said of it
             stream.end_capture()
         raise
@@ -146,7 +151,7 @@ def library() -> Any:
 
 
 def _handle(library: Any, device: int) -> Any:
-    handles = _handles.__dict__.setdefault("of_devices", {})
+    handles = _own.__dict__.setdefault("handles", {})
     if device not in handles:
         handle = ctypes.c_void_p()
         _check(library.cublasCreate_v2(ctypes.byref(handle)))

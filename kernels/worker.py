@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-LONGEST = 60.0  # seconds that anybody waits for it
+LONGEST = 30.0  # seconds that anybody waits for it
 WORK = """
 import json, sys
 given = json.load(sys.stdin)
@@ -33,8 +33,9 @@ _process: list[subprocess.Popen[str]] = []
 
 
 def possible() -> bool:
-    """Whether there is a Python that it can run in."""
-    return bool(sys.executable) and not getattr(sys, "frozen", False)
+    """Whether there is a Python that it can run in; inside another program there may be none."""
+    name = Path(sys.executable or "").name.lower()
+    return "python" in name and not getattr(sys, "frozen", False)
 
 
 def begin(modules: Modules) -> None:

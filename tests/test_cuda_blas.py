@@ -87,7 +87,7 @@ def library():
     patch = pytest.MonkeyPatch()
     patch.setattr(cuda_blas, "library", lambda: found)
     patch.setattr(cuda_build, "address", lambda array: array.ctypes.data)
-    patch.setattr(cuda_blas, "_handles", SimpleNamespace())
+    patch.setattr(cuda_blas, "_own", SimpleNamespace())
     yield found
     patch.undo()
 
@@ -152,7 +152,8 @@ def test_a_refusal_is_said():
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 16, 17, 40, 512])
-def test_every_step_is_taken_once(count):
+def test_every_step_is_taken_once(count, monkeypatch):
+    monkeypatch.setattr(cuda_blas, "_own", SimpleNamespace())
     if cuda_build.SIMULATED:
         pytest.skip("under the simulator nothing is captured")
     log: list[str] = []
@@ -172,7 +173,8 @@ def test_every_step_is_taken_once(count):
         assert log[log.index("begin") + 1 :][: captured + 1] == ["step"] * captured + ["end"]
 
 
-def test_what_fails_while_it_is_captured_ends_the_capture():
+def test_what_fails_while_it_is_captured_ends_the_capture(monkeypatch):
+    monkeypatch.setattr(cuda_blas, "_own", SimpleNamespace())
     if cuda_build.SIMULATED:
         pytest.skip("under the simulator nothing is captured")
     log: list[str] = []

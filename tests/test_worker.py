@@ -127,7 +127,11 @@ def test_a_forked_child_waits_for_no_worker(tmp_path, alone, monkeypatch):
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
 
 
-def test_a_frozen_program_has_no_worker(monkeypatch):
+def test_inside_another_program_there_is_no_worker(monkeypatch):
     assert worker.possible()
-    monkeypatch.setattr(sys, "frozen", True, raising=False)
-    assert not worker.possible()
+    with monkeypatch.context() as frozen:
+        frozen.setattr(sys, "frozen", True, raising=False)
+        assert not worker.possible()
+    for executable in ("/usr/bin/uwsgi", "", None):
+        monkeypatch.setattr(sys, "executable", executable)
+        assert not worker.possible()
