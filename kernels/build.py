@@ -323,11 +323,11 @@ def divide(dtype: str, modules: Sequence[Module]) -> None:
 
 
 def work_on(modules: Sequence[tuple[str, Mapping[str, int]]]) -> None:
-    """In a worker: compile, and say when each file is done."""
+    """In a worker: compile, and say by number when each file is done."""
     _working.append(True)
-    for path, functions in modules:
+    for number, (path, functions) in enumerate(modules):
         _load(Path(path), functions)
-        print(path, flush=True)
+        print(f"\n{number}", flush=True)
 
 
 def _symbol(name: str, dtype: str) -> str:

@@ -10,6 +10,7 @@ Imports cuda_build and ctypes.
 from __future__ import annotations
 
 import ctypes
+import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -121,8 +122,8 @@ def _captured(xp: Any, step: Callable[[int], None]) -> Any:
     if device not in streams:  # the default stream cannot be captured
         streams[device] = xp.cuda.Stream(non_blocking=True)
     stream = streams[device]
-    stream.begin_capture()
     try:
+        stream.begin_capture()
         for _ in range(STEPS_CAPTURED):
             step(int(stream.ptr))
     except BaseException:
@@ -153,10 +154,20 @@ def library() -> Any:
 def _handle(library: Any, device: int) -> Any:
     handles = _own.__dict__.setdefault("handles", {})
     if device not in handles:
-        handle = ctypes.c_void_p()
-        _check(library.cublasCreate_v2(ctypes.byref(handle)))
-        handles[device] = handle
-    return handles[device]
+        handles[device] = _Handle(library)
+    return handles[device].handle
+
+
+class _Handle:
+    """A handle of cuBLAS, which goes with its thread."""
+
+    def __init__(self, library: Any) -> None:
+        self.library, self.handle = library, ctypes.c_void_p()
+        _check(library.cublasCreate_v2(ctypes.byref(self.handle)))
+
+    def __del__(self) -> None:
+        if self.handle and not sys.is_finalizing():
+            self.library.cublasDestroy_v2(self.handle)
 
 
 def tf32_allowed(xp: Any) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import threading
 from types import SimpleNamespace
 
 import numpy as np
@@ -24,8 +25,13 @@ class Library:
         self.calls, self.status = [], status
 
     def cublasCreate_v2(self, handle):  # noqa: N802
+        handle._obj.value = 1
         self.calls.append("create")
         return self.status
+
+    def cublasDestroy_v2(self, handle):  # noqa: N802
+        self.calls.append("destroy")
+        return 0
 
     def cublasSetMathMode(self, handle, mode):  # noqa: N802
         self.calls.append(f"mode {mode}")
@@ -142,6 +148,14 @@ def test_a_workspace_goes_with_every_stream(library):
     library.calls.clear()
     cuda_blas.Products(namespace([], tf32=True))
     assert library.calls == ["mode 3"]  # the handle is there already
+
+
+def test_a_handle_goes_with_its_thread(library):
+    library.calls.clear()
+    thread = threading.Thread(target=cuda_blas._Handle, args=(library,))
+    thread.start()
+    thread.join()
+    assert library.calls == ["create", "destroy"]
 
 
 def test_a_refusal_is_said():

@@ -108,8 +108,7 @@ def test_a_worker_that_hangs_is_stopped(tmp_path, alone, monkeypatch):
 
 def test_files_are_waited_for_one_by_one(tmp_path, alone, monkeypatch):
     files = [tmp_path / name for name in ("a.py", "b.py")]
-    work = f"import time; print({str(files[0])!r}, flush=True); time.sleep(600)"
-    monkeypatch.setattr(worker, "WORK", work)
+    monkeypatch.setattr(worker, "WORK", "import time; print('\\n0', flush=True); time.sleep(600)")
     worker.begin([(file, {"kernel": 1}) for file in files])
     worker.wait(files[0])
     assert not worker._awaited[str(files[1])].is_set()
@@ -132,6 +131,35 @@ def test_inside_another_program_there_is_no_worker(monkeypatch):
     with monkeypatch.context() as frozen:
         frozen.setattr(sys, "frozen", True, raising=False)
         assert not worker.possible()
-    for executable in ("/usr/bin/uwsgi", "", None):
+    monkeypatch.setenv(worker.INSIDE, "1")
+    assert not worker.possible()
+    monkeypatch.delenv(worker.INSIDE)
+    for name in ("python", "python3.12", "python3.13t", "Python.exe", "pythonw.exe"):
+        monkeypatch.setattr(sys, "executable", f"/bin/{name}")
+        assert worker.possible()
+    for executable in ("/usr/bin/uwsgi", "/opt/MyPythonApp", "pythonservice.exe", "", None):
         monkeypatch.setattr(sys, "executable", executable)
         assert not worker.possible()
+
+
+def test_two_begin_at_once(tmp_path, alone, monkeypatch):
+    """Both wait for the file that both want, whichever worker is done with it."""
+    monkeypatch.setattr(worker, "WORK", "import time; time.sleep(1); print('\\n0', flush=True)")
+    for _ in range(2):
+        worker.begin([(tmp_path / "kernel.py", {"kernel": 1})])
+    begin = time.perf_counter()
+    worker.wait(tmp_path / "kernel.py")
+    assert time.perf_counter() - begin < 20
+
+
+def test_strange_places_to_import_from(tmp_path, alone, monkeypatch):
+    """What is no text is left out, and nothing is imported from where one stands."""
+    (tmp_path / "json.py").write_text("raise SystemExit")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path, tmp_path])
+    work = "import json, sys; json.load(sys.stdin); print('\\n0', flush=True); sys.stdin.read()"
+    monkeypatch.setattr(worker, "WORK", work + "; import time; time.sleep(600)")
+    worker.begin([(tmp_path / "kernel.py", {"kernel": 1})])
+    worker.wait(tmp_path / "kernel.py")
+    (process,) = worker._process
+    assert process.poll() is None
