@@ -73,14 +73,9 @@ def test_a_first_step_has_a_share_compiled_by_a_worker(tmp_path):
 
 @compiling
 def test_a_first_step_without_a_worker(tmp_path):
-    """One that cannot be started, one that comes to nothing: all is compiled here."""
-    for name, prelude in (
-        ("absent", "sys.executable = '/nowhere/python'"),
-        ("broken", "worker.WORK = 'import sys; sys.exit(1)'"),
-    ):
-        assert {"forward", "backward", "outer", "serve"} <= set(
-            first_step(tmp_path / name, prelude)
-        )
+    """One that comes to nothing: all is compiled here."""
+    here = first_step(tmp_path, "worker.WORK = 'import sys; sys.exit(1)'")
+    assert {"forward", "backward", "outer", "serve"} <= set(here)
 
 
 @pytest.fixture
@@ -94,6 +89,13 @@ def test_nobody_waits_for_what_no_worker_has(tmp_path, alone):
     begin = time.perf_counter()
     worker.wait(tmp_path / "kernel.py")
     assert time.perf_counter() - begin < 1
+
+
+def test_a_worker_that_cannot_be_started_is_not_waited_for(tmp_path, alone, monkeypatch):
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    worker.begin([(tmp_path / "kernel.py", {"kernel": 1})])
+    assert not worker._awaited
+    assert not worker._process
 
 
 def test_a_worker_that_hangs_is_stopped(tmp_path, alone, monkeypatch):
