@@ -24,6 +24,7 @@ Array = Any  # of the device
 WORKSPACE = 32 << 20  # bytes; what cuBLAS takes for itself on sm_90
 DEFAULT_MATH, TF32_MATH = 0, 3
 PLAIN, TRANSPOSED = 0, 1
+NO_MEMORY = 3  # CUBLAS_STATUS_ALLOC_FAILED
 GEMM = {
     "float32": ("cublasSgemm_v2", ctypes.c_float),
     "float64": ("cublasDgemm_v2", ctypes.c_double),
@@ -179,5 +180,7 @@ def tf32_allowed(xp: Any) -> bool:
 
 
 def _check(status: int) -> None:
+    if status == NO_MEMORY:
+        raise MemoryError("cuda: no memory is left on the GPU for cuBLAS; take smaller batches")
     if status:
         raise RuntimeError(f"cuda: cuBLAS could not do what it was asked for (status {status})")

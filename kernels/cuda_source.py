@@ -1,10 +1,13 @@
-"""The kernels of a plan for CUDA, and the module that they stand in. Imports the writers."""
+"""The kernels of a plan for CUDA, and the module that they stand in. Imports the writers and
+cuda_order.
+"""
 
 from __future__ import annotations
 
 import re
 from typing import Any, NamedTuple
 
+from tinygrad_seq.kernels.cuda_order import chains
 from tinygrad_seq.kernels.cuda_steps import StepWriter
 from tinygrad_seq.kernels.cuda_text import CudaWriter
 
@@ -42,7 +45,8 @@ def kernel_texts(plan: Any, direction: str, rules: Any, form: Form) -> list[Kern
         return CudaWriter(plan, program, rules, form.streamed)
 
     if form.by_steps:
-        for number in range(len(StepWriter(plan, program, rules).pieces())):
+        products = [stage for each in chains(plan, program) for stage in each.stages]
+        for number in range(len(products) + 1):
             step = StepWriter(plan, program, rules)
             keep(step, step.step(number))
     else:

@@ -41,7 +41,7 @@ class StepWriter(CudaWriter):
             self.word(name)
         for name in ("batch", "begin", "onward"):
             self.word(name)
-        pieces = self.pieces()
+        pieces = self._pieces()
         items = pieces[number]
         if number == 0:
             items = [self._prologue_item(), Item(self._first_step), *items]
@@ -69,7 +69,7 @@ class StepWriter(CudaWriter):
         head = [*(PART if self.divided else WHOLE_ROWS), *GROUP, SHARED]
         return self._whole(f"{self.program.direction}_step{number}", head)
 
-    def pieces(self) -> list[list[Item]]:
+    def _pieces(self) -> list[list[Item]]:
         """What a step does, cut at its products."""
         pieces: list[list[Item]] = [[]]
         for item in self._step_items():

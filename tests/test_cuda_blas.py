@@ -163,6 +163,8 @@ def test_a_refusal_is_said():
         RuntimeError, match=r"cuBLAS could not do what it was asked for \(status 13"
     ):
         cuda_blas._check(13)
+    with pytest.raises(MemoryError, match="no memory is left on the GPU for cuBLAS"):
+        cuda_blas._check(3)
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 16, 17, 40, 512])

@@ -69,6 +69,12 @@ def by_steps(monkeypatch, rng):
     monkeypatch.setattr(cuda_layout, "choose", choose)
 
 
+@pytest.fixture(params=["divided", "by_steps"])
+def way(request):
+    """Both ways of taking a loop: in one launch or several, and by steps."""
+    return request.getfixturevalue(request.param)
+
+
 @pytest.fixture
 def divided(monkeypatch, rng):
     """Runs are divided among blocks in any way that works, whatever is thought to be best."""

@@ -71,24 +71,13 @@ def agree(name, rng, device, options, dtype="float64", T=5, B=3, I=4, H=6, toler
 
 
 @pytest.mark.parametrize("name", cells.CELLS)
-def test_every_cell(name, rng, device, divided):
+def test_every_cell(name, rng, device, way):
     agree(name, rng, device, {})
 
 
 @pytest.mark.parametrize("name", ["lstm", "layer norm lstm", "two widths", "noisy"])
 @pytest.mark.parametrize("options", OPTIONS)
-def test_every_way_to_run(name, options, rng, device, divided):
-    agree(name, rng, device, OPTIONS[options])
-
-
-@pytest.mark.parametrize("name", cells.CELLS)
-def test_every_cell_by_steps(name, rng, device, by_steps):
-    agree(name, rng, device, {})
-
-
-@pytest.mark.parametrize("name", ["gru", "layer norm lstm", "two widths", "noisy"])
-@pytest.mark.parametrize("options", OPTIONS)
-def test_every_way_to_run_by_steps(name, options, rng, device, by_steps):
+def test_every_way_to_run(name, options, rng, device, way):
     agree(name, rng, device, OPTIONS[options])
 
 
@@ -100,7 +89,7 @@ def test_many_steps_by_steps(rng, device, by_steps):
 
 @pytest.mark.parametrize("sizes", [(1, 1, 1, 1), (2, 7, 1, 3), (3, 1, 5, 9), (4, 2, 3, 17)])
 @pytest.mark.parametrize("name", ["gru", "minimal gated unit"])
-def test_sizes(name, sizes, rng, device, divided):
+def test_sizes(name, sizes, rng, device, way):
     T, B, I, H = sizes
     agree(name, rng, device, {}, T=T, B=B, I=I, H=H)
 
