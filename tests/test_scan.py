@@ -168,8 +168,8 @@ def test_gradcheck_takes_the_compiled_way(monkeypatch):
         return tgs.scan(lambda x, h: (tgs.tanh(x @ W + h), h), x, np.zeros((2, 2)))[0]
 
     assert tgs.gradcheck(f, xs)
-    right = compiled._Run._all
-    monkeypatch.setattr(compiled._Run, "_all", lambda *a: [g * 1.1 for g in right(*a)])
+    right = compiled._Run.pull
+    monkeypatch.setattr(compiled._Run, "pull", lambda *a: [g * 1.1 for g in right(*a)])
     with pytest.raises(AssertionError, match="central differences"):
         tgs.gradcheck(f, xs)
 

@@ -9,7 +9,7 @@ Imports rules, tape, tensors, devices and errors.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from functools import partial
+from functools import cache, partial
 from math import prod
 from typing import Any
 
@@ -255,11 +255,19 @@ RESHAPE = Operation(
     shown=1,
     view=True,
 )
+
+
+@cache
+def _inverse(axes: tuple[int, ...]) -> tuple[int, ...]:
+    """The order of axes that undoes this one."""
+    return tuple([axes.index(k) for k in range(len(axes))])
+
+
 PERMUTE_DIMS = Operation(
     "permute_dims",
     ("x",),
     lambda x, axes: x.transpose(axes),
-    (lambda g, axes: g.transpose(tuple(axes.index(k) for k in range(len(axes)))),),
+    (lambda g, axes: g.transpose(_inverse(axes)),),
     view=True,
 )
 # What these two do to a shape and a dtype, the walk undoes for every gradient; see `fit`.

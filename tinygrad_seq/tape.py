@@ -22,10 +22,11 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from tinygrad_seq.errors import TapeError
-from tinygrad_seq.rules import Operation
+from tinygrad_seq.rules import Function, Operation
 
 F = TypeVar("F", bound=Callable[..., Any])
 next_index = itertools.count(1).__next__
+_index = attrgetter("index")
 
 
 class Entry:
@@ -147,14 +148,15 @@ class Piece(NamedTuple):
 class Bundle(Operation):
     """An operation with several outputs: its gradient is a dict, from output to gradient.
 
-    Each output is an entry of its own whose derivative is a ``Piece`` at its number.
+    Each output is an entry of its own whose derivative is a ``Piece`` at its number. The gradients
+    of all inputs are had at once: ``pull(gradients, *saved)``, a list.
     """
 
-    __slots__ = ()
+    __slots__ = ("pull", "tensor_pull")
 
-    def __init__(self, name: str, inputs: int, vjps: Any, tensor_vjps: Any) -> None:
-        super().__init__(name, (), lambda *_: None, vjps)
-        self.tensor_vjps = tensor_vjps
+    def __init__(self, name: str, inputs: int, pull: Function, tensor_pull: Function) -> None:
+        super().__init__(name, (), lambda *_: None, ())
+        self.pull, self.tensor_pull = pull, tensor_pull
         self.value_count = inputs + 1
 
 
@@ -194,26 +196,29 @@ def walk(
     result: dict[Entry, Any] = {}
     while order:
         entry = order.pop()  # so that a freed entry goes at once
+        op = entry.op
         gradient = gradients.pop(entry, None)
         if pieces and entry in pieces:
             parts = pieces.pop(entry)
-            bundled = type(entry.op) is Bundle
-            whole = dict(parts) if bundled else assemble(entry, parts)
+            whole = dict(parts) if type(op) is Bundle else assemble(entry, parts)
             gradient = whole if gradient is None else gradient + whole
         assert gradient is not None  # what is on the way was reached by an entry passed before
-        if entry.op is None or entry in ends:
+        if op is None or entry in ends:
             result[entry] = gradient
             continue
         # Freeing clears `saved` first, so in this order another thread's backward is noticed.
-        parents, saved, vjps = entry.parents, entry.saved, entry.op.vjps
+        parents, saved, vjps = entry.parents, entry.saved, op.vjps
         if saved is None:
             raise TapeError(FREED)
         if reattach is not None:
-            saved, vjps = reattach(entry, parents, saved), entry.op.tensor_vjps
+            saved, vjps = reattach(entry, parents, saved), op.tensor_vjps
+        together: Sequence[Any] | None = None
+        if type(op) is Bundle:
+            together = (op.pull if reattach is None else op.tensor_pull)(gradient, *saved)
         for k, parent in enumerate(parents):
             if parent is None or parent not in on_the_way:  # a number, or a constant
                 continue
-            part = vjps[k](gradient, *saved)
+            part = vjps[k](gradient, *saved) if together is None else together[k]
             if type(part) is Piece:
                 pieces.setdefault(parent, []).append(part)
                 continue
@@ -238,12 +243,12 @@ def reachable(roots: Iterable[Entry], ends: set[Entry]) -> list[Entry]:
     What lies behind ``ends``, or is older than all of them, is left out. Raises TapeError for a
     part that was freed.
     """
-    oldest = min((end.index for end in ends), default=0)
+    oldest = min([end.index for end in ends], default=0)
     seen = set(roots)
     stack = list(seen)
     while stack:
         entry = stack.pop()
-        if entry in ends or entry.index < oldest:
+        if ends and (entry in ends or entry.index < oldest):
             continue
         if entry.saved is None:
             raise TapeError(FREED)
@@ -251,7 +256,7 @@ def reachable(roots: Iterable[Entry], ends: set[Entry]) -> list[Entry]:
             if parent is not None and parent.requires_grad and parent not in seen:
                 seen.add(parent)
                 stack.append(parent)
-    return sorted(seen, key=attrgetter("index"))
+    return sorted(seen, key=_index)
 
 
 def _leading_to(ends: set[Entry], order: Iterable[Entry]) -> list[Entry]:

@@ -469,8 +469,9 @@ def apply(op: Operation, inputs: Sequence[Any], params: tuple[Any, ...] = ()) ->
     shapes, an index. It happens where the inputs are, and the dtype is NumPy's for them. Raises
     what ``refusal`` makes of NumPy's error.
     """
-    if recording.tracer is not None:
-        traced = recording.tracer.apply(op, inputs, params)
+    tracer = recording.tracer
+    if tracer is not None:
+        traced = tracer.apply(op, inputs, params)
         if traced is not None:
             return traced  # type: ignore[no-any-return]
     arrays: list[Any] = []

@@ -70,7 +70,7 @@ class Module:
                 f"module.{name}.data = array, set it to None first, or hold a frozen tensor with "
                 f"module.register_parameter({name!r}, tensor)"
             )
-        list(_modules_in(name, value))  # raises for parameters in lists
+        _modules_in(name, value)  # raises for parameters in lists
         object.__setattr__(self, name, value)
 
     def __delattr__(self, name: str) -> None:
@@ -116,12 +116,10 @@ class Module:
                 continue
             seen.add(id(module))
             yield path, module
-            inner = [
-                (f"{path}.{name}" if path else name, child)
-                for name, value in vars(module).items()
-                if isinstance(value, (Module, list, tuple, dict))
-                for name, child in _modules_in(name, value)
-            ]
+            inner: list[tuple[str, Module]] = []
+            for name, value in vars(module).items():
+                if isinstance(value, HOLDERS):
+                    inner += _modules_in(f"{path}.{name}" if path else name, value)
             waiting.extend(reversed(inner))
 
     def modules(self) -> Iterator[Module]:
@@ -132,6 +130,8 @@ class Module:
         seen: set[int] = set()
         for path, module in self.named_modules():
             names = module._registered()[kind]
+            if not names:
+                continue
             for name, value in vars(module).items():
                 if name in names and not (once and id(value) in seen):
                     seen.add(id(value))
@@ -255,19 +255,24 @@ class Module:
         return lines[0] + ")" if len(lines) == 1 else "\n".join([*lines, ")"])
 
 
-def _modules_in(name: str, value: Any) -> Iterator[tuple[str, Module]]:
+HOLDERS = (Module, list, tuple, dict)  # what modules may stand in
+
+
+def _modules_in(name: str, value: Any) -> list[tuple[str, Module]]:
     """The modules in an attribute, with their paths. Raises ValueError for parameters in lists."""
     if isinstance(value, Module):
-        yield name, value
-    elif isinstance(value, (list, tuple, dict)):
-        items = value.items() if isinstance(value, dict) else enumerate(value)
-        for key, item in items:
-            if isinstance(item, Tensor) and item.requires_grad and item.is_leaf:
+        return [(name, value)]
+    found: list[tuple[str, Module]] = []
+    if isinstance(value, (list, tuple, dict)):
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            if isinstance(item, HOLDERS):
+                found += _modules_in(f"{name}.{key}", item)
+            elif isinstance(item, Tensor) and item.requires_grad and item.is_leaf:
                 raise ValueError(
                     f"{name}: a {type(value).__name__} holds a parameter, which would be neither "
                     "trained nor saved; assign each parameter to an attribute of its own"
                 )
-            yield from _modules_in(f"{name}.{key}", item)
+    return found
 
 
 def parameter(values: TensorLike, dtype: DTypeLike | None = None) -> Tensor:

@@ -24,6 +24,8 @@ class Given(NamedTuple):
     xs: Any  # leaves (T, B, ...)
     state: Any  # leaves (B, ...)
     reset_state: Any  # what a reset returns to; leaves (B, ...)
+    x_leaves: list[Tensor]
+    state_leaves: list[Tensor]
     T: int
     B: int
     lengths: np.ndarray | None  # (B,) int64, or None if every row has T steps
@@ -43,7 +45,8 @@ def check_arguments(
     xs, T, B = _inputs(xs, driver)
     initial = getattr(cell, "initial_state", None)
     start = initial(B) if initial is not None else None
-    device = leaves(xs)[0].device
+    x_leaves = leaves(xs)
+    device = x_leaves[0].device
     if start is not None and device != devices.CPU:  # a state made here goes where xs is
         start = map_leaves(lambda leaf: as_tensor(leaf, driver).to(device), start)
     if state is None:
@@ -60,11 +63,16 @@ def check_arguments(
     else:
         reset_state = _state(start, B, f"{_name(cell)}.initial_state({B})", driver)
         _check_like(state, reset_state, f"{driver}: state is", "initial_state gives")
-    _check_devices(xs, state, reset_state, driver)
+    state_leaves = leaves(state)
+    _check_devices(x_leaves, state_leaves, driver)
+    if reset_state is not state:
+        _check_devices(x_leaves, leaves(reset_state), driver)
     return Given(
         xs,
         state,
         reset_state,
+        x_leaves,
+        state_leaves,
         T,
         B,
         _lengths(lengths, T, B, driver),
@@ -72,16 +80,17 @@ def check_arguments(
     )
 
 
-def _check_devices(xs: Any, state: Any, reset_state: Any, driver: str) -> None:
-    device = leaves(xs)[0].device
-    for tree in (xs, state) if reset_state is state else (xs, state, reset_state):
-        for leaf in leaves(tree):
-            if leaf.device != device:
-                raise DeviceError(
-                    f"{driver}: xs is on {device}, but "
-                    f"{'a leaf of it' if tree is xs else 'the state'} on {leaf.device}; move one "
-                    "with .to(...)"
-                )
+def _check_devices(xs: list[Tensor], states: list[Tensor], driver: str) -> None:
+    if {type(leaf._data) for leaf in (*xs, *states)} == {np.ndarray}:
+        return  # quickly, for the commonest case
+    device = xs[0].device
+    for k, leaf in enumerate((*xs, *states)):
+        if leaf.device != device:
+            raise DeviceError(
+                f"{driver}: xs is on {device}, but "
+                f"{'a leaf of it' if k < len(xs) else 'the state'} on {leaf.device}; move one "
+                "with .to(...)"
+            )
 
 
 def _name(cell: Any) -> str:
@@ -178,15 +187,14 @@ def check_returned(returned: Any, B: int, cell: Cell, driver: str) -> tuple[Any,
             f"{driver}: the cell {_name(cell)} returned {found}, expected a pair (y, state)"
         )
     y, state = returned
+    if type(y) is Tensor and y.shape[:1] == (B,):
+        return y, state
     if isinstance(y, list) or not leaves(y):
         what = f"a {type(y).__name__}" if leaves(y) else f"{y!r}, without a tensor,"
         raise TraceError(
             f"{driver}: the cell returned {what} as y, expected a tensor, or a tuple or dict of "
             "them"
         )
-
-    if type(y) is Tensor and y.shape[:1] == (B,):
-        return y, state
 
     def check(path: str, leaf: Any) -> Tensor:
         tensor = as_tensor(leaf, f"{driver}: y{path}")

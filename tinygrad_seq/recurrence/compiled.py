@@ -74,7 +74,7 @@ def scan(
 
 def _dtype(given: Given) -> np.dtype[Any]:
     """The one dtype of a step, which its states and inputs share."""
-    held = [leaf.dtype for leaf in (*leaves(given.state), *leaves(given.xs))]
+    held = [leaf._data.dtype for leaf in (*given.state_leaves, *given.x_leaves)]
     dtypes = [dtype for dtype in dict.fromkeys(held) if dtype in FLOATS]
     if not dtypes:
         raise TraceError("scan: neither xs nor the state is floating, expected float32 or float64")
@@ -99,7 +99,7 @@ class Call:
         self.cell, self.given, self.reverse, self.checkpoint = cell, given, reverse, checkpoint
         self.dtype = _dtype(given)
         self.step = trace_cell(cell, given, self.dtype)
-        self.xs, self.states = leaves(given.xs), leaves(given.state)
+        self.xs, self.states = given.x_leaves, given.state_leaves
         self.own_resets = given.reset_state is not given.state
         self.reset_states = leaves(given.reset_state) if given.resets is not None else self.states
         self.captured = self.step.trace.captured
@@ -249,6 +249,8 @@ def _ready(array: Any, dtype: np.dtype[Any]) -> Any:
     """(B, n), row after row; (B,) counts as (B, 1)."""
     if array.ndim != 2:
         array = array.reshape(len(array), 1)
+    elif array.dtype is dtype and type(array) is np.ndarray and array.flags.c_contiguous:
+        return array
     return devices.namespace(array).asarray(array, dtype, order="C")
 
 
@@ -292,28 +294,9 @@ class _Run:
         self.runner, self.kept, self.scan = runner, kept, scan
         self.shapes = [t.shape for t in inputs]
         self.outputs = [(v.shape, v.dtype) for v in values]
-        self._last: tuple[Any, list[Any]] | None = None
 
-    def pull(self, k: int, gradients: dict[int, Any], inputs: Sequence[Any]) -> Any:
-        """The gradient of input k from those of the outputs."""
-        if self._last is None or self._last[0] is not gradients:
-            self._last = gradients, self._all(gradients)
-        return self._last[1][k]
-
-    def pull_recorded(self, k: int, gradients: dict[int, Any], inputs: Sequence[Any]) -> Any:
-        """The same, on the tape."""
-        if self._last is None or self._last[0] is not gradients:
-            self._last = gradients, self._replay(gradients, inputs)
-        return self._last[1][k]
-
-    def _replay(self, gradients: dict[int, Tensor], inputs: Sequence[Tensor]) -> list[Any]:
-        from tinygrad_seq.recurrence.replay import Replay, pull
-
-        scan = self.scan
-        replay = Replay(scan.step, scan.given, scan.reverse, scan.own_resets)
-        return pull(replay, gradients, inputs)
-
-    def _all(self, gradients: dict[int, np.ndarray]) -> list[Any]:
+    def pull(self, gradients: dict[int, np.ndarray]) -> list[Any]:
+        """The gradients of all inputs from those of the outputs."""
         scan = self.scan
         count = len(scan.step.y_slots)
         dtype = scan.dtype
@@ -344,15 +327,13 @@ class _Run:
             for g, shape in zip(given, self.shapes, strict=True)
         ]
 
+    def pull_recorded(self, gradients: dict[int, Tensor], inputs: Sequence[Tensor]) -> list[Any]:
+        """The same as ``pull``, on the tape."""
+        from tinygrad_seq.recurrence.replay import Replay, pull
 
-class _EachInput:
-    """The derivatives of a scan; all are computed when the first is asked for."""
-
-    def __init__(self, pull: str) -> None:
-        self.pull = pull
-
-    def __getitem__(self, k: int) -> Any:
-        return lambda g, *saved: getattr(saved[-1], self.pull)(k, g, saved[:-2])
+        scan = self.scan
+        replay = Replay(scan.step, scan.given, scan.reverse, scan.own_resets)
+        return pull(replay, gradients, inputs)
 
 
 OUTPUT = Operation("output", (), lambda *_: None, [lambda g, k: Piece(k, g)], view=True)
@@ -360,14 +341,19 @@ OUTPUT = Operation("output", (), lambda *_: None, [lambda g, k: Piece(k, g)], vi
 
 @cache
 def _operation(inputs: int) -> Bundle:
-    return Bundle("scan", inputs, _EachInput("pull"), _EachInput("pull_recorded"))
+    return Bundle(
+        "scan",
+        inputs,
+        lambda gradients, *saved: saved[-1].pull(gradients),
+        lambda gradients, *saved: saved[-1].pull_recorded(gradients, saved[:-2]),
+    )
 
 
 def _recorded(run: _Run, inputs: Sequence[Tensor], values: Sequence[np.ndarray]) -> list[Tensor]:
     """The outputs as tensors of one entry."""
     op = _operation(len(inputs))
-    parents = tuple(map(entry_of, inputs))
-    saved = (*(t._data for t in inputs), None, run)
+    parents = tuple([entry_of(t) for t in inputs])
+    saved = (*[t._data for t in inputs], None, run)
     entry = Entry(op, parents, saved, (), values[0].dtype)
     tensors = []
     for k, value in enumerate(values):

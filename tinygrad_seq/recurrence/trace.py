@@ -21,9 +21,9 @@ from tinygrad_seq import devices
 from tinygrad_seq.creation import Rng, new_seed
 from tinygrad_seq.errors import ShapeError, TraceError
 from tinygrad_seq.recurrence.arguments import Cell, Given, check_returned, check_state
-from tinygrad_seq.recurrence.draws import Source, drawing, drawn
+from tinygrad_seq.recurrence.draws import Source, drawn
 from tinygrad_seq.rules import RULES, Operation, Rule
-from tinygrad_seq.tape import recording, set_recording
+from tinygrad_seq.tape import recording
 from tinygrad_seq.tensors import DEFAULT_FLOAT, FLOATS, Tensor, as_tensor, is_traced, wrap
 from tinygrad_seq.trees import leaves, rebuild
 
@@ -252,9 +252,10 @@ class Trace(Source):
             elif not is_traced(inputs):
                 return None
             return self._elementwise(op.name, inputs, None)
-        if type(data) is not Traced and not is_traced(inputs):
-            return None
-        self._check_own(inputs)
+        if type(data) is not Traced or data.trace is not self or len(inputs) > 1:
+            if not is_traced(inputs):
+                return None
+            self._check_own(inputs)
         handler = _HANDLERS.get(op.name)
         if handler is None:
             self._unknown(op.name, inputs)
@@ -271,7 +272,9 @@ class Trace(Source):
         single.append(single[first])
         if not recording.enabled:
             self.frozen.add(slot)
-        return _stand_in(self, slot, data.shape, data.dtype)
+        tensor = _new_tensor(Tensor)
+        tensor._data, tensor._entry = Traced(self, slot, data.shape, data.dtype), None
+        return tensor
 
     def compare(self, name: str, a: Any, b: Any) -> Tensor:
         """A condition: ones and zeros in the kernel."""
@@ -433,12 +436,12 @@ class Trace(Source):
         return _stand_in(self, slot, shape, x.dtype)
 
     def _matmul(self, inputs: Sequence[Tensor], params: Any) -> Tensor:
-        a, b = (t._data for t in inputs)
+        a, b = inputs[0]._data, inputs[1]._data
         if type(b) is Traced:
             self._unknown(
                 "matmul", inputs, ": its right side must be a tensor that the cell closes over"
             )
-        if a.ndim != 2 or b.ndim != 2:
+        if len(a.shape) != 2 or b.ndim != 2:
             self._mixes("matmul", inputs)
         row = self.rows[a.slot]
         if (
@@ -520,7 +523,7 @@ class Trace(Source):
         return made
 
     def _getitem(self, inputs: Sequence[Tensor], params: Any) -> Tensor:
-        (x,), (index,) = inputs, params
+        x, index = inputs[0], params[0]
         data = x._data
         if len(index) == 2 == len(data.shape) and index[0] == _ALL and type(index[1]) is slice:
             begin, end, n = index[1].start, index[1].stop, data.shape[1]
@@ -698,26 +701,20 @@ class Step(NamedTuple):
 
 def trace_cell(cell: Cell, given: Given, dtype: np.dtype[Any], driver: str = "scan") -> Step:
     """Run the cell once on tensors without values."""
-    trace = Trace(given.B, dtype, leaves(given.xs)[0].device)
-    counters = {"x": 0, "state": 0}
-
-    def stand_in(op: str, leaf: Tensor, shape: tuple[int, ...]) -> Tensor:
-        counters[op] += 1
-        return trace.leaf(op, counters[op] - 1, shape, leaf.dtype)
-
-    xs, before = leaves(given.xs), leaves(given.state)
-    x = rebuild(given.xs, iter([stand_in("x", leaf, leaf.shape[1:]) for leaf in xs]))
-    state = rebuild(given.state, iter([stand_in("state", leaf, leaf.shape) for leaf in before]))
-    recording.tracer, outer = trace, recording.tracer
+    trace = Trace(given.B, dtype, given.x_leaves[0].device)
+    xs = [trace.leaf("x", k, t.shape[1:], t.dtype) for k, t in enumerate(given.x_leaves)]
+    before = [trace.leaf("state", k, t.shape, t.dtype) for k, t in enumerate(given.state_leaves)]
+    x, state = rebuild(given.xs, iter(xs)), rebuild(given.state, iter(before))
+    outside = recording.tracer, recording.draws, recording.enabled
+    recording.tracer, recording.draws, recording.enabled = trace, trace, True
     try:
-        with set_recording(True), drawing(trace):
-            y, after = check_returned(cell(x, state), given.B, cell, driver)
-            check_state(after, given.state, given.xs, f"{driver}: the cell returned a state that")
-            y_slots = tuple(trace_slot(trace, leaf, "y") for leaf in leaves(y))
-            state_slots = tuple(trace_slot(trace, leaf, "state") for leaf in leaves(after))
-            trace.find_gaps()
+        y, after = check_returned(cell(x, state), given.B, cell, driver)
+        check_state(after, given.state, given.xs, f"{driver}: the cell returned a state that")
+        y_slots = tuple([trace_slot(trace, leaf, "y") for leaf in leaves(y)])
+        state_slots = tuple([trace_slot(trace, leaf, "state") for leaf in leaves(after)])
+        trace.find_gaps()
     finally:
-        recording.tracer = outer
+        recording.tracer, recording.draws, recording.enabled = outside
     return Step(trace, y, after, y_slots, state_slots, len(trace.rows))
 
 
