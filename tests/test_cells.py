@@ -212,3 +212,31 @@ BAD = {
 def test_errors_say_what_was_given(words):
     with pytest.raises(ValueError, match=words):
         BAD[words]()
+
+
+def test_a_gate_wants_rows():
+    gate = nn.Gate(3, 4)
+    with pytest.raises(tgs.ShapeError, match=r"Gate: x has shape \(3,\), expected \(B, 3\)"):
+        gate(tgs.zeros(3), tgs.zeros(2, 4))
+    with pytest.raises(tgs.ShapeError, match=r"Gate: a has shape \(2, 3\), expected \(B, 4\)"):
+        gate(tgs.zeros(2, 3), tgs.zeros(2, 3))
+
+
+@pytest.mark.parametrize("drive", [tgs.scan, tgs.unroll])
+def test_values_of_a_step_do_not_stay_in_the_cell(drive):
+    class Cell(nn.GRUCell):
+        def forward(self, x, h):
+            y, h = super().forward(x, h)
+            self.last = y
+            return y, h
+
+    refused = pytest.raises((tgs.TraceError, ValueError), match=r"Cell.last: a (value of|tensor c)")
+    with refused:
+        drive(Cell(2, 3), tgs.zeros(4, 1, 2))
+
+
+def test_steppers_take_no_mask_that_would_never_change():
+    cell = nn.GRUCell(2, 3, recurrent_dropout=0.5)
+    with pytest.raises(tgs.TraceError, match="Stepper: the cell draws random numbers"):
+        tgs.Stepper(cell, np.ones((1, 2), "f4"))
+    tgs.Stepper(cell.eval(), np.ones((1, 2), "f4"))

@@ -24,7 +24,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
 from tinygrad_seq import drawing
-from tinygrad_seq.drawing import canvas, layout, naming, reading
+from tinygrad_seq.drawing import canvas, layout, reading
+from tinygrad_seq.recurrence import naming
 
 XS = np.ones((1, 2, 3), "float32")
 
@@ -487,3 +488,10 @@ def test_its_absence_says_what_to_install(draw, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ImportError, match=r'pip install "tinygrad-seq\[examples\]"'):
         draw()
+
+
+def test_states_of_stacked_layers_have_names_of_their_own():
+    cell = tgs.nn.as_cell(tgs.nn.LSTM(3, 4, num_layers=2))
+    _, nodes = reading.read(cell, tgs.zeros(1, 1, 3), None)
+    ends = [node.text for node in nodes if node.kind in ("input", "output")]
+    assert ends == ["x", "h", "c", "h₂", "c₂", "y = h₂′", "h′", "c′", "c₂′"]

@@ -193,7 +193,8 @@ def test_the_lstms_plan():
     text = str(tgs.explain(cell, np.zeros((4, 2, 3), "f4")))
     lines = text.splitlines()
     assert lines[:3] == ["LSTMCell: 23 rows, computed in float32", "a step:", "  %0 = x 0"]
-    assert lines[25:32] == [
+    assert lines[25:33] == [
+        "closed over: matrix 0 is W_ihᵀ, matrix 1 is W_hhᵀ, capture 2 is b",
         "forward:",
         "  packed before: matrix 0, matrix 1",
         "  before the loop, a block of steps at once:",

@@ -256,3 +256,12 @@ BAD = {
 def test_errors_say_what_was_given(words):
     with pytest.raises(ValueError, match=words):
         BAD[words]()
+
+
+def test_blocks_are_not_cut_from_the_batch():
+    layer, x = tgs.nn.LSTM(3, 4, batch_first=True), np.zeros((5, 6, 3), "f4")
+    with pytest.raises(ValueError, match=r"batch_first.*expected a model and inputs with time"):
+        tgs.train.tbptt(layer, x, x[..., :1], nn.functional.mse_loss, 2, 2)
+    optimizer = tgs.optim.SGD(layer.parameters(), 0.1)
+    with pytest.raises(ValueError, match="fit: tbptt: LSTM in the model has batch_first"):
+        tgs.train.fit(layer, [], nn.functional.mse_loss, optimizer, epochs=1, tbptt=(2, 2))

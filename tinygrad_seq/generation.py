@@ -133,16 +133,18 @@ def _drawn(logits: Array, temperature: float, top_k: int | None, rng: np.random.
     return (logits / temperature + rng.gumbel(size=logits.shape)).argmax(axis=-1)
 
 
-def roll_out(model: Any, start: Any, steps: int) -> Array:
+def roll_out(model: Any, start: Any, steps: int, state: Any = None) -> Array:
     """Feed a model's predictions back in: (steps, B, F) after ``start`` (T, B, F).
 
-    ``model`` predicts from each step's input (B, F) the next one's.
+    ``model`` predicts from each step's input (B, F) the next one's: a recurrent layer, an
+    ``nn.Sequential`` with one, or a cell, ``y, state = cell(x, state)``. ``state`` is the first
+    one, ``cell.initial_state(B)`` unless given.
     """
     begun = np.asarray(start)
     if begun.ndim != 3 or not len(begun):
         raise ShapeError(f"roll_out: start is {begun.shape}, expected (T, B, F), one step at least")
     steps = whole(steps, "roll_out: steps", least=0)
-    run = ModelSteps(model, begun[0])
+    run = ModelSteps(model, begun[0], state)
     for x in begun:
         y = run(x)
     if y.shape != begun.shape[1:]:

@@ -20,7 +20,15 @@ from tinygrad_seq.tape import no_grad
 from tinygrad_seq.tensors import FLOATS, Tensor, as_tensor, host_array
 from tinygrad_seq.transforms import detach
 from tinygrad_seq.trees import leaves, map_arrays
-from tinygrad_seq.truncation import Block, arguments, bind, check_forward, run_with_state, tbptt
+from tinygrad_seq.truncation import (
+    Block,
+    arguments,
+    bind,
+    check_forward,
+    check_time_first,
+    run_with_state,
+    tbptt,
+)
 
 __all__ = ["Block", "History", "evaluate", "fit", "predict", "tbptt"]
 Loss = Callable[[Any, Any], Tensor]
@@ -120,6 +128,8 @@ def fit(
         blocks = whole(tbptt[0], "fit: tbptt k1"), whole(tbptt[1], "fit: tbptt k2")
     if blocks is not None or carry_state:
         check_forward(model, "fit")
+    if blocks is not None:
+        check_time_first(model, "fit: tbptt")
     how = _How(_Measured(loss, metrics), blocks, carry_state)
     history, best = History(), _Best(model if patience is not None else None)
     bar = _progress_bar(epochs, progress if isinstance(progress, str) else "") if progress else None
@@ -287,7 +297,15 @@ def _gradients(
             yield block.loss, block.size, block.state
         return
     prediction, after = _forward(model, given, how, state, "fit")
-    value = how.loss(prediction, given.targets)
+    try:
+        value = how.loss(prediction, given.targets)
+    except ValueError as error:
+        if type(prediction) is not tuple:
+            raise
+        raise ValueError(
+            f"{error}; the model returned a tuple of {len(prediction)}, all of which the loss got: "
+            "if it is (prediction, state), pass carry_state=True or tbptt=(k1, k2)"
+        ) from error
     if not isinstance(value, Tensor):
         raise ValueError(
             f"fit: the loss returned a {type(value).__name__}, expected one number as a tensor, "

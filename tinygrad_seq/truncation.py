@@ -69,10 +69,11 @@ def tbptt(
 
     Yields a ``Block`` each k1 steps, the last of fewer steps if k1 does not divide T. Gradients are
     added to what the parameters have. Raises ValueError for k1 or k2 below 1 and for a model that
-    runs backward in time, ShapeError for targets that do not fit.
+    runs backward in time or has the batch first, ShapeError for targets that do not fit.
     """
     k1, k2 = whole(k1, "tbptt: k1"), whole(k2, "tbptt: k2")
     check_forward(model, "tbptt")
+    check_time_first(model, "tbptt")
     return _blocks(_Sequence(model, inputs, targets, lengths), loss, k1, k2, state)
 
 
@@ -212,4 +213,14 @@ def check_forward(model: Any, caller: str) -> None:
             raise ValueError(
                 f"{caller}: the model has a {type(module).__name__} that runs from the last step "
                 "to the first, which has no state to carry on from; expected one forward in time"
+            )
+
+
+def check_time_first(model: Any, caller: str) -> None:
+    """Raise a ValueError for a model in which something has the batch before the steps."""
+    for module in model.modules() if isinstance(model, Module) else ():
+        if isinstance(module, Recurrent) and module.batch_first:
+            raise ValueError(
+                f"{caller}: {type(module).__name__} in the model has batch_first, but blocks "
+                "are cut along axis 0; expected a model and inputs with time first, (T, B, ...)"
             )

@@ -1,7 +1,7 @@
 """A cell's trace as boxes and lines: what each operation is called, and what its values are.
 
 Weights, biases and numbers stand inside the boxes of the operations that use them. Names and
-structure alone: no picture. Imports naming of this room, the engine, recurrence and nn.
+structure alone: no picture. Imports the engine, recurrence and nn.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from inspect import Parameter, signature
 from typing import Any
 
-from tinygrad_seq.drawing.naming import Names, Widths, tensor_text
 from tinygrad_seq.errors import TraceError
 from tinygrad_seq.nn import LSTMCell
 from tinygrad_seq.recurrence.arguments import Cell, check_arguments
+from tinygrad_seq.recurrence.naming import Names, Widths, tensor_text
 from tinygrad_seq.recurrence.trace import Step, trace_cell
 from tinygrad_seq.tensors import FLOATS
 from tinygrad_seq.trees import leaves, paths
@@ -54,6 +54,8 @@ CALLED = {
     "min": "min of units",
 }
 COMMUTES = {"add", "multiply", "equal", "not_equal", "maximum", "minimum"}
+SUBSCRIPTS = "₀₁₂₃₄₅₆₇₈₉"
+SUBSCRIPT = str.maketrans("0123456789", SUBSCRIPTS)
 OPERANDS = {"number", "capture", "matrix"}  # rows that stand inside the boxes of others
 
 
@@ -89,7 +91,7 @@ class _Reader:
     def __init__(self, cell: Any, step: Step, names: Names, xs: Any, state: Any) -> None:
         self.step, self.trace = step, step.trace
         self.rows = step.trace.rows[: step.length]
-        self.lines, self.depth = names.values(step.trace)
+        self.names, self.lines = names, names.values(step.trace)
         self.tensors = names.tensors
         self._name_gates(getattr(cell, "gates", None))
         self.x_names = self._input_names("x", xs, cell)
@@ -184,16 +186,17 @@ class _Reader:
         slots = [slot for slot, row in enumerate(self.rows) if row.op == op]
         names: list[str] = []
         for k, (slot, (path, _)) in enumerate(zip(slots, paths(tree), strict=True)):
-            called = [slot]
+            called = self.names.of(slot, self.trace)
             if op == "state":  # code may use its name again, for the next state
                 after = self._origin(self.step.state_slots[k])
-                called += [after] if self.rows[after].op not in ("x", "state") else []
-            called = sorted(
-                (n for n in called if n in self.lines), key=lambda n: self.depth.get(n, 0)
-            )
+                if self.rows[after].op not in ("x", "state"):
+                    called += self.names.of(after, self.trace)
+                called = [each for each in called if each[1] not in self.x_names]
+            called.sort(key=lambda each: each[0])
             name = _key(path) if path else _argument(cell, op)
-            name = name or (self.lines[called[0]] if called else "")
-            names.append(name if name and name not in names else f"{op}{path}")
+            name = name or (called[0][1] if called else f"{op}{path}")
+            before = [each.rstrip(SUBSCRIPTS) for each in names].count(name)
+            names.append(name + str(before + 1).translate(SUBSCRIPT) if before else name)
         return names
 
     def _origin(self, slot: int) -> int:

@@ -111,6 +111,12 @@ class Gate(Module):
         self.norm_hh = LayerNorm(G * H, bias=False, dtype=dtype) if layer_norm else None
 
     def forward(self, x: Tensor, a: Tensor) -> Tensor:
+        for name, value, weight in (("x", x, self.weight_ih), ("a", a, self.weight_hh)):
+            if value.ndim != 2 or value.shape[1] != weight.shape[1]:
+                raise ShapeError(
+                    f"{type(self).__name__}: {name} has shape {value.shape}, expected "
+                    f"(B, {weight.shape[1]}): a row for each row of the batch, for one step"
+                )
         return self.activation(self.sums(x, a))
 
     def sums(self, x: Tensor, a: Tensor) -> Tensor:

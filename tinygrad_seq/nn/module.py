@@ -15,7 +15,7 @@ from typing import Any
 from numpy.typing import DTypeLike
 
 from tinygrad_seq import devices
-from tinygrad_seq.errors import ShapeError
+from tinygrad_seq.errors import ShapeError, TraceError
 from tinygrad_seq.structural import is_device
 from tinygrad_seq.tensors import (
     FLOATS,
@@ -24,6 +24,7 @@ from tinygrad_seq.tensors import (
     as_array,
     as_tensor,
     check_dtype,
+    is_traced,
     renew_leaf,
     replace_data,
     wrap,
@@ -52,6 +53,12 @@ class Module:
     def __setattr__(self, name: str, value: Any) -> None:
         parameters, buffers = self._registered()
         where = f"{type(self).__name__}.{name}"
+        if isinstance(value, Tensor) and is_traced((value,)):
+            raise TraceError(
+                f"{where}: a value of a step was assigned, which is gone when the call is over; "
+                "let the cell return it with its output, y = {'h': h, 'gate': gate}, and the scan "
+                "gives it for all steps"
+            )
         if isinstance(value, Tensor) and value.requires_grad:
             if not value.is_leaf:
                 raise ValueError(

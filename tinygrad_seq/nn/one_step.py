@@ -45,8 +45,8 @@ class Stack(Module):
         remaining, after = iter(states), []
         for part, is_cell in zip(self.parts, self.are_cells, strict=True):
             if is_cell:
-                x, state = part(x, next(remaining))
-                after.append(state)
+                x, h = part(x, next(remaining))
+                after.append(h)
             else:
                 x = part(x)
         return x, tuple(after)

@@ -51,7 +51,11 @@ def check_arguments(
         start = map_leaves(lambda leaf: as_tensor(leaf, driver).to(device), start)
     if state is None:
         if initial is None:
-            layer = ", or one of its cells if it is a layer" if hasattr(cell, "cells") else ""
+            layer = (
+                ", or call the layer itself; its step is the cell nn.as_cell(layer)"
+                if hasattr(cell, "cells")
+                else ""
+            )
             raise ValueError(
                 f"{driver}: the cell {_name(cell)} has no initial_state(batch_size) and no state "
                 f"was given; pass state={layer}"

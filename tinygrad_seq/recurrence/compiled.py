@@ -81,7 +81,8 @@ def _dtype(given: Given) -> np.dtype[Any]:
     if len(dtypes) > 1:
         raise ValueError(
             f"scan: state and xs are {' and '.join(map(str, dtypes))}, expected one floating "
-            "dtype, which is the parameters' too; convert one with xs.astype(...), cell.to(...)"
+            "dtype, which is the parameters' too; convert one with xs.astype(...), cell.to(...); "
+            "zeros of a cell's initial_state are float32 unless made with dtype="
         )
     dtype: np.dtype[Any] = dtypes[0]
     if dtype == np.float16:

@@ -125,6 +125,7 @@ class Plan:
     wanted_states: tuple[bool, ...]  # initial states that want a gradient
     sums_later: tuple[tuple[int, int], ...] = ()  # (g, k) that are summed after each segment
     divisions: Mapping[str, str] = field(default_factory=dict)  # on a GPU, of each direction
+    captured: tuple[str, ...] = ()  # what the cell closes over, in words
 
     def sums_on_the_way(self) -> list[int]:
         """The captures whose gradients, or shares of them, are added up step by step."""
@@ -885,6 +886,8 @@ def describe(plan: Plan) -> str:
     """The plan, to be read."""
     lines = [f"{plan.name}: {plan.forward_count} rows, computed in {plan.dtype}", "a step:"]
     lines += [f"  {row_text(plan, slot)}" for slot in range(plan.forward_count)]
+    if plan.captured:
+        lines.append(f"closed over: {', '.join(plan.captured)}")
     for program in (plan.forward, plan.backward):
         if program is None:
             continue

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from tinygrad_seq import devices
 from tinygrad_seq.recurrence.arguments import Cell
 from tinygrad_seq.recurrence.compiled import prepare
+from tinygrad_seq.recurrence.naming import Names, Widths, tensor_text
 
 if TYPE_CHECKING:
     from tinygrad_seq.recurrence.plan import Plan
@@ -44,13 +45,22 @@ def kernel_source(
 def explain(cell: Cell, xs: Any, state: Any = None) -> Plan:
     """The plan of ``tgs.scan`` for a cell; print it.
 
-    It shows what is computed before the loop, in it and after it, for both directions, what is
-    kept at each step, and where gradients are added up; for inputs on a GPU also how the batch and
-    a step are divided among its blocks. Gradients as in ``kernel_source``.
+    It shows what is computed before the loop, in it and after it, for both directions, what the
+    cell closes over, what is kept at each step, and where gradients are added up; for inputs on a
+    GPU also how the batch and a step are divided among its blocks. Gradients as in
+    ``kernel_source``.
     """
-    call, needs = prepare(cell, xs, state)
+    names = Names(cell)
+    with names:
+        call, needs = prepare(cell, xs, state)
+    names.values(call.step.trace)
+    kinds = ("matrix" if matrix else "capture" for matrix in call.step.trace.matrices)
+    captured = tuple(
+        f"{kind} {k} is {tensor_text(tensor, names.tensors, Widths(0, 0))}"
+        for k, (kind, tensor) in enumerate(zip(kinds, call.captured, strict=True))
+    )
     runner = call.runner(needs)
-    plan: Plan = runner.plan
+    plan: Plan = replace(runner.plan, captured=captured)
     if call.xs[0].device == devices.CPU:
         return plan
     return replace(plan, divisions=runner.divisions(call.arrays(runner)))

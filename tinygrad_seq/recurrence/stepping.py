@@ -44,10 +44,10 @@ class Stepper:
             if given.B == 0:
                 raise ShapeError("Stepper: x has no rows, expected (B, ...) with B from 1 on")
             scan = Call(cell, given, False, None)
-            if scan.step.trace.seeds:
+            if scan.step.trace.draws:
                 raise TraceError(
-                    "Stepper: the cell draws random numbers, which would be the same at every "
-                    "step; call model.eval() before, or run tgs.scan over one step at a time"
+                    "Stepper: the cell draws random numbers, and these would never change; "
+                    "call model.eval() before, or run tgs.scan over one step at a time"
                 )
             runner = scan.runner(None)
             inputs = scan.arrays(runner)

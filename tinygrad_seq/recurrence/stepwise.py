@@ -40,10 +40,11 @@ def unroll(
     """Run ``y, state = cell(x, state)`` over a sequence, step by step, recording each step.
 
     ``xs`` is a tensor (T, B, ...), or a tuple or dict of them; the cell sees one step of it,
-    (B, ...). A state is a floating tensor (B, ...), or a tuple or NamedTuple of them; without
-    ``state`` it is ``cell.initial_state(B)``. Returns ``(ys, state)``: the outputs of all steps,
-    (T, B, ...) in the structure of y, and the last state. Backpropagation through time is nothing
-    but ``backward`` through what was recorded; ``tgs.detach(state)`` ends it between two calls.
+    (B, ...). A state is a floating tensor (B, ...), or a structure of them: a tuple, NamedTuple,
+    list or dict; without ``state`` it is ``cell.initial_state(B)``. Returns ``(ys, state)``: the
+    outputs of all steps, (T, B, ...) in the structure of y, and the last state. Backpropagation
+    through time is nothing but ``backward`` through what was recorded; ``tgs.detach(state)`` ends
+    it between two calls.
 
     ``lengths`` (B,), integers from 0 to T: beyond its length a row's state stays and its output is
     zero; what stands there in ``xs`` may be anything and gets a gradient of zero (the cell is shown

@@ -130,7 +130,8 @@ class Trace(Source):
         self.cuts: dict[int, list[int]] = {}  # the slices of a row
         self.gaps: dict[int, list[tuple[int, int]]] = {}  # rows as wide as what they leave out
         self.frozen: set[int] = set()  # rows through which no gradient goes
-        self.seeds: list[int] = []  # of each operation that draws random numbers
+        self.draws = False  # whether any random numbers are drawn
+        self.seeds: list[int] = []  # of each operation that draws them at every step
         self.like: dict[int, int] = {}  # rows that have the width of another by what they mean
 
     # Rows
@@ -197,6 +198,7 @@ class Trace(Source):
                 f"step, expected (B, n) or (B,) with B = {self.B}: each row of the batch has its "
                 f"own; {WAY_OUT}"
             )
+        self.draws = True
         if per_sequence:
             return drawn(new_seed(rng), 0, 0, shape, self.dtype).to(self.device)
         self.seeds.append(new_seed(rng))

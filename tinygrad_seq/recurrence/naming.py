@@ -1,6 +1,6 @@
 """What things in a cell are called: its parameters, their views, and the values of its own code.
 
-Imports the engine and recurrence.
+Imports the engine and trace.
 """
 
 from __future__ import annotations
@@ -45,14 +45,25 @@ class Names:
                 0, {**seen, **frame.f_locals}
             )  # callers return later, and come first
 
-    def values(self, trace: Trace) -> tuple[dict[int, str], dict[int, int]]:
-        """Lines of the trace by name, no name twice, and how far inside each name was found.
+    def of(self, slot: int, trace: Trace) -> list[tuple[int, str]]:
+        """All names of a line of the trace, each with how far inside it was found."""
+        return [
+            (k, name)
+            for k, frame in enumerate(self._frames)
+            for name, value in frame.items()
+            if isinstance(value, Tensor)
+            and type(data := value._data) is Traced
+            and data.trace is trace
+            and data.slot == slot
+        ]
+
+    def values(self, trace: Trace) -> dict[int, str]:
+        """Lines of the trace by name, no name twice.
 
         The tensors that were found with them are added to ``tensors``.
         """
         lines: dict[int, str] = {}
-        depth: dict[int, int] = {}
-        for k, frame in enumerate(self._frames):
+        for frame in self._frames:
             for name, value in frame.items():
                 if not isinstance(value, Tensor):
                     continue
@@ -60,8 +71,8 @@ class Names:
                 if type(data) is not Traced:
                     self.tensors.append((short(name), value))
                 elif data.trace is trace and data.slot not in lines and name not in lines.values():
-                    lines[data.slot], depth[data.slot] = name, k
-        return lines, depth
+                    lines[data.slot] = name
+        return lines
 
 
 def short(name: str) -> str:
