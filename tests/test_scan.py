@@ -610,3 +610,31 @@ def test_bad_arguments():
         tgs.set_num_threads(0)
     with pytest.raises(tgs.TraceError, match="float16"):
         tgs.scan(cell, X.astype("f2"), H0.astype("f2"))
+
+
+def test_what_is_read_again_and_again_before_a_split_is_cut_once():
+    rng = np.random.default_rng(0)
+    W, U = (tgs.tensor(rng.standard_normal((3, 6)), requires_grad=True) for _ in range(2))
+    xs = tgs.tensor(rng.standard_normal((4, 2, 3)), requires_grad=True)
+
+    def cell(times):
+        def step(x, h):
+            z = x @ W + h @ U
+            for _ in range(times):
+                z = z + 0.1 * z * (1 - z)
+            a, b = tgs.split(z, 2, axis=-1)
+            h = tgs.sigmoid(a) * tgs.tanh(b) + h
+            return h, h
+
+        return step
+
+    h = tgs.zeros(2, 3, dtype="float64")
+    few, more, most = (len(tgs.explain(cell(k), xs, h).rows) for k in (6, 12, 18))
+    assert most - more == more - few
+    found = []
+    for drive in (tgs.scan, tgs.unroll):
+        xs.grad = W.grad = U.grad = None
+        drive(cell(6), xs, h)[0].sum().backward()
+        found.append([t.grad.numpy() for t in (xs, W, U)])
+    for a, b in zip(*found, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-9)

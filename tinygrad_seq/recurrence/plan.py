@@ -347,6 +347,7 @@ class _Builder:
         self.section: dict[int, str] = {}
         # The slices of a row, where they follow one another from end to end.
         self.cuts = {k: set(cut) for k, cut in trace.cuts.items() if k not in trace.gaps}
+        self.slices: dict[tuple[int, tuple[object, ...]], int] = {}  # that were put in, by begin
 
     def op(self, slot: int) -> str:
         return self.trace.rows[slot].op
@@ -462,10 +463,14 @@ class _Builder:
             self._replace(slot, self._new(op, (operand, matrix, first), None, slot))
 
     def _cut(self, source: int, begins: tuple[object, ...], like: int, reader: int) -> int:
-        """A slice of a row, as wide as another, for a reader."""
-        made = self._new("slice", (source,), begins, like)
-        self.rank[made] = self.rank[reader] - 1e-6  # a slice of it may be computed there in turn
-        self.cuts.setdefault(source, set()).add(made)
+        """A slice of a row, as wide as another, for a reader; one for all that begin there."""
+        made = self.slices.get((source, begins))
+        if made is None or made not in self.inputs:
+            made = self.slices[source, begins] = self._new("slice", (source,), begins, like)
+            self.rank[made] = self.rank[reader]
+            self.cuts.setdefault(source, set()).add(made)
+        # before its readers, for it may be computed there in turn
+        self.rank[made] = min(self.rank[made], self.rank[reader] - 1e-6)
         return made
 
     def _join_after(self) -> None:
