@@ -33,6 +33,7 @@ import numpy as np
 from llvmlite import binding, ir
 from numba import config, types
 from numba.core import cgutils
+from numba.core.compiler_lock import global_compiler_lock
 from numba.extending import intrinsic
 from tinygrad_seq.kernels import machine, worker
 from tinygrad_seq.kernels.simd import I64, WORD
@@ -43,6 +44,18 @@ LATER = 1.0  # seconds after which a compile says that it is going on
 TIME = 1_000_000_000  # every file is as old as the others, so that rewriting one changes nothing
 
 _lock = threading.RLock()
+
+
+def _forget() -> None:
+    """In a forked child nobody is compiling, whatever other threads of the parent did."""
+    global _lock
+    _lock = threading.RLock()
+    _compiling.clear()
+    global_compiler_lock._lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
 
 
 def folder() -> Path:

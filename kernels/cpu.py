@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -49,7 +49,7 @@ def _rows(T: int, steps: int, batch: Array, begin: Array, active: Array, onward:
     return Rows(T, B, steps, batch, begin, active, onward, where, ragged)
 
 
-@cache
+@lru_cache(MOST_LAYOUTS)
 def _dense_rows(T: int, B: int, reverse: bool) -> Rows:
     begin = np.full(B, T - 1 if reverse else 0)
     return _rows(T, T, np.arange(B), begin, np.full(T + 1, B), -1 if reverse else 1)

@@ -89,11 +89,12 @@ def test_against_unroll(name, data):
     compare(name, dtype, rng, T, B, I, H, **options)
 
 
-def test_cells_put_together_at_random(tmp_path):
-    """Structures that nobody thought of, with several blocks and segments in a few steps."""
-    program = Path(__file__).with_name("random_cells.py")
+@pytest.mark.parametrize("program", ["random_cells.py 0 100", "odd_cells.py"])
+def test_cells_that_nobody_thought_of(program, tmp_path):
+    """Cells put together at random, with several blocks and segments in a few steps; and others."""
+    name, *arguments = program.split()
+    command = [sys.executable, str(Path(__file__).with_name(name)), *arguments]
     environment = {**os.environ, "NUMBA_DISABLE_JIT": "1", "TINYGRAD_SEQ_CACHE": str(tmp_path)}
-    command = [sys.executable, str(program), "0", "100"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
 

@@ -227,6 +227,7 @@ def _comparison(ufunc: Any) -> Callable[[Any, Any], Tensor]:
         if recording.tracer is not None and is_traced((a, b)):
             return recording.tracer.compare(ufunc.__name__, a, b)  # type: ignore[no-any-return]
         arrays = [t._data if isinstance(t, Tensor) else t for t in (a, b)]
+        arrays = [float(v) if isinstance(v, float) else v for v in arrays]  # NumPy's own are weak
         try:
             made = boxed(ufunc(*arrays))
         except (TypeError, ValueError) as error:

@@ -155,7 +155,7 @@ class Bundle(Operation):
     __slots__ = ("pull", "tensor_pull")
 
     def __init__(self, name: str, inputs: int, pull: Function, tensor_pull: Function) -> None:
-        super().__init__(name, (), lambda *_: None, ())
+        super().__init__(name, (), lambda *_: None, (), shown=0)
         self.pull, self.tensor_pull = pull, tensor_pull
         self.value_count = inputs + 1
 

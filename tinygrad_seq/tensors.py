@@ -547,6 +547,8 @@ def float_dtype(values: Sequence[Any]) -> np.dtype[Any] | None:
     floats = [a.dtype for a in held if isinstance(a, ndarray) and a.dtype in FLOATS]
     if not floats:  # looked for where they are seldom
         floats = [a.dtype for a in held if devices.is_array(a) and a.dtype in FLOATS]
+    if not floats:  # or in the place of arrays, while a cell is traced
+        floats = [v.dtype for v in values if isinstance(v, Tensor) and v.dtype in FLOATS]
     return np.result_type(*floats) if floats else None
 
 

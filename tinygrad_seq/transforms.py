@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from tinygrad_seq import devices
-from tinygrad_seq.errors import ShapeError, TapeError
+from tinygrad_seq.errors import ShapeError, TapeError, TraceError
 from tinygrad_seq.rules import Operation
 from tinygrad_seq.structural import ARRAYS, TENSORS
 from tinygrad_seq.tape import Entry, Leaf, reachable, recording, set_recording, walk
@@ -25,6 +25,7 @@ from tinygrad_seq.tensors import (
     boxed,
     check_same_device,
     entry_of,
+    is_traced,
     wrap,
 )
 from tinygrad_seq.trees import check_same, leaves, map_leaves, paths, rebuild
@@ -172,6 +173,11 @@ class _Linearised:
                     f"{f' at {path}' if path else ''}, expected tensors"
                 )
         self.outputs: list[Tensor] = leaves(self.output)
+        if recording.tracer is not None and is_traced((*leaves(xs), *self.outputs)):
+            raise TraceError(
+                f"{transform}: inside a cell that is traced there are no values to go back from; "
+                "write the derivative down as operations, or run the cell with tgs.unroll"
+            )
         # Whether what the transform returns is itself to be recorded: an input was linked to a
         # tensor outside, or the function closed over one that requires a gradient.
         self.recorded = outside and (

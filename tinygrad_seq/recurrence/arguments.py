@@ -177,7 +177,7 @@ def _resets(resets: Any, T: int, B: int, driver: str) -> np.ndarray | None:
         raise ShapeError(f"{driver}: resets has shape {given.shape}, expected (T, B) = {(T, B)}")
     if given.dtype != np.bool_:
         raise ValueError(f"{driver}: resets has dtype {given.dtype}, expected booleans")
-    return given if given.any() else None
+    return given.copy() if given.any() else None  # the way back reads them too
 
 
 # What a cell returns --------------------------------------------------------------------------

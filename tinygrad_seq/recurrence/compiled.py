@@ -356,8 +356,12 @@ def _recorded(run: _Run, inputs: Sequence[Tensor], values: Sequence[np.ndarray])
     parents = tuple([entry_of(t) for t in inputs])
     saved = (*[t._data for t in inputs], None, run)
     entry = Entry(op, parents, saved, (), values[0].dtype)
+    for tape in recording.tapes:
+        tape.add(entry, inputs, values[0])
     tensors = []
     for k, value in enumerate(values):
         output = Entry(OUTPUT, (entry,), (k,), value.shape, value.dtype)
         tensors.append(wrap(value, output))
+        for tape in recording.tapes:
+            tape.add(output, (None,), value)
     return tensors

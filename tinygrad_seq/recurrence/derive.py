@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from tinygrad_seq.elementwise import maximum
 from tinygrad_seq.recurrence.trace import COMPARISONS, COMPUTED, Step, Traced, copied
 from tinygrad_seq.rules import RULES
 from tinygrad_seq.structural import sum
@@ -185,8 +186,8 @@ class _Walk:
             self._give(source, sum(g, 1, keepdims=True))
         elif op in ("max", "min"):  # equal ones share the gradient equally
             tied = x == self.value(slot)
-            share = g / sum(tied * 1.0, 1, keepdims=True)
-            self._give(source, tied * share)
+            count = maximum(sum(tied * 1.0, 1, keepdims=True), 1.0)  # none where one is NaN
+            self._give(source, tied * (g / count))
         elif op == "copy":
             self._give(source, g)
         else:

@@ -16,6 +16,7 @@ import numpy as np
 
 from tinygrad_seq.creation import Rng, new_seed
 from tinygrad_seq.elementwise import cos, log, sqrt
+from tinygrad_seq.errors import TraceError
 from tinygrad_seq.kernels import philox
 from tinygrad_seq.tape import recording
 from tinygrad_seq.tensors import Tensor, wrap
@@ -68,6 +69,16 @@ class Draws(Source):
 
     def _drawn(self, seed: int, operation: int, step: int, shape: tuple[int, ...]) -> Tensor:
         return drawn(seed, operation, step, shape, self.dtype).to(self.device)
+
+
+def check_drawn_anew(outer: Any, driver: str) -> None:
+    """Raise a TraceError if what drew random numbers runs once, while an outer cell is traced."""
+    if outer is not None:
+        raise TraceError(
+            f"{driver}: random numbers are drawn inside a cell that is traced itself, where they "
+            "would be the same at every step; draw them in the outer cell, or run that with "
+            "tgs.unroll"
+        )
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tinygrad_seq import elementwise
+from tinygrad_seq.creation import zeros
 from tinygrad_seq.recurrence.arguments import Given
 from tinygrad_seq.recurrence.stepwise import run_steps
 from tinygrad_seq.recurrence.trace import COMPARISONS, Step
@@ -62,7 +63,8 @@ def pull(
     with set_recording(True):
         outputs, back = vjp(function, *(inputs[k] for k in moving))
         cotangents = [
-            gradients[k] if k in gradients else y.detach() * 0.0 for k, y in enumerate(outputs)
+            gradients[k] if k in gradients else zeros(y.shape, dtype=y.dtype, device=y.device)
+            for k, y in enumerate(outputs)
         ]
         found = back(cotangents)
     made: list[Tensor | None] = [None] * len(inputs)
@@ -78,7 +80,7 @@ def run_rows(step: Step, captured: Sequence[Tensor], x: Any, state: Any) -> tupl
     values: list[Any] = []
     for slot, (op, inputs, detail) in enumerate(trace.rows[: step.length]):
         if op in sources:
-            value = sources[op][detail]
+            value = sources[op][detail].to(trace.dtype)  # integers too, as in the kernel
             if op in ("x", "state") and value.ndim == 1:
                 value = value.reshape(trace.B, 1)
             values.append(value)

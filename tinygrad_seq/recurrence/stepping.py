@@ -14,7 +14,7 @@ from tinygrad_seq.errors import DeviceError, ShapeError, TraceError
 from tinygrad_seq.recurrence.arguments import Cell, check_arguments
 from tinygrad_seq.recurrence.compiled import Call
 from tinygrad_seq.tape import no_grad
-from tinygrad_seq.tensors import Tensor, as_tensor, wrap
+from tinygrad_seq.tensors import Tensor, as_tensor, is_traced, wrap
 from tinygrad_seq.trees import leaves, map_leaves, paths, rebuild, structure
 
 
@@ -36,6 +36,11 @@ class Stepper:
 
     def __init__(self, cell: Cell, x: Any, state: Any = None) -> None:
         x = map_leaves(lambda leaf: as_tensor(leaf, "Stepper: x"), x)
+        if is_traced(leaves(x)):
+            raise TraceError(
+                "Stepper: x is a value of a cell that is traced, expected an example; inside of a "
+                "cell call the other cell itself, y, state = cell(x, state)"
+            )
         if any(not leaf.ndim for leaf in leaves(x)):
             raise ShapeError("Stepper: x is a number, expected an input of one step, (B, ...)")
         steps = map_leaves(lambda leaf: wrap(leaf._data[None], None), x)

@@ -21,7 +21,7 @@ from tinygrad_seq.recurrence.arguments import (
     check_returned,
     check_state,
 )
-from tinygrad_seq.recurrence.draws import Draws, drawing
+from tinygrad_seq.recurrence.draws import Draws, check_drawn_anew, drawing
 from tinygrad_seq.structural import stack
 from tinygrad_seq.tape import recording
 from tinygrad_seq.tensors import DEFAULT_FLOAT, FLOATS, Tensor, wrap
@@ -73,7 +73,10 @@ def run_steps(
     draws = Draws(next(floating, DEFAULT_FLOAT), seeds, states[0].device if states else "cpu")
     with _collector_waits(), drawing(draws):
         try:
-            return _run(cell, given, reverse, draws)
+            found = _run(cell, given, reverse, draws)
+            if draws.seeds or draws.held:
+                check_drawn_anew(recording.tracer, "unroll")
+            return found
         finally:
             for tape in recording.tapes:
                 tape.step = None

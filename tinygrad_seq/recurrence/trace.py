@@ -21,7 +21,7 @@ from tinygrad_seq import devices
 from tinygrad_seq.creation import Rng, new_seed
 from tinygrad_seq.errors import ShapeError, TraceError
 from tinygrad_seq.recurrence.arguments import Cell, Given, check_returned, check_state
-from tinygrad_seq.recurrence.draws import Source, drawn
+from tinygrad_seq.recurrence.draws import Source, check_drawn_anew, drawn
 from tinygrad_seq.rules import RULES, Operation, Rule
 from tinygrad_seq.tape import recording
 from tinygrad_seq.tensors import DEFAULT_FLOAT, FLOATS, Tensor, as_tensor, is_traced, wrap
@@ -132,6 +132,7 @@ class Trace(Source):
         self.frozen: set[int] = set()  # rows through which no gradient goes
         self.draws = False  # whether any random numbers are drawn
         self.seeds: list[int] = []  # of each operation that draws them at every step
+        self.copies: dict[int, int] = {}  # of rows that are given back and not computed
         self.like: dict[int, int] = {}  # rows that have the width of another by what they mean
 
     # Rows
@@ -527,7 +528,7 @@ class Trace(Source):
     def _getitem(self, inputs: Sequence[Tensor], params: Any) -> Tensor:
         x, index = inputs[0], params[0]
         data = x._data
-        if len(index) == 2 == len(data.shape) and index[0] == _ALL and type(index[1]) is slice:
+        if len(index) == 2 == len(data.shape) and _is_all(index[0]) and type(index[1]) is slice:
             begin, end, n = index[1].start, index[1].stop, data.shape[1]
             if index[1].step is None and type(begin) is type(end) is int and 0 <= begin <= end <= n:
                 return self._slice(data, begin, end, (self.B, end - begin))
@@ -570,7 +571,9 @@ class Trace(Source):
             ]
             return concat([self._slice(data, a, b, (self.B, b - a)) for a, b in pieces], axis=1)
         # Any other choice of units is a product with a matrix of ones and zeros.
-        return x @ self.constant((np.arange(n)[:, None] == chosen).astype(self.dtype))
+        numbers = wrap(Traced(self, data.slot, data.shape, self.dtype), None)
+        made = numbers @ self.constant((np.arange(n)[:, None] == chosen).astype(self.dtype))
+        return wrap(Traced(self, made._data.slot, made.shape, data.dtype), None)
 
     def _slice(self, x: Traced, start: int, stop: int, shape: tuple[int, ...]) -> Tensor:
         slot = len(self.widths)
@@ -621,7 +624,9 @@ class Trace(Source):
         slot = self.add("concat", tuple(slots), None, width)
         if not recording.enabled:
             self.frozen.add(slot)
-        return _stand_in(self, slot, (self.B, width), self.dtype)
+        dtypes = {value.dtype for value in inputs}
+        dtype = dtypes.pop() if len(dtypes) == 1 else self.dtype
+        return _stand_in(self, slot, (self.B, width), dtype)
 
     def _pad(self, inputs: Sequence[Tensor], params: Any) -> Tensor:
         x, (widths, value) = inputs[0], params
@@ -663,12 +668,12 @@ _HANDLERS: dict[str, Callable[..., Tensor]] = {
 
 
 def _is_all(part: Any) -> bool:
-    return isinstance(part, slice) and part == slice(None)
+    return type(part) is slice and part == _ALL
 
 
 def _spelled_out(index: tuple[Any, ...], ndim: int) -> list[Any]:
     """An index with ... and what is left out written as full slices."""
-    if len(index) == ndim and index[0] == slice(None) and type(index[-1]) is slice:
+    if len(index) == ndim and _is_all(index[0]) and type(index[-1]) is slice:
         return list(index)
     named = sum(part is not None and part is not Ellipsis for part in index)
     rest = [slice(None)] * (ndim - named)
@@ -715,6 +720,8 @@ def trace_cell(cell: Cell, given: Given, dtype: np.dtype[Any], driver: str = "sc
         y_slots = tuple([trace_slot(trace, leaf, "y") for leaf in leaves(y)])
         state_slots = tuple([trace_slot(trace, leaf, "state") for leaf in leaves(after)])
         trace.find_gaps()
+        if trace.draws:
+            check_drawn_anew(outside[0], driver)
     finally:
         recording.tracer, recording.draws, recording.enabled = outside
     return Step(trace, y, after, y_slots, state_slots, len(trace.rows))
@@ -737,7 +744,9 @@ def trace_slot(trace: Trace, leaf: Tensor, what: str) -> int:
             )
         if trace.rows[data.slot].op in COMPUTED:
             return data.slot
-        return copied(trace, data.slot)
+        if data.slot not in trace.copies:  # one for y and state, as if the step had computed it
+            trace.copies[data.slot] = copied(trace, data.slot)
+        return trace.copies[data.slot]
     if len(leaf.shape) > 2 or leaf.dtype != trace.dtype:
         raise TraceError(
             f"scan: the cell returned {what} of {leaf.dtype}{leaf.shape}, expected "
