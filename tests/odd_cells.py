@@ -143,6 +143,18 @@ def check_indices_conditions_and_lists() -> None:
         assert not drive(larger, x, np.zeros((1, 1), "f4"))[0].numpy().any()
 
 
+def check_joints_that_are_cut_at_different_places() -> None:
+    A, B, C, D = (tgs.tensor(rng.standard_normal((3, n))) for n in (1, 2, 2, 1))
+
+    def cell(x: Any, h: Any) -> Any:
+        p = tgs.concat([tgs.tanh(x @ A), tgs.tanh(h @ B)], axis=-1) * h
+        q = tgs.concat([tgs.tanh(x @ C), tgs.tanh(h @ D)], axis=-1) * h
+        h = tgs.tanh(p @ W + q @ W.T)
+        return h, h
+
+    np.testing.assert_allclose(*(gradient(drive, cell) for drive in BOTH), rtol=1e-10)
+
+
 def check_a_stepper_in_a_cell() -> None:
     def cell(x: Any, h: Any) -> Any:
         return tgs.Stepper(plain, x, h)(x), h

@@ -545,10 +545,9 @@ def float_dtype(values: Sequence[Any]) -> np.dtype[Any] | None:
     """The dtype that the floating tensors and arrays among ``values`` combine to, if any."""
     held = [v._data if isinstance(v, Tensor) else v for v in values]
     floats = [a.dtype for a in held if isinstance(a, ndarray) and a.dtype in FLOATS]
-    if not floats:  # looked for where they are seldom
-        floats = [a.dtype for a in held if devices.is_array(a) and a.dtype in FLOATS]
-    if not floats:  # or in the place of arrays, while a cell is traced
-        floats = [v.dtype for v in values if isinstance(v, Tensor) and v.dtype in FLOATS]
+    if not floats:  # looked for where they are seldom: on a GPU, and in a cell that is traced
+        several = [v for v in values if isinstance(v, Tensor) or devices.is_array(v)]
+        floats = [v.dtype for v in several if v.dtype in FLOATS]
     return np.result_type(*floats) if floats else None
 
 

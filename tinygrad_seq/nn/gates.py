@@ -73,7 +73,8 @@ class Gate(Module):
 
     With ``count`` = G gates in one, as the cells of this package have them, weights and values are
     stacked: W (G·H, I), U (G·H, H), b (G·H,), Γ (B, G·H), cut with ``tgs.split``. ``recurrent``
-    names how U starts: orthogonal, glorot or identity. Two options change the sum:
+    names how U starts: orthogonal, glorot or identity. Raises ShapeError for x and a of other
+    shapes. Two options change the sum:
 
     - ``layer_norm``: LN(W x) + LN(U a) + b, where LN scales to mean 0 and variance 1 over the last
       axis and by a learned γ (Ba, Kiros, Hinton 2016).

@@ -8,6 +8,7 @@ Imports the engine, transforms and its own room.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Sequence
 from functools import cache
@@ -31,6 +32,16 @@ if TYPE_CHECKING:
 
 _runners: dict[Any, Any] = {}
 _lock = threading.Lock()
+
+
+def _forget() -> None:
+    """In a forked child nobody is planning, whatever other threads of the parent did."""
+    global _lock
+    _lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
 
 
 def scan(

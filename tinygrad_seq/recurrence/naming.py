@@ -110,7 +110,8 @@ def tensor_text(tensor: Tensor, names: list[tuple[str, Tensor]], widths: Widths)
         if way[k] in by_entry:
             return _viewed(by_entry[way[k]], way[k - 1 :: -1] if k else [], widths)
     for name, t in names:  # off the tape, a view is known by its memory
-        if np.may_share_memory(t._data, tensor._data) and t.size:
+        on_host = type(t._data) is type(tensor._data) is np.ndarray
+        if on_host and t.size and np.may_share_memory(t._data, tensor._data):
             return name + "ᵀ" * (t.ndim == 2 and t._data.strides == tensor._data.strides[::-1])
     waiting, seen = way[-1:], set(way[-1:])
     for entry in waiting:  # which grows

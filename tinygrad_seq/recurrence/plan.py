@@ -347,7 +347,7 @@ class _Builder:
         self.section: dict[int, str] = {}
         # The slices of a row, where they follow one another from end to end.
         self.cuts = {k: set(cut) for k, cut in trace.cuts.items() if k not in trace.gaps}
-        self.slices: dict[tuple[int, tuple[object, ...]], int] = {}  # that were put in, by begin
+        self.slices: dict[tuple[int, tuple[object, ...], int], int] = {}  # see ``_cut``
 
     def op(self, slot: int) -> str:
         return self.trace.rows[slot].op
@@ -463,10 +463,13 @@ class _Builder:
             self._replace(slot, self._new(op, (operand, matrix, first), None, slot))
 
     def _cut(self, source: int, begins: tuple[object, ...], like: int, reader: int) -> int:
-        """A slice of a row, as wide as another, for a reader; one for all that begin there."""
-        made = self.slices.get((source, begins))
+        """A slice of a row, as wide as another, for a reader; one for all that want the same."""
+        width = like  # what it is as wide as in the end: others may begin there and end elsewhere
+        while width in self.trace.like:
+            width = self.trace.like[width]
+        made = self.slices.get((source, begins, width))
         if made is None or made not in self.inputs:
-            made = self.slices[source, begins] = self._new("slice", (source,), begins, like)
+            made = self.slices[source, begins, width] = self._new("slice", (source,), begins, like)
             self.rank[made] = self.rank[reader]
             self.cuts.setdefault(source, set()).add(made)
         # before its readers, for it may be computed there in turn
