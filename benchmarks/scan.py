@@ -222,29 +222,42 @@ def memory_kept() -> list[str]:
 
 def products() -> list[str]:
     """The rate of products inside the loop, beside the best of one that stays in the cache."""
-    from tinygrad_seq.kernels import build, gemm
-    from tinygrad_seq.kernels.memory import address
+    from tinygrad_seq.kernels import build, gemm, tiles
+    from tinygrad_seq.kernels.memory import Block, address
 
     product, panel = build.shared("product", "float32"), gemm.panel("float32")
 
-    def rate(M: int, K: int, N: int) -> float:
+    def rate(M: int, K: int, N: int, in_tiles: bool) -> float:
         panels = -(-N // panel)
-        a, b, c = _arrays((M, K), (panels * K * panel + 64,), (M, panels * panel))
+        a, b, c = _arrays((M, K), (K, panels * panel), (M, panels * panel))
+        packed, split = address(b), 0  # vectors read any numbers
+        if in_tiles:
+            blocks = (Block(tiles.matrix_bytes(*b.shape)), Block(tiles.split_bytes(K, M)))
+            packed, split = (block.address for block in blocks)
+            build.shared("pack_in_tiles", "float32")(
+                *(address(b), b.shape[1], 1, *b.shape, packed, 0, panels)
+            )
         times = []
         for _ in range(60):
             before = perf_counter()
-            product(address(a), K, 1, M, address(b), K, panels, address(c), panels * panel, 0)
+            product(address(a), K, M, packed, K, panels, address(c), panels * panel, 0, split)
             times.append(perf_counter() - before)
         return float(2 * M * K * panels * panel / median(times) / 1e9)
 
-    peak = max(rate(96, 256, 4 * panel), rate(96, 256, 8 * panel))
-    lines = [f"Products: at best {peak:.0f} GF/s on one core."]
-    for H in (256, 512, 1024):
-        there = [rate(16, H, 4 * H), rate(16, 4 * H, H)]
-        lines.append(
-            f"H = {H}, 16 rows (B 32 on two cores): forward {there[0]:.0f} GF/s, backward "
-            f"{there[1]:.0f}; {min(there) / peak:.0%} of that (bar 70%)."
-        )
+    def rates(name: str, in_tiles: bool) -> list[str]:
+        peak = max(rate(96, 256, 4 * panel, in_tiles), rate(96, 256, 8 * panel, in_tiles))
+        lines = [f"Products by {name}: at best {peak:.0f} GF/s on one core."]
+        for H in (256, 512, 1024):
+            there = [rate(16, H, 4 * H, in_tiles), rate(16, 4 * H, H, in_tiles)]
+            lines.append(
+                f"H = {H}, 16 rows (B 32 on two cores): forward {there[0]:.0f} GF/s, backward "
+                f"{there[1]:.0f}; {min(there) / peak:.0%} of that (bar 70%)."
+            )
+        return lines
+
+    lines = rates("vectors", False)
+    if tiles.used("float32"):
+        lines += ["", *rates("tiles", True)]
     return lines
 
 

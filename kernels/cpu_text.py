@@ -60,6 +60,8 @@ class CpuWriter(Writer):
         self.add(1, "first = word(tasks, task)  # rows first to first + R are this task's")
         self.add(1, "R = word(tasks, task + 1) - first")
         self.add(1, "scratch += task * scratch_bytes")
+        if self.program.matrices:
+            self.add(1, "split += task * split_bytes")
         for buffer in self.program.scratch:
             self.add(1, f"z{buffer.slot} += scratch")
         self.lines += body
@@ -75,6 +77,9 @@ class CpuWriter(Writer):
             self.word(name)
         if self.plan.numbers:
             self.word("numbers")
+        if self.program.matrices:
+            self.word("split")
+            self.word("split_bytes")
         for buffer in self.program.scratch:
             self.word(f"z{buffer.slot}")
         self._first_states() if self.forward else self._first_gradients()
@@ -339,9 +344,9 @@ class CpuWriter(Writer):
         else:
             out = f"{self.word(f'dstate{which}_row')} // {self.item}"
         panels, add = self.word(f"{matrix}_panels"), int(stage.adds)
-        a = f"p, {distance}, 1, {rows}"
         b = f"{self.word(matrix)}, {self.width(stage.a)}, {panels}"
-        self.add(depth, f"product({a}, {b}, to, {out}, {add})")
+        in_tiles = f"{self.word(f'{matrix}_tiles')} * split"  # 0, or memory for tiles
+        self.add(depth, f"product(p, {distance}, {rows}, {b}, to, {out}, {add}, {in_tiles})")
 
     def _block_product(self, stage: Any) -> None:
         """All steps of a block at once if their rows follow one another."""

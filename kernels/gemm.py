@@ -194,11 +194,12 @@ def tile() -> str:
 
 
 def product(dtype: str) -> str:
-    """``product(a, row, column, M, b, K, panels, c, ldc, add)`` as text.
+    """``product(a, row, M, b, K, panels, c, ldc, add, in_tiles)`` as text.
 
     Panel by panel, and a panel in parts along K: a part stays in the nearest cache while all rows
     go over it, in blocks of about the same size, and so does the panel of c until its sums are
-    complete. Meanwhile the next part is fetched. Few rows take several panels at once.
+    complete. Meanwhile the next part is fetched. Few rows take several panels at once. Where
+    ``in_tiles`` is not 0 the matrix was packed for tiles, which have memory there (``tiles.py``).
     """
     item = np.dtype(dtype).itemsize
     bytes_ = panel(dtype) * item
@@ -208,37 +209,40 @@ def product(dtype: str) -> str:
         p = 0
         while panels - p >= {wide}:
             here, to, after = b + p * size, c + p * {bytes_}, b + (p + {wide}) * size
-            block_{rows}x{wide}(a, row, column, here, K, to, ldc, add, after, {LINE})
+            block_{rows}x{wide}(a, row, 1, here, K, to, ldc, add, after, {LINE})
             p += {wide}
         while p < panels:
             here, to, after = b + p * size, c + p * {bytes_}, b + (p + 1) * size
-            tile(a, row, column, {rows}, here, K, to, ldc, add, after, {LINE})
+            tile(a, row, 1, {rows}, here, K, to, ldc, add, after, {LINE})
             p += 1
         return
 """
     return f"""
 
 
-def sweep(a, row, column, M, here, K, c, ldc, add):
+def sweep(a, row, M, here, K, c, ldc, add):
     blocks = (M + {ROWS - 1}) // {ROWS}
     after, step = here + K * {bytes_}, ({bytes_ - 1} + blocks) // blocks
     for i in range(blocks):
         m = M * i // blocks
         rows = M * (i + 1) // blocks - m
         from_, to, ahead = a + m * row * {item}, c + m * ldc * {item}, after + i * K * step
-        tile(from_, row, column, rows, here, K, to, ldc, add, ahead, step)
+        tile(from_, row, 1, rows, here, K, to, ldc, add, ahead, step)
 
 
-def product(a, row, column, M, b, K, panels, c, ldc, add):
+def product(a, row, M, b, K, panels, c, ldc, add, in_tiles):
+    if in_tiles:
+        product_in_tiles(a, row, M, b, K, panels, c, ldc, add, in_tiles)
+        return
     size = K * {bytes_}
 {few}    most = {NEAREST // bytes_}
     for p in range(panels):
         here, to = b + p * size, c + p * {bytes_}
-        sweep(a, row, column, M, here, min(K, most), to, ldc, add)
+        sweep(a, row, M, here, min(K, most), to, ldc, add)
         for k in range(most, K, most):
             part, rest = here + k * {bytes_}, min(most, K - k)
             # not the number 1, for which sweep would be compiled once more
-            sweep(a + k * column * {item}, row, column, M, part, rest, to, ldc, add | 1)
+            sweep(a + k * {item}, row, M, part, rest, to, ldc, add | 1)
 """
 
 

@@ -7,7 +7,7 @@ an array, the first step, whatever else is known only when a run begins. A layou
 alone, so that runs of the same sizes share it.
 
 Before the tables stand the phases of the run, as ``threads.py`` reads them.
-Imports gemm, memory, simd, threads and NumPy.
+Imports gemm, memory, simd, threads, tiles and NumPy.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from tinygrad_seq.kernels import gemm, memory, simd
+from tinygrad_seq.kernels import gemm, memory, simd, tiles
 from tinygrad_seq.kernels.threads import PHASE_WORDS
 
 Array = np.ndarray
@@ -95,6 +95,8 @@ class Layout:
         # Steps for which the edges of tasks hold. Where all wait for each other after a segment,
         # and rows have ended, each segment has edges of its own.
         self.edge_steps = self.segment if backward and sizes.ragged else ALL_STEPS
+        rows = sizes.B * steps
+        self._worth_tiles = tiles.used(plan.dtype) and rows >= tiles.WORTH_PACKING
         self._sizes()
         self._states()
         self._scratch()
@@ -299,7 +301,7 @@ class Layout:
 
     def _pack(self) -> None:
         """Memory for packed matrices, and the table of the packing."""
-        panel, values, work = gemm.panel(self.plan.dtype), self.values, 0
+        panel, values, work, split = gemm.panel(self.plan.dtype), self.values, 0, 0
         names = ["pack_count", "pack_tasks"]
         for k, transposed in self.program.matrices:
             shape, strides = self.sizes.captured[k]
@@ -308,16 +310,36 @@ class Layout:
                 K, N, row, column = N, K, column, row
             panels = -(-N // panel)
             name = f"m{k}" + ("t" if transposed else "")
+            in_tiles = (row == 1 or column == 1) and self._in_tiles(k, transposed, K, N)
+            values[f"{name}_tiles"] = int(in_tiles)
             values |= {f"{name}_row": row, f"{name}_column": column}
             values |= {f"{name}_K": K, f"{name}_N": N, f"{name}_panels": panels}
-            self.take(name, panels * K * panel * self.item)
+            packed = panels * K * panel * self.item
+            if in_tiles:
+                packed = tiles.matrix_bytes(K, N)
+                split = max(split, tiles.split_bytes(K, self._most * values["block"]))
+            self.take(name, packed)
             names += [f"capture{k}", f"{name}_row", f"{name}_column", f"{name}_K", f"{name}_N"]
-            names += [name, f"{name}_panels"]
+            names += [name, f"{name}_panels", f"{name}_tiles"]
             work += K * N
         if self.program.matrices:
             values["pack_count"] = len(self.program.matrices)
             values["pack_tasks"] = self.tasks if work > WORTH_PACKING else 1
             self._table("pack", names)
+            values["split_bytes"] = split
+            self.take("split", split * self.tasks)
+
+    def _in_tiles(self, k: int, transposed: bool, K: int, N: int) -> bool:
+        """Whether a matrix is packed for tiles: by shapes alone, so that sums are the same."""
+        if not self._worth_tiles:
+            return False
+        stages = self.program.sections["loop"]
+        in_loop = any(
+            hasattr(stage, "matrix") and (stage.matrix, stage.transposed) == (k, transposed)
+            for stage in stages
+        )
+        rows = self.sizes.B * (1 if in_loop else self.values["block"])
+        return tiles.worth(rows, K, N)
 
     def _results(self) -> None:
         """Memory for gradients that are added up on the way."""
@@ -352,6 +374,7 @@ class Layout:
             groups.setdefault((g, matrix.g_first), []).append(matrix)
         names = ["k0", "active", "batch", "begin", "onward"]
         names += ["outer_tasks", "outer_scratch", "outer_bytes", "outer_g_bytes", "outer_count"]
+        names.append("outer_tiles")
         widest_g = widest_a = 0
         for (g, g_first), matrices in groups.items():
             G, name = self.width(g), f"outer{g}_{int(g_first)}"
@@ -370,10 +393,18 @@ class Layout:
                 names += [f"{name}_width", f"{name}_out", f"{name}_distance"]
         if self.matrices:
             values["outer_tasks"], values["outer_count"] = self.tasks, len(groups)
-            values["outer_g_bytes"] = gemm.packed_bytes(dtype, widest_g)
-            packed = values["outer_g_bytes"] + gemm.packed_bytes(dtype, widest_a)
-            values["outer_bytes"] = 16 * gemm.KC + packed + gemm.LINE
-            self.take("outer_scratch", values["outer_bytes"] * self.tasks)
+            rows = min(gemm.KC, self.sizes.B * self.segment)
+            in_tiles = self._worth_tiles and rows >= tiles.SPAN
+            sides = [gemm.packed_bytes(dtype, widest) for widest in (widest_g, widest_a)]
+            if in_tiles:
+                sides = [tiles.block_bytes(rows, widest) for widest in (widest_g, widest_a)]
+            values["outer_g_bytes"] = sides[0]
+            values["outer_bytes"] = 24 * gemm.KC + sum(sides) + gemm.LINE
+            at = self.take("outer_scratch", values["outer_bytes"] * self.tasks)
+            values["outer_tiles"] = 0
+            if in_tiles:  # the last line of a task's scratch says what shape the tiles have
+                values["outer_tiles"] = at + values["outer_bytes"] - gemm.LINE
+                self.base["outer_tiles"] = "work block"
             self._table("outer", names)
 
     def _matrix(self, a: int, g: int, k: int) -> Matrix:

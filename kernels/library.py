@@ -3,20 +3,23 @@
 They are compiled once for a dtype and called by address, so that a new cell compiles in the time
 that its own few lines take. Tables of words are read in the order in which ``layout.py`` writes
 them.
-Imports gemm, simd.
+Imports gemm, tiles.
 """
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
-from tinygrad_seq.kernels import gemm
+from tinygrad_seq.kernels import gemm, tiles
 
 # The functions, and how many words each takes. Those of a part may call those of the parts before
 # it, by address: the compiler has each of them before it once, whoever calls them.
 PARTS = {
     "blocks": {"tile": 11, "copy_row": 3, "zero_row": 2},
-    "packing": {"pack": 3, "pack_groups": 8, "pack_panels": 7},
-    "products": {"product": 10, "gram": 9},
+    "tiles": tiles.FUNCTIONS,  # where there are any
+    "packing": {"pack": 3, "pack_groups": 9, "pack_panels": 8},
+    "products": {"product": 10, "gram": 10},
     "outer": {"outer": 3},
 }
 
@@ -40,14 +43,19 @@ def pack(table, task, phase):
     """Matrices as panels, (panels, K, PANEL): this task's share of the panels of each.
 
     Words: how many matrices, how many tasks; then for each matrix its address, the distance of its
-    rows and of its columns in elements, K, N, where to, and how many panels.
+    rows and of its columns in elements, K, N, where to, how many panels, and whether for tiles.
     """
     tasks = word(table, 1)
     for i in range(word(table, 0)):
-        source, row, column = word(table, 2 + 7 * i), word(table, 3 + 7 * i), word(table, 4 + 7 * i)
-        K, N = word(table, 5 + 7 * i), word(table, 6 + 7 * i)
-        to, panels = word(table, 7 + 7 * i), word(table, 8 + 7 * i)
-        for p in range(panels * task // tasks, panels * (task + 1) // tasks):
+        at = table + 8 * (2 + 8 * i)
+        source, row, column, K, N = word(at, 0), word(at, 1), word(at, 2), word(at, 3), word(at, 4)
+        to, panels = word(at, 5), word(at, 6)
+        in_tiles = word(at, 7)
+        first, end = panels * task // tasks, panels * (task + 1) // tasks
+        if in_tiles:
+            pack_in_tiles(source, row, column, K, N, to, first, end)
+            end = first
+        for p in range(first, end):
             out = to + p * K * PANEL * ITEM
             left = N - p * PANEL
             if column == 1:
@@ -82,12 +90,15 @@ def line(operand, s, r, s0, order):
     return base + (s - s0) * step + r * distance
 
 
-def pack_groups(operand, lines, count, low, high, to, s0, order):
+def pack_groups(operand, lines, count, low, high, to, s0, order, in_tiles):
     """Columns low to high of ``count`` rows, GROUP of them side by side, row after row.
 
     Whole vectors are stored: what goes beyond a row is written over by the next one, and there is
     room for that of the last.
     """
+    if in_tiles:
+        split_groups(operand, lines, count, low, high, to, s0, order)
+        return
     for k in range(count):
         s, r = word(lines, 2 * k), word(lines, 2 * k + 1)
         row = line(operand, s, r, s0, order)
@@ -97,8 +108,11 @@ def pack_groups(operand, lines, count, low, high, to, s0, order):
                 store(out, v, load(row, m + v, high - m - v), LANES)
 
 
-def pack_panels(operand, lines, count, N, to, s0, order):
+def pack_panels(operand, lines, count, N, to, s0, order, in_tiles):
     """All columns of ``count`` rows as panels."""
+    if in_tiles:
+        split_panels(operand, lines, count, N, to, s0, order)
+        return
     for k in range(count):
         s, r = word(lines, 2 * k), word(lines, 2 * k + 1)
         row = line(operand, s, r, s0, order)
@@ -111,8 +125,11 @@ def pack_panels(operand, lines, count, N, to, s0, order):
 _GRAM = '''
 
 
-def gram(p_block, q_block, low, high, N, count, out, distance, add):
+def gram(p_block, q_block, low, high, N, count, out, distance, add, in_tiles):
     """out[low:high] = PᵀQ over one block of rows, or added to it."""
+    if in_tiles:
+        gram_in_tiles(p_block, q_block, low, high, N, count, out, distance, add, in_tiles)
+        return
     step = GROUP * ITEM
     for n in range(0, N, PANEL):
         panel = q_block + n * KC * ITEM
@@ -141,18 +158,21 @@ def outer(table, task, phase):
     order = table
     active, tasks, bytes_ = word(table, 1), word(table, 5), word(table, 7)
     lines = word(table, 6) + task * bytes_
-    g_block = lines + 16 * KC
+    g_block = lines + 16 * KC + 8 * KC  # after the numbers of rows, and the addresses of some
     a_block = g_block + word(table, 8)
-    at = table + 8 * 10
+    in_tiles = word(table, 10)  # not 0: with tiles, whose shapes are written down there
+    in_tiles += task * bytes_ if in_tiles else 0
+    unit = ROWS if in_tiles == 0 else 16  # columns that are divided among the tasks together
+    at = table + 8 * 11
     for group in range(word(table, 9)):
         G, g_first, a_count = word(at, 5), word(at, 6), word(at, 7)
         g, a_first = at, at + 64
         at = a_first + 64 * a_count
         low, high = 0, G
         if g_first:
-            share = (G + ROWS - 1) // ROWS
-            low = min(share * task // tasks * ROWS, G)
-            high = min(share * (task + 1) // tasks * ROWS, G)
+            share = (G + unit - 1) // unit
+            low = min(share * task // tasks * unit, G)
+            high = min(share * (task + 1) // tasks * unit, G)
         s, r, add, going = s0, 0, more, 1
         while going:
             count = 0
@@ -170,54 +190,69 @@ def outer(table, task, phase):
                     r = 0
             if count > 0 or add == 0:
                 if g_first:
-                    pack_groups(g, lines, count, low, high, g_block, s0, order)
+                    pack_groups(g, lines, count, low, high, g_block, s0, order, in_tiles)
                 else:
-                    pack_panels(g, lines, count, G, g_block, s0, order)
+                    pack_panels(g, lines, count, G, g_block, s0, order, in_tiles)
                 for i in range(a_count):
                     a = a_first + 64 * i
                     A, out, distance = word(a, 5), word(a, 6), word(a, 7)
                     p_block, q_block, N = g_block, a_block, A
                     if g_first:
                         if low < high:
-                            pack_panels(a, lines, count, A, a_block, s0, order)
+                            pack_panels(a, lines, count, A, a_block, s0, order, in_tiles)
                     else:
                         p_block, q_block, N = a_block, g_block, G
-                        share = (A + ROWS - 1) // ROWS
-                        low = min(share * task // tasks * ROWS, A)
-                        high = min(share * (task + 1) // tasks * ROWS, A)
+                        share = (A + unit - 1) // unit
+                        low = min(share * task // tasks * unit, A)
+                        high = min(share * (task + 1) // tasks * unit, A)
                         if low < high:
-                            pack_groups(a, lines, count, low, high, a_block, s0, order)
-                    gram(p_block, q_block, low, high, N, count, out, distance, add)
+                            pack_groups(a, lines, count, low, high, a_block, s0, order, in_tiles)
+                    gram(p_block, q_block, low, high, N, count, out, distance, add, in_tiles)
             add = 1
             going = s < s1
     restore_denormals(saved)
 '''
 
 
+def _without_tiles(source: str) -> str:
+    return re.sub(r"\n( +)if in_tiles:\n(?:\1 +.*\n)+", "\n", source)
+
+
+HELPERS = ("sweep", "line", *tiles.HELPERS)  # called by the functions of the same part alone
+
+
 def text(dtype: str, part: str) -> str:
     """The module with the functions of a part for one dtype."""
+    used = tiles.used(dtype)
     made = f'''"""The part {part} of what kernels of {dtype} share; see library.py and gemm.py."""
 
-from tinygrad_seq.kernels import gemm
+from tinygrad_seq.kernels import gemm, tiles
 from tinygrad_seq.kernels.build import callable_here, external
 from tinygrad_seq.kernels.simd import flush_denormals, put_word, restore_denormals, vectors, word
 
 _v = vectors("{dtype}")
 LANES, load, store, constant, fetch = _v.LANES, _v.load, _v.store, _v.constant, _v.fetch
 PANEL, ROWS, ITEM, KC = gemm.panel("{dtype}"), gemm.ROWS, {np.dtype(dtype).itemsize}, gemm.KC
-GROUP = gemm.group("{dtype}")
+GROUP, repeat = gemm.group("{dtype}"), _v.repeat
 globals().update(gemm.micro_kernels("{dtype}"))
 '''
+    if used:
+        made += "globals().update(vars(tiles.functions()))\n"
     for each, functions in PARTS.items():
         if each == part:
             break
-        for name in functions:
-            made += f'{name} = external("{name}", "{dtype}")\n'
+        if each != "tiles" or used:
+            for name in functions:
+                made += f'{name} = external("{name}", "{dtype}")\n'
     source = {"blocks": gemm.tile() + _ROWS, "products": gemm.product(dtype) + _GRAM}
-    source |= {"packing": _PACKING, "outer": _OUTER}
+    source |= {"tiles": tiles.TEXT, "packing": _PACKING, "outer": _OUTER}
+    if used:
+        source["packing"] = tiles.PACKING + _PACKING
+    else:
+        source = {name: _without_tiles(each) for name, each in source.items()}
     for function in source[part].split("\n\n\ndef ")[1:]:
         name = function[: function.index("(")]
-        for helper in ("sweep", "line"):
+        for helper in HELPERS:
             if helper != name:
                 function = function.replace(f" {helper}(", f" {helper}_here(")
         made += f"\n\ndef {function.rstrip()}\n"

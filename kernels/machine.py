@@ -1,8 +1,13 @@
-"""What the machine offers to compiled code: vectors, cores, CUDA. Imports Numba when asked."""
+"""What the machine offers to compiled code: vectors, tiles, cores, CUDA.
+
+Imports Numba when asked.
+"""
 
 from __future__ import annotations
 
+import ctypes
 import os
+import platform
 from functools import cache
 from importlib.util import find_spec
 
@@ -39,6 +44,28 @@ def vector_width() -> tuple[int, str]:
 
 def vector_bits() -> int:
     return vector_width()[0]
+
+
+# A process asks Linux for the memory of tiles by arch_prctl(ARCH_REQ_XCOMP_PERM, XTILEDATA).
+_ARCH_PRCTL, _ASK, _TILE_DATA = 158, 0x1023, 18
+
+
+@cache
+def about_tiles() -> str:
+    """Whether compiled code may use tiles, which multiply bfloat16 (``tiles.py``), or why not."""
+    if not {"amx-tile", "amx-bf16", "avx512f"} <= features():
+        return "no: the processor has none"
+    if os.environ.get("TINYGRAD_SEQ_TILES") == "0":
+        return "no: TINYGRAD_SEQ_TILES=0"
+    if platform.system() != "Linux" or platform.machine() != "x86_64":
+        return "no: they are asked for on Linux alone"
+    if ctypes.CDLL(None).syscall(_ARCH_PRCTL, _ASK, _TILE_DATA):
+        return "no: the system does not lend them"
+    return "yes (AMX, bfloat16)"
+
+
+def tiles() -> bool:
+    return about_tiles().startswith("yes")
 
 
 def cuda() -> str:

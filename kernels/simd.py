@@ -77,7 +77,7 @@ def pointer_ir(build: Build, address: Any, index: Any, to: Any, at: Any) -> Any:
     return build.bitcast(build.gep(first, [index]), at.as_pointer())
 
 
-def _first_lanes(build: Build, n: Any, count: int) -> Any:
+def first_lanes_ir(build: Build, n: Any, count: int) -> Any:
     """A mask whose first n lanes are set."""
     numbers = ir.Constant(ir.VectorType(I32, count), list(range(count)))
     return build.icmp_signed("<", numbers, splat_ir(build, build.trunc(n, I32), count))
@@ -267,7 +267,7 @@ def _compiled_functions(dtype: str) -> SimpleNamespace:
             )
             nothing = ir.Constant(vector, [0.0] * count)
             align = ir.Constant(I32, kind.bytes)
-            return build.call(function, [at, align, _first_lanes(build, n, count), nothing])
+            return build.call(function, [at, align, first_lanes_ir(build, n, count), nothing])
 
         return kind(WORD, WORD, WORD), emit
 
@@ -279,7 +279,7 @@ def _compiled_functions(dtype: str) -> SimpleNamespace:
             f"llvm.masked.store.v{count}f{8 * kind.bytes}.p0",
         )
         align = ir.Constant(I32, kind.bytes)
-        build.call(function, [value, at, align, _first_lanes(build, n, count)])
+        build.call(function, [value, at, align, first_lanes_ir(build, n, count)])
 
     @intrinsic
     def store(typingctx: Any, address: Any, j: Any, value: Any, n: Any) -> Any:
@@ -342,7 +342,7 @@ def _compiled_functions(dtype: str) -> SimpleNamespace:
 
             def emit(context: Any, build: Build, sig: Any, args: Any) -> Any:
                 on = _Lanes(build, kind)
-                value = on.select(_first_lanes(build, args[2], count), on.wrap(args[1]), nothing)
+                value = on.select(first_lanes_ir(build, args[2], count), on.wrap(args[1]), nothing)
                 return _combined(on, combine, on.wrap(args[0]), value).value
 
             return kind(kind, kind, WORD), emit

@@ -41,6 +41,7 @@ def info() -> dict[str, str]:
         "platform": platform.platform(),
         "threads": f"{machine.cores()}, the cores that this process may use",
         "vectors": f"{bits} bits ({feature})",
+        "tiles": machine.about_tiles(),
         "cuda": (devices.missing() or machine.cuda()).removeprefix("cuda: "),
     }
 
