@@ -9,13 +9,13 @@ and the three products that are left out are below 2⁻²⁴ of x y, half a unit
 float32. Sums are float32. The error is that of multiply-add, and the time less than half (Henry,
 Tang and Heinecke 2019, "Leveraging the bfloat16 artificial intelligence datatype for
 higher-precision computations"). Pieces below 1e-38 count as zero, so that numbers below some 1e-33
-have fewer bits. Where a row of a or a matrix holds numbers that are not finite, which have no
-pieces, vectors do the work.
+have fewer bits. NaN is a piece of its own, but infinity times the pieces of a number is NaN, too:
+for rows of a and for matrices that hold infinities vectors do the work.
 
 A *tile* is 16 lines of 64 bytes. The sum over k goes by *spans* of 32: number j of a line holds the
 pieces for k = j and k = 16 + j, side by side. Split rows of a are (M / 16, spans, 3 pieces, tile),
 where a line is a row of a; a packed matrix b is (panels, spans, 3 pieces, 2 tiles), where a line is
-a k and a panel has 32 columns, and after it a word for each panel, 0 if all of it is finite.
+a k and a panel has 32 columns, and after it a word for each panel, 0 if nothing in it is infinite.
 
 The order of every sum depends on nothing but K, so that a row has the same bits in any company.
 With Numba's compiler switched off the functions are plain Python. Imports simd, Numba, llvmlite.
@@ -111,16 +111,16 @@ def pack_in_tiles(source, row, column, K, N, to, first, end):
                 if column != 1:
                     for piece in range(3):
                         transpose(tile + 2 * piece * {TILE})
-        put_word(flags, p, odd)
+        put_word(flags, p, odd & 1)
 
 
 def split_row(x, K, line):
-    """A row of a as pieces; 0 if it is finite."""
+    """A row of a as pieces; 1 if there are infinities in it, and no NaN."""
     odd = 0
     for s in range(0, K, {SPAN}):
         odd |= split(x + 4 * s, K - s, x + 4 * s + {LINE}, K - s - {LINES}, line, {TILE})
         line += {A_SPAN}
-    return odd
+    return 1 if odd == 1 else 0
 
 
 def clear_row(K, line):
@@ -305,13 +305,21 @@ class _Split:
         self.size = build.shl(self.bits, _all(1))
         self.odd = build.icmp_unsigned(">=", self.size, _all(NOT_SPLIT))
 
+    @property
+    def nan(self) -> Any:
+        return self.build.icmp_unsigned(">", self.size, _all(NOT_FINITE))
+
+    @property
+    def large(self) -> Any:
+        """Infinite, or of a first piece that would be."""
+        return self.build.and_(self.odd, self.build.not_(self.nan))
+
     def pieces(self, finite: bool) -> list[Any]:
         """The numbers whose upper halves are the pieces."""
         build = self.build
         first = build.and_(build.add(self.bits, _all(HALF)), _all(HIGH))
         if not finite:  # largest numbers are cut, not rounded; what is not finite is one piece
-            nan = build.icmp_unsigned(">", self.size, _all(NOT_FINITE))
-            quiet = build.or_(self.bits, build.select(nan, _all(0x400000), _all(0)))
+            quiet = build.or_(self.bits, build.select(self.nan, _all(0x400000), _all(0)))
             first = build.select(self.odd, build.and_(quiet, _all(HIGH)), first)
         rest = build.fsub(self.x, build.bitcast(first, FLOATS))
         if not finite:
@@ -326,6 +334,12 @@ def _store_pairs(build: Any, x: _Split, y: _Split, to: Any, distance: Any, finit
     for piece, (low, high) in enumerate(zip(x.pieces(finite), y.pieces(finite), strict=True)):
         both = build.or_(build.lshr(low, _all(16)), build.and_(high, _all(HIGH)))
         build.store(both, _pointer(build, _sum(build, to, (distance, piece))), align=LINE)
+
+
+def _any(build: Any, one: Any, other: Any) -> Any:
+    """Whether a lane of either of two conditions is set."""
+    both = build.bitcast(build.or_(one, other), ir.IntType(LINES))
+    return build.icmp_unsigned("!=", both, ir.Constant(both.type, 0))
 
 
 def _masked_load(build: Any, address: Any, n: Any) -> Any:
@@ -444,21 +458,32 @@ def _multiply(rows: int, panels: int) -> Any:
 def _compiled() -> SimpleNamespace:
     @intrinsic
     def split(typingctx: Any, x: Any, nx: Any, y: Any, ny: Any, to: Any, distance: Any) -> Any:
-        """The first nx and ny of 16 numbers each as three lines of pairs; not 0 if one is odd."""
+        """The first nx and ny of 16 numbers each as three lines of pairs.
+
+        Returns 1 if one of them is infinite, or so large that its first piece would be, 2 if one
+        is NaN, 3 for both, else 0.
+        """
 
         def emit(context: Any, build: Any, sig: Any, args: Any) -> Any:
             x, nx, y, ny, to, distance = args
             first, second = (
                 _Split(build, _masked_load(build, at, n)) for at, n in ((x, nx), (y, ny))
             )
-            odd = build.bitcast(build.or_(first.odd, second.odd), ir.IntType(LINES))
-            found = build.icmp_unsigned("!=", odd, ir.Constant(odd.type, 0))
-            with build.if_else(found, likely=False) as (then, otherwise):
+            with build.if_else(_any(build, first.odd, second.odd), likely=False) as (then, rest):
                 with then:
                     _store_pairs(build, first, second, to, distance, False)
-                with otherwise:
+                    found = build.or_(
+                        build.zext(_any(build, first.large, second.large), I64),
+                        build.shl(build.zext(_any(build, first.nan, second.nan), I64), _word(1)),
+                    )
+                    odd_end = build.block
+                with rest:
                     _store_pairs(build, first, second, to, distance, True)
-            return build.zext(found, I64)
+                    even_end = build.block
+            result = build.phi(I64)
+            result.add_incoming(found, odd_end)
+            result.add_incoming(_word(0), even_end)
+            return result
 
         return WORD(*[WORD] * 6), emit
 
@@ -550,7 +575,9 @@ def _plain() -> SimpleNamespace:
                 given[row, :n] = view(at, np.float32, n)
         for piece, (low, high) in enumerate(zip(pieces(given[0]), pieces(given[1]), strict=True)):
             view(to + piece * distance, np.uint32, LINES)[:] = low >> 16 | high >> 16 << 16
-        return int((given.view(np.uint32) << np.uint32(1) >= NOT_SPLIT).any())
+        size = given.view(np.uint32) << np.uint32(1)
+        nan = size > NOT_FINITE
+        return int(((size >= NOT_SPLIT) & ~nan).any()) + 2 * int(nan.any())
 
     def transpose(tile: int) -> None:
         lines = view(tile, np.uint32, LINES * LINES).reshape(LINES, LINES)

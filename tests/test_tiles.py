@@ -62,7 +62,9 @@ def check_product(seed, M, K, N, transposed, adds, places=()):
         np.testing.assert_array_equal(found[~finite], expected.astype("f4")[~finite])
 
 
-ODD = [(), ((0, np.inf),), ((0, np.nan),), ((1, -np.inf),), ((0, 3.4e38),), ((1, 1), (0, -np.inf))]
+NAN, INF = np.nan, np.inf
+ODD = [(), ((0, INF),), ((0, NAN),), ((1, -INF),), ((0, 3.4e38),), ((1, NAN),)]
+ODD += [((0, NAN), (0, INF), (0, INF)), ((1, NAN), (0, -INF)), ((1, INF), (1, NAN))]
 
 
 @TILES
