@@ -39,7 +39,7 @@ LINES, SPAN, COLUMNS = 16, 32, 32  # of a tile; of k; of a panel
 LINE, TILE = 64, 1024  # bytes
 A_SPAN, B_SPAN = 3 * TILE, 6 * TILE  # bytes of a span of 16 rows of a, of a panel of b
 CONFIGURATION = 64  # bytes that say what the tiles' shapes are, before the split rows
-MOST_SPLIT = 2**18  # bytes of rows that are split at once; they stay in the second cache
+MOST_SPLIT, MOST_ROWS = 2**18, 96  # bytes and rows that are split at once; they stay near
 LEAST_ROWS = 16  # of a product with fewer, or that fills less of its tiles, vectors are as quick
 WORTH_PACKING = 512  # rows of all steps from which on matrices are split
 # The pieces of a and of b that are multiplied, the small products first; one of both changes.
@@ -73,9 +73,9 @@ def block_bytes(count: int, columns: int) -> int:
 
 def split_bytes(K: int, rows: int) -> int:
     """The memory in which ``product_in_tiles`` splits its rows."""
-    row = spans(K) * A_SPAN // LINES
-    at_once = max(2 * LINES, MOST_SPLIT // row)
-    return CONFIGURATION + -(-min(rows, at_once) // LINES) * LINES * row
+    blocks = -(-min(rows, MOST_ROWS) // LINES)
+    most = max(1, MOST_SPLIT // A_SPAN // blocks)
+    return CONFIGURATION + blocks * min(spans(K), most) * A_SPAN
 
 
 # Texts of the functions, for library.py ---------------------------------------------------------
@@ -131,11 +131,10 @@ def clear_row(K, line):
         line += {A_SPAN}
 
 
-def in_vectors(x, K, b, panels, c, add):
+def in_vectors(x, K, b, size, panels, c, add):
     """A row of a times a packed matrix, whose pieces are put together again."""
     for n in range(0, panels * {COLUMNS}, LANES):
-        panel = b + n // {COLUMNS} * ((K + {SPAN - 1}) // {SPAN}) * {B_SPAN}
-        line = panel + n % {COLUMNS} // {LINES} * {TILE} + 4 * (n % {LINES})
+        line = b + n // {COLUMNS} * size + n % {COLUMNS} // {LINES} * {TILE} + 4 * (n % {LINES})
         total = constant(0.0)
         if add:
             total = load(c, n, LANES)
@@ -162,9 +161,12 @@ def shape_tiles(at, first, second):
     configure(at)
 
 
-def blocks(a, M, b, spans, panels, c, ldc, add, at):
-    """Split rows times packed panels, 32 rows and columns at a time, or 16 rows and 64 columns."""
-    m, size = 0, spans * {B_SPAN}
+def blocks(a, M, b, size, spans, panels, c, ldc, add, at):
+    """Split rows times packed panels, 32 rows and columns at a time, or 16 rows and 64 columns.
+
+    ``size`` bytes are from panel to panel, of which as many spans are done as rows were split.
+    """
+    m = 0
     while m < M:
         rows = min(M - m, {2 * LINES})
         here, to = a + m // {LINES} * spans * {A_SPAN}, c + 4 * m * ldc
@@ -186,35 +188,42 @@ def blocks(a, M, b, spans, panels, c, ldc, add, at):
 
 
 def product_in_tiles(a, row, M, b, K, panels, c, ldc, add, memory):
-    """``product`` with a matrix of ``pack_in_tiles``; rows are split in ``memory``."""
+    """``product`` with a matrix of ``pack_in_tiles``; rows are split in ``memory``.
+
+    So many of the spans at once that the pieces of all rows stay near while panels go by.
+    """
     spans = (K + {SPAN - 1}) // {SPAN}
-    flags, pieces, odd_b = b + panels * spans * {B_SPAN}, memory + {CONFIGURATION}, 0
+    size, pieces, odd_b = spans * {B_SPAN}, memory + {CONFIGURATION}, 0
     for p in range(panels):
-        odd_b |= word(flags, p)
-    most = max({2 * LINES}, {MOST_SPLIT} * {LINES} // (spans * {A_SPAN}) // {LINES} * {LINES})
-    for first in range(0, M, most):
-        rows, odd = min(most, M - first), odd_b
-        from_, to = a + 4 * first * row, c + 4 * first * ldc
-        for m in range(rows):
-            line = pieces + m // {LINES} * spans * {A_SPAN} + m % {LINES} * {LINE}
-            odd_row = split_row(from_ + 4 * m * row, K, line)
-            odd |= odd_row
-            if odd_row:
-                clear_row(K, line)
-        if odd_b == 0:
-            blocks(pieces, rows, b, spans, panels, to, ldc, add, memory)
-        if odd:  # rows that were left out, or all
+        odd_b |= word(b + panels * size, p)
+    for first in range(0, M, {MOST_ROWS}):
+        rows, to = min({MOST_ROWS}, M - first), c + 4 * first * ldc
+        most = max(1, {MOST_SPLIT // A_SPAN} // ((rows + {LINES - 1}) // {LINES}))
+        for s in range(0, spans, most):
+            count, from_, here = min(most, spans - s), a + 4 * first * row, b + s * {B_SPAN}
+            x, k, adds, odd = from_ + 4 * {SPAN} * s, min(K, {SPAN} * (s + count)), add | s, 0
+            k -= {SPAN} * s
             for m in range(rows):
-                x = from_ + 4 * m * row
-                if odd_b or split_row(x, K, pieces):
-                    in_vectors(x, K, b, panels, to + 4 * m * ldc, add | (odd_b == 0))
+                line = pieces + m // {LINES} * count * {A_SPAN} + m % {LINES} * {LINE}
+                odd_row = split_row(x + 4 * m * row, k, line)
+                odd |= odd_row
+                if odd_row:
+                    clear_row(k, line)
+            if odd_b == 0:
+                blocks(pieces, rows, here, size, count, panels, to, ldc, adds, memory)
+            if odd | odd_b:  # rows that were left out, or all
+                for m in range(rows):
+                    at = x + 4 * m * row
+                    if odd_b or split_row(at, k, pieces):
+                        in_vectors(at, k, here, size, panels, to + 4 * m * ldc, adds | 1 - odd_b)
 
 
 def gram_in_tiles(p_block, q_block, low, high, N, count, out, distance, add, at):
     """``gram`` of blocks of ``split_groups`` and ``split_panels``."""
     panels, to = (N + {COLUMNS - 1}) // {COLUMNS}, out + 4 * low * distance
     spans = (count + {SPAN - 1}) // {SPAN}
-    blocks(p_block, high - low, q_block, spans, panels, to, distance, add, at)
+    size = spans * {B_SPAN}
+    blocks(p_block, high - low, q_block, size, spans, panels, to, distance, add, at)
 '''
 # Beside the packing of the large products, whose ``line`` they use.
 PACKING = f'''
