@@ -40,6 +40,7 @@ LINE, TILE = 64, 1024  # bytes
 A_SPAN, B_SPAN = 3 * TILE, 6 * TILE  # bytes of a span of 16 rows of a, of a panel of b
 CONFIGURATION = 64  # bytes that say what the tiles' shapes are, before the split rows
 MOST_SPLIT, MOST_ROWS = 2**18, 96  # bytes and rows that are split at once; they stay near
+AHEAD_LINES = 4  # of a span that will be needed soon: the processor does not foresee new pages
 LEAST_ROWS = 16  # of a product with fewer, or that fills less of its tiles, vectors are as quick
 WORTH_PACKING = 512  # rows of all steps from which on matrices are split
 # The pieces of a and of b that are multiplied, the small products first; one of both changes.
@@ -378,6 +379,12 @@ def _transposed(build: Any, lines: list[Any]) -> list[Any]:
     return lines
 
 
+def _prefetch(build: Any, at: Any) -> None:
+    """Begin to bring a line into the second cache."""
+    flags = [ir.Constant(I32, k) for k in (0, 2, 1)]
+    _call(build, "llvm.prefetch.p0", _pointer(build, at, to=BYTE), *flags)
+
+
 class _Tiles:
     """The processor's eight tiles, in a function in the making."""
 
@@ -437,6 +444,10 @@ def _multiply(rows: int, panels: int) -> Any:
                         tiles.clear(tile)
             first_a = len(sums)
             with cgutils.for_range(build, spans) as loop:
+                for panel in range(panels):
+                    for k in range(AHEAD_LINES):
+                        ahead = (bd, panel), (loop.index, B_SPAN), (line, k), (_word(B_SPAN), 2)
+                        _prefetch(build, _sum(build, b, *ahead))
                 if rows == 1:
                     for piece in range(held_a):
                         load_a(0, piece, first_a + piece)
