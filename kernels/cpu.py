@@ -21,6 +21,7 @@ from tinygrad_seq.kernels.threads import PHASE_WORDS
 
 Array = np.ndarray
 MOST_LAYOUTS = 256  # sizes whose layouts are kept
+PIECE = 8192  # bytes that are cleared in the time that it takes to begin with another row
 MOST_SEGMENTS = 256  # that threads are sent through at once
 
 
@@ -208,8 +209,7 @@ class Runner:
     ) -> tuple[list[Array], Sequence[Array], Kept | None]:
         """The outputs (T, B, n), the last states (B, n), and what is kept if ``keep``."""
         rows, k = inputs.rows, inputs.checkpoint
-        make = memory.zeros if rows.ragged else memory.empty
-        ys = [make((rows.T, rows.B, n), self.dtype) for n in self._y_widths(inputs)]
+        ys = [_outputs(rows, n, self.dtype) for n in self._y_widths(inputs)]
         last = [np.empty(state.shape, self.dtype) for state in inputs.states]
         saved: Sequence[Array] = ()
         if keep and k is not None:
@@ -254,9 +254,8 @@ class Runner:
         """
         plan, inputs = self.plan, kept.inputs
         rows, k = inputs.rows, inputs.checkpoint
-        make = memory.zeros if rows.ragged else memory.empty
         dxs: list[Array | None] = [
-            None if slot is None else make(x.shape, self.dtype)
+            None if slot is None else _outputs(rows, x.shape[2], self.dtype)
             for slot, x in zip(plan.derivative.dx, inputs.xs, strict=True)
         ]
         steps = rows.steps if k is None else min(k, rows.steps)
@@ -424,6 +423,21 @@ class Repeated:
     def run(self) -> None:
         self._words[:PHASE_WORDS] = self._step
         threads.run(self._words, 1, self.layout.tasks)
+
+
+def _outputs(rows: Rows, n: int, dtype: np.dtype[Any]) -> Array:
+    """An array (T, B, n) that a run fills, zero where rows have ended."""
+    made = memory.empty((rows.T, rows.B, n), dtype)
+    if not rows.ragged:
+        return made
+    steps = np.searchsorted(-rows.active[: rows.T], -np.arange(rows.B))  # of each row
+    ended = np.flatnonzero(steps < rows.T)
+    if len(ended) * PIECE > made.nbytes:
+        made.fill(0)
+        return made
+    for b, length in zip(rows.batch[ended].tolist(), steps[ended].tolist(), strict=True):
+        made[length:, b] = 0
+    return made
 
 
 def _add(captured: dict[int, Array], k: int, gradient: Array) -> None:

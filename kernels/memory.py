@@ -105,12 +105,6 @@ def empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
     return np.asarray(_Lent(Block(size), shape, dtype.str))
 
 
-def zeros(shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
-    made = empty(shape, dtype)
-    made.fill(0)
-    return made
-
-
 def _give_back(memory: tuple[np.ndarray, int]) -> None:
     global _bytes
     if not _lock.acquire(blocking=False):  # the collector may call this in the middle of anything
