@@ -5,7 +5,8 @@ rows of the batch are its own, and the address of the words of its phase, which 
 to which it goes. It takes its rows through these steps by itself.
 
 Names are those of ``text.py``; besides, n are the units that are left, p7 is the address of a row,
-k0, s0 and b0 are the first steps of the run, of the phase and of the block; z7_row counts elements.
+k0, s0 and b0 are the first steps of the run, of the phase and of the block; z7_row counts elements;
+inverse7 is that of scale7 v7, where scale7 keeps it from being too small.
 Imports text.
 """
 
@@ -18,7 +19,8 @@ from tinygrad_seq.kernels.text import MATHEMATICS, REDUCTIONS, Writer
 
 IMPORTS = (
     *MATHEMATICS,
-    *"constant fetch load part_max part_min part_sum repeat row_max row_min row_sum".split(),
+    *"constant divisor_scale fetch load part_max part_min part_sum repeat".split(),
+    *"row_max row_min row_sum".split(),
     *"store uniform".split(),
 )
 
@@ -310,7 +312,7 @@ class CpuWriter(Writer):
             self._product(stage, depth, rows)
             return
         self.add(depth, f"for r in range({rows}):")
-        known: set[int] = set()  # single values of this row
+        known: set[int | str] = set()  # single values of this row, by line; inverses, by name
         for each in stage.passes:
             self._pass(each, depth + 1, known)
 
@@ -365,7 +367,7 @@ class CpuWriter(Writer):
 
     # Passes
 
-    def _pass(self, each: Any, depth: int, known: set[int]) -> None:
+    def _pass(self, each: Any, depth: int, known: set[int | str]) -> None:
         for slot in each.singles:
             self._comment(depth, slot)
             for k in self.program.inputs[slot]:
@@ -376,7 +378,7 @@ class CpuWriter(Writer):
         for slots in each.loops.values():
             self._loop(slots, depth, known)
 
-    def _fetch_single(self, slot: int, depth: int, known: set[int]) -> None:
+    def _fetch_single(self, slot: int, depth: int, known: set[int | str]) -> None:
         """Have one number of a row in every lane."""
         if slot in known or self.plan.rows[slot].op == "number":
             return
@@ -393,7 +395,28 @@ class CpuWriter(Writer):
                 value = f"load(to, 0, 1) + {value}"
             self.add(depth, f"store(to, 0, {value}, 1)")
 
-    def _loop(self, slots: list[int], depth: int, known: set[int]) -> None:
+    def _by_inverse(self, slot: int) -> bool:
+        """Whether all of a row is divided by one number of it: one division then, not many."""
+        repeated = self._repeated(slot)
+        return self.plan.rows[slot].op == "divide" and repeated[1] and not repeated[0]
+
+    def _invert(self, slot: int, depth: int, known: set[int | str]) -> None:
+        """The inverse of what a row is divided by, before the loop over the row."""
+        k = self.program.inputs[slot][1]
+        self._fetch_single(k, depth, known)
+        if f"inverse{k}" not in known:
+            known.add(f"inverse{k}")
+            self.add(depth, f"scale{k} = divisor_scale({self.value(k)})")
+            self.add(depth, f"inverse{k} = {self.constant(1.0)} / ({self.value(k)} * scale{k})")
+
+    def _in_loop(self, slot: int) -> str:
+        """The expression of a value of which there is one for each unit."""
+        if not self._by_inverse(slot):
+            return self._expression(slot)
+        above, below = self.program.inputs[slot]
+        return f"{self.value(above)} * scale{below} * inverse{below}"
+
+    def _loop(self, slots: list[int], depth: int, known: set[int | str]) -> None:
         plan = self.plan
         reductions = [slot for slot in slots if plan.rows[slot].op in REDUCTIONS]
         along = self.program.inputs[slots[0]][0] if slots[0] in reductions else slots[0]
@@ -402,6 +425,8 @@ class CpuWriter(Writer):
         loads: list[int] = []
         far: dict[int, str] = {}
         for slot in slots:  # what is repeated is fetched, addresses are computed, before the loop
+            if self._by_inverse(slot):
+                self._invert(slot, depth, known)
             for k, repeated in zip(self.program.inputs[slot], self._repeated(slot), strict=True):
                 if plan.rows[k].op == "number" or (k in inside and k not in reductions):
                     continue
@@ -439,7 +464,7 @@ class CpuWriter(Writer):
                 source = self.program.inputs[slot][0]
                 self.add(depth + 1, f"v{slot} = part_{name}(v{slot}, {self.value(source)}, n)")
                 continue
-            self.add(depth + 1, f"v{slot} = {self._expression(slot)}")
+            self.add(depth + 1, f"v{slot} = {self._in_loop(slot)}")
             for number, target in enumerate(self._targets(slot)):
                 value = f"v{slot}"
                 if target.kind == "sum":

@@ -242,7 +242,7 @@ MATH = {
     name: getattr(vecmath, name)
     for name in (
         *("exp", "expm1", "log", "log1p", "tanh", "sigmoid", "sqrt", "abs", "sign", "maximum"),
-        *("minimum", "sin", "cos", "erf", "power", "where"),
+        *("minimum", "sin", "cos", "erf", "power", "where", "divisor_scale"),
     )
 }
 

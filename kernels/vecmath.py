@@ -36,6 +36,7 @@ BIAS = {"float32": 127, "float64": 1023}
 LARGEST = {"float32": 104.0, "float64": 746.0}  # |x| beyond which eˣ is 0 or infinite
 # Between these eˣ is a normal number, and its inverse below the smallest one at the upper end.
 NORMAL = {"float32": (-87.3, 88.37), "float64": (-708.3, 709.4)}
+LARGE_DIVISOR = {"float32": 2.0**125, "float64": 2.0**1021}
 SATURATED = {"float32": 10.0, "float64": 20.0}  # beyond which tanh is ±1
 
 
@@ -163,6 +164,11 @@ def minimum(on: Any, a: Value, b: Value) -> Value:
 
 def where(on: Any, condition: Value, a: Value, b: Value) -> Value:
     return on.select(on.compare("!=", condition, 0.0), a, b)
+
+
+def divisor_scale(on: Any, x: Value) -> Value:
+    """1, or a power of two so small that the inverse of x times it is a normal number."""
+    return on.select(on.compare(">", abs(on, x), LARGE_DIVISOR[on.dtype]), 2.0**-64, 1.0)
 
 
 def sin(on: Any, x: Value) -> Value:

@@ -153,6 +153,26 @@ def test_what_is_computed_of_a_joint_is_computed_of_its_parts(rng):
         assert [len(stage.passes) for stage in stages if hasattr(stage, "passes")] == passes
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_row_divided_by_one_number(dtype):
+    """By its inverse, whatever its size."""
+    limits = np.finfo(dtype)
+    huge, tiny = float(limits.max), float(limits.tiny)
+    below = [3.0, -0.7, huge, huge / 3, tiny, 2 * tiny, 0.0, np.inf, -np.inf, np.nan]
+    above = [1.0, -3.0, huge, huge / 7, 4 * tiny, 0.0, np.inf, np.nan]
+    below, xs = np.array(below, dtype)[:, None], np.tile(np.array(above, dtype), (1, 10, 1))
+
+    def cell(x, h):
+        return {"row": x / h, "sum": x * 0.125 / (x.sum(axis=-1, keepdims=True))}, h
+
+    with np.errstate(all="ignore"):
+        found, _ = tgs.scan(cell, xs, below)
+        expected, _ = tgs.unroll(cell, xs, below)
+        for key, true in expected.items():
+            true = np.where(abs(np.asarray(true)) < tiny, 0, true)  # as kernels have it
+            np.testing.assert_allclose(found[key], true, rtol=2 * limits.eps, atol=tiny)
+
+
 def test_integers_that_a_float_does_not_hold():
     xs = np.full((2, 1, 3), 2**24 + 1)
     with pytest.raises(ValueError, match=r"16777217.*float32.*unroll"):
