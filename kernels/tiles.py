@@ -73,10 +73,9 @@ def block_bytes(count: int, columns: int) -> int:
 
 
 def split_bytes(K: int, rows: int) -> int:
-    """The memory in which ``product_in_tiles`` splits its rows."""
+    """The memory in which ``product_in_tiles`` splits up to so many rows."""
     blocks = -(-min(rows, MOST_ROWS) // LINES)
-    most = max(1, MOST_SPLIT // A_SPAN // blocks)
-    return CONFIGURATION + blocks * min(spans(K), most) * A_SPAN
+    return CONFIGURATION + min(blocks * spans(K), max(blocks, MOST_SPLIT // A_SPAN)) * A_SPAN
 
 
 # Texts of the functions, for library.py ---------------------------------------------------------

@@ -36,6 +36,16 @@ def product(a, b, c=None):
     return out[:, :N]
 
 
+@given(st.integers(1, 9000), st.integers(1, 300), st.data())
+def test_split_rows_fit_their_memory(K, rows, data):
+    """As ``product_in_tiles`` divides them, fewer rows than were foreseen too."""
+    fewer = data.draw(st.integers(1, min(rows, tiles.MOST_ROWS)))
+    blocks = -(-fewer // tiles.LINES)
+    most = max(1, tiles.MOST_SPLIT // tiles.A_SPAN // blocks)
+    used = tiles.CONFIGURATION + blocks * min(most, tiles.spans(K)) * tiles.A_SPAN
+    assert used <= tiles.split_bytes(K, rows)
+
+
 def arrays(seed, M, K, N, transposed=False):
     rng = np.random.default_rng(seed)
     a, b, c = (
