@@ -22,7 +22,7 @@ from numba import config, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 from tinygrad_seq.kernels.machine import vector_bits
-from tinygrad_seq.kernels.simd import I32, I64, WORD, lanes, splat_ir, vectors
+from tinygrad_seq.kernels.simd import I64, WORD, lanes, prefetch_ir, splat_ir, vectors
 
 LINE = 64  # bytes of a line of the cache
 KC = 256  # rows that the large products take in at once
@@ -94,10 +94,6 @@ def micro_kernel(dtype: str, rows: int, panels: int) -> Any:
                 ir.FunctionType(vector, [vector] * 3),
                 f"llvm.fmuladd.v{count}f{8 * bytes_}",
             )
-            flags = [ir.IntType(8).as_pointer(), I32, I32, I32]
-            prefetch = cgutils.get_or_insert_function(
-                build.module, ir.FunctionType(ir.VoidType(), flags), "llvm.prefetch.p0"
-            )
             a_rows = [build.gep(A, [build.mul(row, constant(m))]) for m in range(rows)]
             size = build.mul(K, constant(VECTORS * count))  # of a panel
             b_panels = [build.gep(B, [build.mul(size, constant(p))]) for p in range(panels)]
@@ -134,8 +130,8 @@ def micro_kernel(dtype: str, rows: int, panels: int) -> Any:
                 place = build.add(offset, constant(v % VECTORS * count))
                 first = build.gep(b_panels[v // VECTORS], [place])
                 of_b.append(build.load(build.bitcast(first, vector.as_pointer()), align=bytes_))
-            line = build.inttoptr(build.add(ahead, build.mul(k, step)), ir.IntType(8).as_pointer())
-            build.call(prefetch, [line, *(ir.Constant(I32, n) for n in (0, 2, 1))])
+            line = build.add(ahead, build.mul(k, step))
+            prefetch_ir(build, build.inttoptr(line, ir.IntType(8).as_pointer()))
             new = {}
             along = build.mul(k, column)
             for m in range(rows):

@@ -162,7 +162,7 @@ def outer(table, task, phase):
     a_block = g_block + word(table, 8)
     in_tiles = word(table, 10)  # not 0: with tiles, whose shapes are written down there
     in_tiles += task * bytes_ if in_tiles else 0
-    unit = ROWS if in_tiles == 0 else 16  # columns that are divided among the tasks together
+    unit = ROWS if in_tiles == 0 else LINES  # columns that are divided among the tasks together
     at = table + 8 * 11
     for group in range(word(table, 9)):
         G, g_first, a_count = word(at, 5), word(at, 6), word(at, 7)
@@ -215,6 +215,7 @@ def outer(table, task, phase):
 
 
 def _without_tiles(source: str) -> str:
+    """The text without what it does in tiles, where there are none."""
     return re.sub(r"\n( +)if in_tiles:\n(?:\1 +.*\n)+", "\n", source)
 
 
@@ -233,7 +234,7 @@ from tinygrad_seq.kernels.simd import flush_denormals, put_word, restore_denorma
 _v = vectors("{dtype}")
 LANES, load, store, constant, fetch = _v.LANES, _v.load, _v.store, _v.constant, _v.fetch
 PANEL, ROWS, ITEM, KC = gemm.panel("{dtype}"), gemm.ROWS, {np.dtype(dtype).itemsize}, gemm.KC
-GROUP, repeat = gemm.group("{dtype}"), _v.repeat
+GROUP, LINES, repeat = gemm.group("{dtype}"), tiles.LINES, _v.repeat
 globals().update(gemm.micro_kernels("{dtype}"))
 '''
     if used:

@@ -83,6 +83,24 @@ def first_lanes_ir(build: Build, n: Any, count: int) -> Any:
     return build.icmp_signed("<", numbers, splat_ir(build, build.trunc(n, I32), count))
 
 
+def masked_load_ir(build: Build, at: Any, n: Any, kind: Any, bytes_: int) -> Any:
+    """The first n numbers at a pointer to vectors of this kind, zeros after them."""
+    count = kind.count
+    name = f"llvm.masked.load.v{count}f{8 * bytes_}.p0"
+    given = [kind.as_pointer(), I32, ir.VectorType(I1, count), kind]
+    function = cgutils.get_or_insert_function(build.module, ir.FunctionType(kind, given), name)
+    nothing = ir.Constant(kind, [0.0] * count)
+    mask = first_lanes_ir(build, n, count)
+    return build.call(function, [at, ir.Constant(I32, bytes_), mask, nothing])
+
+
+def prefetch_ir(build: Build, at: Any) -> None:
+    """Begin to bring the line of a pointer to a byte near, to be read and kept."""
+    kind = ir.FunctionType(ir.VoidType(), [at.type, I32, I32, I32])
+    function = cgutils.get_or_insert_function(build.module, kind, "llvm.prefetch.p0")
+    build.call(function, [at, *(ir.Constant(I32, n) for n in (0, 2, 1))])
+
+
 class _Lanes:
     """LLVM vectors behind the operators and functions that ``vecmath`` is written with."""
 
@@ -258,16 +276,7 @@ def _compiled_functions(dtype: str) -> SimpleNamespace:
         def emit(context: Any, build: Build, sig: Any, args: Any) -> Any:
             address, j, n = args
             at = pointer_ir(build, address, j, element, vector)
-            mask = ir.VectorType(I1, count)
-            name = f"llvm.masked.load.v{count}f{8 * kind.bytes}.p0"
-            function = cgutils.get_or_insert_function(
-                build.module,
-                ir.FunctionType(vector, [vector.as_pointer(), I32, mask, vector]),
-                name,
-            )
-            nothing = ir.Constant(vector, [0.0] * count)
-            align = ir.Constant(I32, kind.bytes)
-            return build.call(function, [at, align, first_lanes_ir(build, n, count), nothing])
+            return masked_load_ir(build, at, n, vector, kind.bytes)
 
         return kind(WORD, WORD, WORD), emit
 
@@ -304,11 +313,8 @@ def _compiled_functions(dtype: str) -> SimpleNamespace:
         """Begin to bring a line of memory near that will be read soon; any address will do."""
 
         def emit(context: Any, build: Build, sig: Any, args: Any) -> Any:
-            byte = ir.IntType(8).as_pointer()
-            kind = ir.FunctionType(ir.VoidType(), [byte, I32, I32, I32])
-            function = cgutils.get_or_insert_function(build.module, kind, "llvm.prefetch.p0")
-            at = pointer_ir(build, args[0], args[1], element, byte.pointee)
-            build.call(function, [at, *(ir.Constant(I32, n) for n in (0, 2, 1))])  # to read, keep
+            byte = ir.IntType(8)
+            prefetch_ir(build, pointer_ir(build, args[0], args[1], element, byte))
             return context.get_dummy_value()
 
         return types.void(WORD, WORD), emit

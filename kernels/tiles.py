@@ -33,7 +33,7 @@ from numba import config, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 from tinygrad_seq.kernels import machine
-from tinygrad_seq.kernels.simd import I1, I32, I64, WORD, VectorType, first_lanes_ir
+from tinygrad_seq.kernels.simd import I32, I64, WORD, VectorType, masked_load_ir, prefetch_ir
 
 LINES, SPAN, COLUMNS = 16, 32, 32  # of a tile; of k; of a panel
 LINE, TILE = 64, 1024  # bytes
@@ -82,7 +82,7 @@ def split_bytes(K: int, rows: int) -> int:
 
 FUNCTIONS = {"pack_in_tiles": 8, "product_in_tiles": 10, "gram_in_tiles": 10}
 HELPERS = (
-    *("split_row", "clear_row", "in_vectors", "shape_tiles", "blocks"),
+    *("split_row", "clear_row", "in_vectors", "shape_tiles", "by_panels"),
     *("find_rows", "split_tile", "split_groups", "split_panels"),
 )
 TEXT = f'''
@@ -124,6 +124,7 @@ def split_row(x, K, line):
 
 
 def clear_row(K, line):
+    """Zeros in the place of a row's pieces."""
     for s in range(0, K, {SPAN}):
         for piece in range(3):
             for k in range({LINE // 8}):
@@ -161,7 +162,7 @@ def shape_tiles(at, first, second):
     configure(at)
 
 
-def blocks(a, M, b, size, spans, panels, c, ldc, add, at):
+def by_panels(a, M, b, size, spans, panels, c, ldc, add, at):
     """Split rows times packed panels, 32 rows and columns at a time, or 16 rows and 64 columns.
 
     ``size`` bytes are from panel to panel, of which as many spans are done as rows were split.
@@ -176,13 +177,13 @@ def blocks(a, M, b, size, spans, panels, c, ldc, add, at):
         p = 0
         if rows <= {LINES}:
             while p + 1 < panels:
-                multiply_1x2(here, 0, b + p * size, size, spans, to + 128 * p, ldc, add)
+                multiply_1x2(here, 0, b + p * size, size, spans, to + {4 * COLUMNS} * p, ldc, add)
                 p += 2
             if p < panels:
-                multiply_1x1(here, 0, b + p * size, size, spans, to + 128 * p, ldc, add)
+                multiply_1x1(here, 0, b + p * size, size, spans, to + {4 * COLUMNS} * p, ldc, add)
         else:
             for p in range(panels):
-                here_b, to_c = b + p * size, to + 128 * p
+                here_b, to_c = b + p * size, to + {4 * COLUMNS} * p
                 multiply_2x1(here, spans * {A_SPAN}, here_b, size, spans, to_c, ldc, add)
     release()
 
@@ -210,7 +211,7 @@ def product_in_tiles(a, row, M, b, K, panels, c, ldc, add, memory):
                 if odd_row:
                     clear_row(k, line)
             if odd_b == 0:
-                blocks(pieces, rows, here, size, count, panels, to, ldc, adds, memory)
+                by_panels(pieces, rows, here, size, count, panels, to, ldc, adds, memory)
             if odd | odd_b:  # rows that were left out, or all
                 for m in range(rows):
                     at = x + 4 * m * row
@@ -223,7 +224,7 @@ def gram_in_tiles(p_block, q_block, low, high, N, count, out, distance, add, at)
     panels, to = (N + {COLUMNS - 1}) // {COLUMNS}, out + 4 * low * distance
     spans = (count + {SPAN - 1}) // {SPAN}
     size = spans * {B_SPAN}
-    blocks(p_block, high - low, q_block, size, spans, panels, to, distance, add, at)
+    by_panels(p_block, high - low, q_block, size, spans, panels, to, distance, add, at)
 '''
 # Beside the packing of the large products, whose ``line`` they use.
 PACKING = f'''
@@ -351,16 +352,6 @@ def _any(build: Any, one: Any, other: Any) -> Any:
     return build.icmp_unsigned("!=", both, ir.Constant(both.type, 0))
 
 
-def _masked_load(build: Any, address: Any, n: Any) -> Any:
-    mask = ir.VectorType(I1, LINES)
-    kind = ir.FunctionType(FLOATS, [FLOATS.as_pointer(), I32, mask, FLOATS])
-    function = cgutils.get_or_insert_function(build.module, kind, "llvm.masked.load.v16f32.p0")
-    nothing = ir.Constant(FLOATS, [0.0] * LINES)
-    there = first_lanes_ir(build, n, LINES)
-    at = _pointer(build, address, to=FLOATS)
-    return build.call(function, [at, ir.Constant(I32, 4), there, nothing])
-
-
 def _transposed(build: Any, lines: list[Any]) -> list[Any]:
     """Sixteen vectors transposed: at each stage blocks of twice the size change places."""
     width = 1
@@ -376,12 +367,6 @@ def _transposed(build: Any, lines: list[Any]) -> list[Any]:
             made[k + width] = build.shuffle_vector(a, b, ir.Constant(INTS, two))
         lines, width = made, 2 * width
     return lines
-
-
-def _prefetch(build: Any, at: Any) -> None:
-    """Begin to bring a line into the second cache."""
-    flags = [ir.Constant(I32, k) for k in (0, 2, 1)]
-    _call(build, "llvm.prefetch.p0", _pointer(build, at, to=BYTE), *flags)
 
 
 class _Tiles:
@@ -446,7 +431,7 @@ def _multiply(rows: int, panels: int) -> Any:
                 for panel in range(panels):
                     for k in range(AHEAD_LINES):
                         ahead = (bd, panel), (loop.index, B_SPAN), (line, k), (_word(B_SPAN), 2)
-                        _prefetch(build, _sum(build, b, *ahead))
+                        prefetch_ir(build, _pointer(build, _sum(build, b, *ahead), to=BYTE))
                 if rows == 1:
                     for piece in range(held_a):
                         load_a(0, piece, first_a + piece)
@@ -486,7 +471,8 @@ def _compiled() -> SimpleNamespace:
         def emit(context: Any, build: Any, sig: Any, args: Any) -> Any:
             x, nx, y, ny, to, distance = args
             first, second = (
-                _Split(build, _masked_load(build, at, n)) for at, n in ((x, nx), (y, ny))
+                _Split(build, masked_load_ir(build, _pointer(build, at, FLOATS), n, FLOATS, 4))
+                for at, n in ((x, nx), (y, ny))
             )
             with build.if_else(_any(build, first.odd, second.odd), likely=False) as (then, rest):
                 with then:

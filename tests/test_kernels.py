@@ -379,3 +379,17 @@ def test_edges_of_tasks_cover_all_rows_in_every_segment(lengths, tasks, steps):
     assert (edges[:, -1] == len(lengths)).all()
     assert (np.diff(edges) >= 0).all()
     assert not (edges[:, 1:-1] % layout.chunk(len(lengths)))[edges[:, 1:-1] < len(lengths)].any()
+
+
+@given(
+    lengths=st.lists(st.integers(0, 9), min_size=1, max_size=12),
+    n=st.sampled_from([1, 3, 5000]),  # cleared as a whole, or row by row
+    reverse=st.booleans(),
+)
+def test_outputs_are_cleared_where_rows_have_ended(lengths, n, reverse):
+    rows = cpu.rows_of(9, len(lengths), np.array(lengths), reverse)
+    memory.empty((9, len(lengths), n), np.dtype("f4")).fill(np.nan)  # used again
+    made = cpu._outputs(rows, n, np.dtype("f4"))
+    assert made.shape == (9, len(lengths), n)
+    for b, length in enumerate(lengths):
+        assert not made[length:, b].any()

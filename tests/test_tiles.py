@@ -135,6 +135,19 @@ def test_with_the_compiler_switched_off(tmp_path):
 
 
 @TILES
+def test_they_can_be_done_without():
+    program = "from tinygrad_seq.kernels import machine; print(machine.about_tiles())"
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "TINYGRAD_SEQ_TILES": "0"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == "no: TINYGRAD_SEQ_TILES=0\n"
+
+
+@TILES
 def test_plain_functions_and_compiled_ones_have_the_same_pieces(rng):
     plain = tiles._plain()
     text = '''"""Functions of tiles by themselves."""
