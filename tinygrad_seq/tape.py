@@ -80,7 +80,8 @@ class _Recording(threading.local):
         self.enabled = True
         self.before: list[bool] = []  # what `enabled` was outside each open set_recording
         self.tapes: tuple[Any, ...] = ()  # the open Tapes of listing.py
-        self.tracer: Any = None  # while a cell is traced, the Trace of recurrence/trace.py
+        # While a cell is traced, the Trace of recurrence/trace.py, or what stands in its place.
+        self.tracer: Any = None
         self.flow: Any = None  # while gradients are watched, the Watch of recurrence/flow.py
         self.draws: Any = None  # while a cell runs, where its random numbers come from
 
@@ -96,6 +97,8 @@ class set_recording:  # noqa: N801
 
     def __enter__(self) -> None:
         recording.before.append(recording.enabled)
+        if recording.tracer is not None:
+            recording.tracer.depart()
         recording.enabled = self._enabled
 
     def __exit__(self, *_: object) -> None:

@@ -20,6 +20,7 @@ from tinygrad_seq import devices
 from tinygrad_seq.errors import DeviceError, TraceError, whole
 from tinygrad_seq.recurrence.arguments import Cell, Given, check_arguments
 from tinygrad_seq.recurrence.derive import Needs, differentiate
+from tinygrad_seq.recurrence.following import trace_again
 from tinygrad_seq.recurrence.stepwise import no_steps, run_steps
 from tinygrad_seq.recurrence.trace import Step, trace_cell
 from tinygrad_seq.rules import RULES, Operation
@@ -107,10 +108,17 @@ def _dtype(given: Given) -> np.dtype[Any]:
 class Call:
     """One call of ``scan``."""
 
-    def __init__(self, cell: Cell, given: Given, reverse: bool, checkpoint: int | None) -> None:
+    def __init__(
+        self,
+        cell: Cell,
+        given: Given,
+        reverse: bool = False,
+        checkpoint: int | None = None,
+        anew: bool = False,  # traced along nothing, for who looks on
+    ) -> None:
         self.cell, self.given, self.reverse, self.checkpoint = cell, given, reverse, checkpoint
         self.dtype = _dtype(given)
-        self.step = trace_cell(cell, given, self.dtype)
+        self.step = (trace_cell if anew else trace_again)(cell, given, self.dtype)
         self.xs, self.states = given.x_leaves, given.state_leaves
         self.own_resets = given.reset_state is not given.state
         self.reset_states = leaves(given.reset_state) if given.resets is not None else self.states
@@ -199,7 +207,7 @@ class Call:
 def prepare(cell: Cell, xs: Any, state: Any) -> tuple[Call, Needs]:
     """A call with these arguments, and what needs a gradient: all that can, if nothing asks."""
     given = check_arguments(cell, xs, state, None, None, "scan")
-    scan = Call(cell, given, False, None)
+    scan = Call(cell, given, anew=True)
     needs = scan.needs()
     if not any(any(each) for each in needs):
         floating = [x.dtype in FLOATS for x in scan.xs]
@@ -214,6 +222,16 @@ def _name(cell: Any) -> str:
 
 def _runner(step: Step, needs: Needs | None, name: str, x: Any) -> Any:
     """The compiled code for these rows where x is, made if they were never seen."""
+    known = step.precedent
+    if known is not None:
+        runner = known.runners.get(needs)
+        if runner is None:
+            runner = known.runners[needs] = _runner_of(step, needs, name, x)
+        return runner
+    return _runner_of(step, needs, name, x)
+
+
+def _runner_of(step: Step, needs: Needs | None, name: str, x: Any) -> Any:
     trace = step.trace
     structure = (
         trace.dtype.char,
@@ -249,6 +267,7 @@ def plan_of(step: Step, needs: Needs | None, name: str, cuda: bool = False) -> P
     """The plan of a traced step, with a way back if something needs one."""
     from tinygrad_seq.recurrence.plan import make_plan  # when something is compiled at all
 
+    step = step._replace(trace=step.trace.copied())
     derivative = None if needs is None else differentiate(step, needs)
     states = needs.state if needs is not None else ()
     return make_plan(step, derivative, name, states, sums_apart=cuda)

@@ -48,7 +48,7 @@ class Stepper:
             given = check_arguments(cell, steps, state, None, None, "Stepper")
             if given.B == 0:
                 raise ShapeError("Stepper: x has no rows, expected (B, ...) with B from 1 on")
-            scan = Call(cell, given, False, None)
+            scan = Call(cell, given)
             if scan.step.trace.draws:
                 raise TraceError(
                     "Stepper: the cell draws random numbers, and these would never change; "

@@ -13,6 +13,7 @@ not mix. Imports the engine and arguments.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import copy
 from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
@@ -36,6 +37,17 @@ _ALL = slice(None)
 _ONE, _TWO = (False,), (False, False)
 _new = tuple.__new__  # a NamedTuple in half the time
 _new_tensor = Tensor.__new__
+
+
+class Event(NamedTuple):
+    """Something that a cell asked its trace for, and what it got; for ``following.py``."""
+
+    op: Any  # an Operation, the name of a comparison, or "uniform"
+    inputs: Sequence[Any]
+    params: tuple[Any, ...]
+    begin: int  # how many rows there were
+    made: Tensor
+    several: bool = False  # whether it was made of what comes next
 
 
 class Row(NamedTuple):
@@ -117,8 +129,13 @@ def _no_value(traced: Traced, what: str) -> NoReturn:
 class Trace(Source):
     """A step tape in the making: rows, and beside them what the rows leave open."""
 
-    def __init__(self, batch_size: int, dtype: np.dtype[Any], device: str = "cpu") -> None:
+    def __init__(
+        self, batch_size: int, dtype: np.dtype[Any], device: str = "cpu", noted: bool = False
+    ) -> None:
         self.B, self.dtype, self.device = batch_size, dtype, device
+        self.events: list[Any] | None = [] if noted else None  # what was asked for, in order
+        self.leaves: list[Tensor] = []  # inputs and states
+        self.body = 0  # rows when the cell had returned
         self.rows: list[Row] = []
         self.widths: list[int] = []  # of each row, the length of its last axis
         self.single: list[bool] = []  # whether that is 1 whatever the sizes
@@ -126,14 +143,23 @@ class Trace(Source):
         self.captured: list[Tensor] = []
         self.matrices: list[bool] = []  # of each whether it stands in a product
         self.numbers: list[float] = []
-        self._captures: dict[tuple[int, bool], int] = {}
+        self.captures: dict[tuple[int, bool], int] = {}
         self.cuts: dict[int, list[int]] = {}  # the slices of a row
+        self.parts: dict[int, tuple[Tensor, ...]] = {}  # what a row was joined from
         self.gaps: dict[int, list[tuple[int, int]]] = {}  # rows as wide as what they leave out
         self.frozen: set[int] = set()  # rows through which no gradient goes
         self.draws = False  # whether any random numbers are drawn
         self.seeds: list[int] = []  # of each operation that draws them at every step
         self.copies: dict[int, int] = {}  # of rows that are given back and not computed
         self.like: dict[int, int] = {}  # rows that have the width of another by what they mean
+
+    def copied(self) -> Trace:
+        """The same rows, to go on from without this trace being changed."""
+        made = Trace(self.B, self.dtype, self.device)
+        kept = {name: getattr(self, name) for name in vars(made) if name != "events"}
+        vars(made).update({name: copy(value) for name, value in kept.items()})
+        made.cuts = {base: list(cuts) for base, cuts in self.cuts.items()}
+        return made
 
     # Rows
 
@@ -158,12 +184,13 @@ class Trace(Source):
                 f"only those are compiled; {WAY_OUT}"
             )
         slot = self.add(op, (), k, shape[1] if len(shape) == 2 else 1)
-        return _stand_in(self, slot, shape, dtype)
+        self.leaves.append(_stand_in(self, slot, shape, dtype))
+        return self.leaves[-1]
 
     def capture(self, tensor: Tensor, matrix: bool) -> int:
         """The row of a tensor that the cell closes over, numbered at its first use."""
         key = (id(tensor), matrix)
-        slot = self._captures.get(key)
+        slot = self.captures.get(key)
         if slot is None:
             if tensor.dtype != self.dtype and tensor.dtype in FLOATS:
                 raise TraceError(
@@ -181,7 +208,7 @@ class Trace(Source):
             )
             self.captured.append(tensor)
             self.matrices.append(matrix)
-            self._captures[key] = slot
+            self.captures[key] = slot
         return slot
 
     def constant(self, array: np.ndarray) -> Tensor:
@@ -199,12 +226,16 @@ class Trace(Source):
                 f"step, expected (B, n) or (B,) with B = {self.B}: each row of the batch has its "
                 f"own; {WAY_OUT}"
             )
-        self.draws = True
+        self.draws, begin = True, len(self.rows)
         if per_sequence:
-            return drawn(new_seed(rng), 0, 0, shape, self.dtype).to(self.device)
-        self.seeds.append(new_seed(rng))
-        slot = self.add("uniform", (), (), shape[1] if len(shape) == 2 else 1)
-        return _stand_in(self, slot, shape, self.dtype)
+            made = drawn(new_seed(rng), 0, 0, shape, self.dtype).to(self.device)
+        else:
+            self.seeds.append(new_seed(rng))
+            slot = self.add("uniform", (), (), shape[1] if len(shape) == 2 else 1)
+            made = _stand_in(self, slot, shape, self.dtype)
+        if self.events is not None:
+            self.events.append(Event("uniform", (), (shape, per_sequence), begin, made))
+        return made
 
     def cast(self, x: Traced, dtype: np.dtype[Any]) -> Traced:
         """Kernels compute in one floating dtype; conditions are ones and zeros in it."""
@@ -227,6 +258,18 @@ class Trace(Source):
 
     def apply(self, op: Operation, inputs: Sequence[Any], params: tuple[Any, ...]) -> Tensor | None:
         """Write an operation down; None if it is one on tensors that were there before."""
+        if self.events is None:
+            return self._written(op, inputs, params)
+        begin, before = len(self.rows), len(self.events)
+        made = self._written(op, inputs, params)
+        if made is not None:
+            event = Event(op, inputs, params, begin, made, len(self.events) > before)
+            self.events.insert(before, event)
+        return made
+
+    def _written(
+        self, op: Operation, inputs: Sequence[Any], params: tuple[Any, ...]
+    ) -> Tensor | None:
         first = inputs[0]
         data = first._data if type(first) is Tensor else None
         if type(op) is Rule:
@@ -281,6 +324,7 @@ class Trace(Source):
 
     def compare(self, name: str, a: Any, b: Any) -> Tensor:
         """A condition: ones and zeros in the kernel."""
+        begin, given, asked = len(self.rows), (a, b), name
         a, b = (
             v if isinstance(v, (Tensor, int, float)) else as_tensor(v, name, self.dtype)
             for v in (a, b)
@@ -289,7 +333,10 @@ class Trace(Source):
             if any(getattr(value, "dtype", None) != np.bool_ for value in (a, b)):
                 self._unknown(name, (a, b), ": both must be conditions")
             name = "minimum" if name == "bitwise_and" else "maximum"
-        return self._elementwise(name, (a, b), np.dtype(bool))
+        made = self._elementwise(name, (a, b), np.dtype(bool))
+        if self.events is not None:
+            self.events.append(Event(asked, given, (), begin, made))
+        return made
 
     def invert(self, x: Tensor) -> Tensor:
         if x.dtype != np.bool_:
@@ -335,7 +382,7 @@ class Trace(Source):
                     shape = self._broadcast(name, inputs, shape, other.shape)
         else:
             if name == "scalar_power" and inputs[1] in (2, 3, 4):  # x³ = x · x · x
-                return _product_of([inputs[0]] * int(inputs[1]))
+                return power_of(*inputs)
             if name == "where" and all(type(v) is float for v in inputs[1:]):
                 # two Python numbers alone make a tensor of the default dtype
                 inputs = [inputs[0], *(float(DEFAULT_FLOAT.type(v)) for v in inputs[1:])]
@@ -446,28 +493,21 @@ class Trace(Source):
             )
         if len(a.shape) != 2 or b.ndim != 2:
             self._mixes("matmul", inputs)
-        row = self.rows[a.slot]
-        if (
-            row.op == "concat" and a.slot not in self.frozen
-        ):  # x and h each times their own part of the matrix
-            return self._matmul_of_parts(row, inputs[1])
+        parts = self.parts.get(a.slot)
+        if parts is not None and a.slot not in self.frozen:
+            return product_of_parts([self._computed(part) for part in parts], inputs[1])
         slot = self.add("matmul", (a.slot, self.capture(inputs[1], True)), None, b.shape[1])
         if not recording.enabled:
             self.frozen.add(slot)
         return _stand_in(self, slot, (self.B, b.shape[1]), self.dtype)
 
-    def _matmul_of_parts(self, row: Row, matrix: Tensor) -> Tensor:
-        total: Tensor | None = None
-        first = 0
-        for part in row.inputs:
-            width = self.widths[part]
-            computed = self.as_row(part) if self.rows[part].op == "capture" else part
-            x = _stand_in(self, computed, (self.B, width), self.dtype)
-            product = x @ matrix[first : first + width]
-            total = product if total is None else total + product
-            first += width
-        assert total is not None
-        return total
+    def _computed(self, part: Tensor) -> Tensor:
+        """A part of what was joined, as a value of the step."""
+        if type(part._data) is Traced and part.dtype is self.dtype:
+            return part
+        traced = type(part._data) is Traced
+        slot = part._data.slot if traced else self.as_row(self.capture(part, False))
+        return _stand_in(self, slot, part.shape, self.dtype)
 
     def as_row(self, capture: int) -> int:
         """What was captured, as a value of the step: 0 + x."""
@@ -590,6 +630,10 @@ class Trace(Source):
             self.frozen.add(slot)
         return _stand_in(self, slot, shape, x.dtype)
 
+    def depart(self) -> Trace:
+        """Whatever happens, this trace writes it down; see ``following.py``."""
+        return self
+
     def find_gaps(self) -> None:
         """Where the slices of a row do not follow one another from end to end, say what is left."""
         for base, cuts in self.cuts.items():
@@ -622,6 +666,7 @@ class Trace(Source):
                 slots.append(self.capture(value, False))
         width = params[1][-1]
         slot = self.add("concat", tuple(slots), None, width)
+        self.parts[slot] = tuple(inputs)
         if not recording.enabled:
             self.frozen.add(slot)
         dtypes = {value.dtype for value in inputs}
@@ -644,10 +689,24 @@ class Trace(Source):
         return inputs[0] @ self.constant(np.triu(np.ones((n, n), self.dtype)))
 
 
-def _product_of(factors: list[Tensor]) -> Tensor:
-    total = factors[0]
-    for factor in factors[1:]:
-        total = total * factor
+def power_of(x: Tensor, n: float) -> Tensor:
+    """x times itself, n times."""
+    total = x
+    for _ in range(int(n) - 1):
+        total = total * x
+    return total
+
+
+def product_of_parts(parts: Sequence[Tensor], matrix: Tensor) -> Tensor:
+    """What was joined from parts, times a matrix: each part times its own rows of it."""
+    total: Tensor | None = None
+    first = 0
+    for part in parts:
+        after = first + part.shape[1]
+        product = part @ matrix[first:after]
+        total = product if total is None else total + product
+        first = after
+    assert total is not None
     return total
 
 
@@ -704,26 +763,53 @@ class Step(NamedTuple):
     y_slots: tuple[int, ...]
     state_slots: tuple[int, ...]
     length: int  # rows of the cell itself; its derivative's may follow
+    precedent: Any = None  # what it was traced along, see ``following.py``
 
 
 def trace_cell(cell: Cell, given: Given, dtype: np.dtype[Any], driver: str = "scan") -> Step:
     """Run the cell once on tensors without values."""
-    trace = Trace(given.B, dtype, given.x_leaves[0].device)
+    trace, x, state = begin_trace(given, dtype)
+    with tracing(trace) as outer:
+        return finish_trace(trace, cell(x, state), cell, given, driver, outer)
+
+
+def begin_trace(
+    given: Given, dtype: np.dtype[Any], noted: bool = False
+) -> tuple[Trace, Any, Any]:
+    """A trace with its leaves, and these as x and state."""
+    trace = Trace(given.B, dtype, given.x_leaves[0].device, noted)
     xs = [trace.leaf("x", k, t.shape[1:], t.dtype) for k, t in enumerate(given.x_leaves)]
     before = [trace.leaf("state", k, t.shape, t.dtype) for k, t in enumerate(given.state_leaves)]
-    x, state = rebuild(given.xs, iter(xs)), rebuild(given.state, iter(before))
-    outside = recording.tracer, recording.draws, recording.enabled
-    recording.tracer, recording.draws, recording.enabled = trace, trace, True
-    try:
-        y, after = check_returned(cell(x, state), given.B, cell, driver)
-        check_state(after, given.state, given.xs, f"{driver}: the cell returned a state that")
-        y_slots = tuple([trace_slot(trace, leaf, "y") for leaf in leaves(y)])
-        state_slots = tuple([trace_slot(trace, leaf, "state") for leaf in leaves(after)])
-        trace.find_gaps()
-        if trace.draws:
-            check_drawn_anew(outside[0], driver)
-    finally:
-        recording.tracer, recording.draws, recording.enabled = outside
+    return trace, rebuild(given.xs, iter(xs)), rebuild(given.state, iter(before))
+
+
+class tracing:  # noqa: N801
+    """``with tracing(trace) as outer:`` operations are written down there; outer: where before."""
+
+    def __init__(self, trace: Any) -> None:
+        self._trace = trace
+
+    def __enter__(self) -> Any:
+        self._outside = recording.tracer, recording.draws, recording.enabled
+        recording.tracer, recording.draws, recording.enabled = self._trace, self._trace, True
+        return self._outside[0]
+
+    def __exit__(self, *_: object) -> None:
+        recording.tracer, recording.draws, recording.enabled = self._outside
+
+
+def finish_trace(
+    trace: Trace, returned: Any, cell: Cell, given: Given, driver: str, outer: Any
+) -> Step:
+    """The step that is written down, when the cell has returned this."""
+    trace.body = len(trace.rows)
+    y, after = check_returned(returned, given.B, cell, driver)
+    check_state(after, given.state, given.xs, f"{driver}: the cell returned a state that")
+    y_slots = tuple([trace_slot(trace, leaf, "y") for leaf in leaves(y)])
+    state_slots = tuple([trace_slot(trace, leaf, "state") for leaf in leaves(after)])
+    trace.find_gaps()
+    if trace.draws:
+        check_drawn_anew(outer, driver)
     return Step(trace, y, after, y_slots, state_slots, len(trace.rows))
 
 
