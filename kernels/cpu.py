@@ -80,7 +80,7 @@ class Inputs:
     numbers: Sequence[float]  # of the cell, in the order of its rows
     seeds: Sequence[int]  # of what it draws
     widths: tuple[int, ...]  # of each row of the step
-    starts: Mapping[int, int]  # of its slices
+    starts: tuple[tuple[int, int], ...]  # of its slices
     checkpoint: int | None = None
     addresses: list[int] = field(default_factory=list)  # what the words of both directions need
     edges: dict[Any, Array] = field(default_factory=dict)  # of tasks, if rows are ragged
@@ -161,7 +161,7 @@ class Runner:
         rows = inputs.rows
         sizes = inputs.sizes = Sizes(
             *(rows.B, rows.ragged, rows.onward, inputs.resets is not None),
-            *(threads.get_num_threads(), inputs.widths, tuple(inputs.starts.items())),
+            *(threads.get_num_threads(), inputs.widths, inputs.starts),
             tuple([(array.shape, array.strides) for array in inputs.captured]),
         )
         found = self._layouts.get(sizes)
@@ -388,7 +388,7 @@ class Runner:
             if layout.values[f"sum{k}_b"]:
                 captured[k] = np.array(parts if order is None else parts[order])
             else:
-                captured[k] = np.add.reduce(parts)
+                captured[k] = parts[0].copy() if len(parts) == 1 else np.add.reduce(parts)
         for matrix, out in zip(layout.matrices, outs, strict=True):
             width = matrix.shape[1]
             found = out if matrix.distance == width else np.ascontiguousarray(out[:, :width])

@@ -77,7 +77,7 @@ class Runner:
         rows = inputs.rows
         sizes = Sizes(
             *(rows.B, rows.ragged, rows.onward, inputs.resets is not None),
-            *(0, inputs.widths, tuple(inputs.starts.items())),
+            *(0, inputs.widths, inputs.starts),
             tuple([(array.shape, array.strides) for array in inputs.captured]),
         )
         machine = cuda_build.machine()._replace(tf32=cuda_blas.tf32_allowed(self.xp))

@@ -96,7 +96,7 @@ def _shape(shape: tuple[Any, ...], what: str) -> tuple[int, ...]:
                 f"{what}: shape {tuple(given)} was given, expected integers from 0 on "
                 "(dtype goes by keyword)"
             )
-    return tuple(int(n) for n in given)
+    return tuple(map(int, given))
 
 
 def full(

@@ -223,17 +223,19 @@ read_over_tensors({name: globals()[name] for name in RULES if name in globals()}
 
 
 def _comparison(ufunc: Any) -> Callable[[Any, Any], Tensor]:
+    name = ufunc.__name__
+
     def compare(a: Any, b: Any) -> Tensor:
         if recording.tracer is not None and is_traced((a, b)):
-            return recording.tracer.compare(ufunc.__name__, a, b)  # type: ignore[no-any-return]
+            return recording.tracer.compare(name, a, b)  # type: ignore[no-any-return]
         arrays = [t._data if isinstance(t, Tensor) else t for t in (a, b)]
         arrays = [float(v) if isinstance(v, float) else v for v in arrays]  # NumPy's own are weak
         try:
             made = boxed(ufunc(*arrays))
         except (TypeError, ValueError) as error:
-            raise refusal(ufunc.__name__, "ab", arrays, error) from None
+            raise refusal(name, "ab", arrays, error) from None
         if type(made) is not np.ndarray and isinstance(a, Tensor) and isinstance(b, Tensor):
-            devices.check_one_device(ufunc.__name__, "ab", arrays)
+            devices.check_one_device(name, "ab", arrays)
         return wrap(made, None)
 
     return compare

@@ -426,6 +426,8 @@ def _holds(data: Any, kinds: Any) -> bool:
 
 def check_dtype(dtype: DTypeLike) -> np.dtype[Any]:
     """A dtype that tensors may have. Raises ValueError for others."""
+    if dtype is DEFAULT_FLOAT:
+        return dtype
     try:
         if dtype is None:
             raise TypeError

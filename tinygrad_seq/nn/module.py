@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from reprlib import recursive_repr
+from types import FunctionType
 from typing import Any
 
 from numpy.typing import DTypeLike
@@ -131,7 +132,21 @@ class Module:
 
     def modules(self) -> Iterator[Module]:
         """This module and every one inside, each once."""
-        return (module for _, module in self.named_modules())
+        seen: set[int] = set()
+        waiting: list[Any] = [self]
+        while waiting:
+            holder = waiting.pop()
+            inner = holder
+            if isinstance(holder, Module):
+                if id(holder) in seen:
+                    continue
+                seen.add(id(holder))
+                yield holder
+                inner = vars(holder)
+            values = inner.values() if isinstance(inner, dict) else inner
+            for value in reversed(values):
+                if type(value) not in NO_HOLDERS and isinstance(value, HOLDERS):
+                    waiting.append(value)
 
     def _named(self, kind: int, once: bool) -> Iterator[tuple[str, Tensor]]:
         seen: set[int] = set()
@@ -226,8 +241,9 @@ class Module:
 
     def zero_grad(self) -> None:
         """Forget the gradients of all parameters."""
-        for parameter in self.parameters():
-            parameter.grad = None
+        for module in self.modules():
+            for name in module._registered()[0]:
+                vars(module)[name].grad = None
 
     def to(self, target: DTypeLike) -> Module:
         """Convert or move parameters and buffers, in place; returns the module.
@@ -263,6 +279,7 @@ class Module:
 
 
 HOLDERS = (Module, list, tuple, dict)  # what modules may stand in
+NO_HOLDERS = {Tensor, int, float, bool, str, set, type(None), FunctionType}  # told quickly
 
 
 def _modules_in(name: str, value: Any) -> list[tuple[str, Module]]:

@@ -18,9 +18,9 @@ from tinygrad_seq.nn.cells import GRUCell, LSTMCell, RNNCell
 from tinygrad_seq.nn.layers import Dropout
 from tinygrad_seq.nn.module import Module
 from tinygrad_seq.recurrence import scan, unroll
-from tinygrad_seq.structural import concat, permute_dims, stack, sum
+from tinygrad_seq.structural import concat, permute_dims, reshape, stack, sum
 from tinygrad_seq.tensors import Tensor, TensorLike, as_tensor, host_array
-from tinygrad_seq.trees import leaves, map_columns, map_leaves, paths, structure
+from tinygrad_seq.trees import leaves, map_columns, map_leaves, paths, rebuild, structure
 
 BACKENDS = {"scan": scan, "tape": unroll}
 
@@ -221,7 +221,8 @@ class _Stacked(Recurrent):
 
     def _join_states(self, states: Sequence[Any]) -> Any:
         if len(states) == 1:
-            return map_leaves(lambda leaf: leaf.reshape(1, *leaf.shape), states[0])
+            alone = [reshape(leaf, (1, *leaf.shape)) for leaf in leaves(states[0])]
+            return rebuild(states[0], iter(alone))
         return map_columns(stack, list(states))
 
 

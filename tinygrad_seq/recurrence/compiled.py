@@ -31,6 +31,7 @@ from tinygrad_seq.trees import leaves, rebuild
 if TYPE_CHECKING:
     from tinygrad_seq.recurrence.plan import Plan
 
+SINGLE_OR_DOUBLE = (np.dtype("float32"), np.dtype("float64"))
 _runners: dict[Any, Any] = {}
 _lock = threading.Lock()
 
@@ -87,6 +88,8 @@ def scan(
 def _dtype(given: Given) -> np.dtype[Any]:
     """The one dtype of a step, which its states and inputs share."""
     held = [leaf._data.dtype for leaf in (*given.state_leaves, *given.x_leaves)]
+    if held[0] in SINGLE_OR_DOUBLE and held.count(held[0]) == len(held):
+        return held[0]  # quickly, for the commonest case
     dtypes = [dtype for dtype in dict.fromkeys(held) if dtype in FLOATS]
     if not dtypes:
         raise TraceError("scan: neither xs nor the state is floating, expected float32 or float64")
@@ -123,7 +126,8 @@ class Call:
         self.own_resets = given.reset_state is not given.state
         self.reset_states = leaves(given.reset_state) if given.resets is not None else self.states
         self.captured = self.step.trace.captured
-        self._check_device()
+        if self.step.precedent is None:  # otherwise they are where they were then
+            self._check_device()
 
     def _check_device(self) -> None:
         device = self.xs[0].device
@@ -178,15 +182,15 @@ class Call:
             ],
             numbers=trace.numbers[: runner.plan.numbers],
             seeds=trace.seeds,
-            widths=tuple(trace.widths[: self.step.length]),
-            starts=trace.starts,
+            widths=trace.of_cell[0],
+            starts=trace.of_cell[1],
             checkpoint=None if recording.flow is not None else self.checkpoint,
         )
 
     def run(self) -> tuple[Any, Any]:
         step, given = self.step, self.given
         inputs, needs = self.inputs(), self.needs()
-        record = recording.enabled and any(any(each) for each in needs)
+        record = recording.enabled and any(map(any, needs))
         runner = self.runner(needs if record else None)
         arrays = self.arrays(runner)
         y_leaves = leaves(step.y)
@@ -194,8 +198,11 @@ class Call:
             ys, last, kept = runner.forward(arrays, record)
         except (RuntimeError, MemoryError) as error:
             raise devices.explained(error, "scan") from None
-        shapes = [(given.T, *y.shape) for y in y_leaves] + [s.shape for s in self.states]
-        values = [v.reshape(shape) for v, shape in zip([*ys, *last], shapes, strict=True)]
+        likes = [*y_leaves, *self.states]  # (B, n), or (B,), which counts as (B, 1)
+        values = [
+            v if len(like._data.shape) == 2 else v.reshape(*v.shape[:-2], *like._data.shape)
+            for v, like in zip([*ys, *last], likes, strict=True)
+        ]
         if not record:
             tensors = [wrap(value, None) for value in values]
         else:
@@ -276,6 +283,10 @@ def plan_of(step: Step, needs: Needs | None, name: str, cuda: bool = False) -> P
 # Arrays as kernels read them -----------------------------------------------------------------
 
 
+def _shaped(array: Any, shape: tuple[int, ...]) -> Any:
+    return array if array.shape == shape else array.reshape(shape)
+
+
 def _ready(array: Any, dtype: np.dtype[Any]) -> Any:
     """(B, n), row after row; (B,) counts as (B, 1)."""
     if array.ndim != 2:
@@ -287,6 +298,8 @@ def _ready(array: Any, dtype: np.dtype[Any]) -> Any:
 
 def _rows_ready(x: Any, dtype: np.dtype[Any]) -> Any:
     """(T, B, n) in the kernel's dtype, the numbers of a row side by side."""
+    if x.ndim == 3 and x.dtype is dtype and x.strides[2] == x.itemsize:
+        return x  # quickly, for the commonest case
     if x.dtype.kind in "iu" and x.size and _largest(x) > 2 ** (np.finfo(dtype).nmant + 1):
         raise ValueError(
             f"scan: integers from {x.min()} to {x.max()} were given, expected such as {dtype} "
@@ -306,6 +319,10 @@ def _largest(x: Any) -> int:
 
 def _capture_ready(array: Any, dtype: np.dtype[Any], matrix: bool) -> Any:
     """A matrix at any whole strides, others row after row."""
+    if array.dtype is dtype and type(array) is np.ndarray:  # quickly, for the commonest cases
+        flags = array.flags
+        if flags.c_contiguous or (matrix and flags.f_contiguous):
+            return array
     if array.dtype != dtype:
         array = array.astype(dtype)
     if matrix and not any(stride % array.itemsize for stride in array.strides):
@@ -323,7 +340,7 @@ class _Run:
         self, scan: Call, runner: Any, kept: Any, inputs: Sequence[Tensor], values: Sequence[Any]
     ) -> None:
         self.runner, self.kept, self.scan = runner, kept, scan
-        self.shapes = [t.shape for t in inputs]
+        self.shapes = [t._data.shape for t in inputs]
         self.outputs = [(v.shape, v.dtype) for v in values]
 
     def pull(self, gradients: dict[int, np.ndarray]) -> list[Any]:
@@ -354,7 +371,7 @@ class _Run:
         if len(self.shapes) > len(given):
             given += resets
         return [
-            xp.zeros(shape, dtype) if g is None else g.reshape(shape)
+            xp.zeros(shape, dtype) if g is None else _shaped(g, shape)
             for g, shape in zip(given, self.shapes, strict=True)
         ]
 

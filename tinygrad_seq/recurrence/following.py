@@ -164,7 +164,7 @@ class Captured(Outside):
 class Form:
     """An event, and of what kind its inputs were if they are no values of the step."""
 
-    __slots__ = ("begin", "inputs", "made", "op", "others", "params", "several")
+    __slots__ = ("begin", "inputs", "made", "op", "others", "params", "several", "simple")
 
     def __init__(self, event: Event, inputs: Sequence[Any]) -> None:
         self.op, self.inputs, self.params = event.op, tuple(inputs), event.params
@@ -172,6 +172,11 @@ class Form:
         # Numbers and tensors to note down. What several events are made of has its own.
         kept = [(k, each) for k, each in enumerate(inputs) if isinstance(each, (Number, Captured))]
         self.others = () if event.several else tuple(kept)
+        alone = not event.several and all(type(each) is Tensor for each in inputs)
+        self.simple = alone and len(getattr(event.op, "inputs", ())) in (1, 2)
+
+
+END = Form(Event(None, (), (), 0, wrap(np.zeros(0), None)), ())  # nothing is like it
 
 
 class _Forms:
@@ -244,7 +249,7 @@ class Precedent(Source):
 
     def __init__(self, step: Step, forms: list[Form], returned: Any, failures: int) -> None:
         trace = step.trace
-        self.forms, self.returned, self.failures = forms, returned, failures
+        self.forms, self.returned, self.failures = [*forms, END], returned, failures
         self.leaves, trace.leaves = trace.leaves, []
         self.shared = {name: value for name, value in vars(trace).items() if name not in OF_A_CALL}
         self.rows: list[Row] = trace.rows
@@ -277,7 +282,7 @@ class Precedent(Source):
         returned = cell(rebuild(given.xs, first), rebuild(given.state, first))
         trace = recording.tracer
         if trace is self:
-            if self.at == len(self.forms) and _same(returned, self.returned):
+            if self.forms[self.at] is END and _same(returned, self.returned):
                 if self.shared["draws"]:
                     check_drawn_anew(outer, driver)
                 return Step(self._trace(), *self.rest, self)
@@ -295,27 +300,36 @@ class Precedent(Source):
 
     def apply(self, op: Any, inputs: Sequence[Any], params: tuple[Any, ...]) -> Tensor | None:
         """As ``Trace.apply``."""
-        if self.at < len(self.forms):
-            form = self.forms[self.at]
-            if form.op == op and params == form.params and len(inputs) == len(form.inputs):
-                for given, like in zip(inputs, form.inputs):  # noqa: B905
-                    if given is not like and (
-                        type(like) is Tensor or not like.fits(given, self.captures)
-                    ):
-                        break
-                else:
+        form = self.forms[self.at]
+        if form.op is op and form.params == params:
+            likes = form.inputs
+            if form.simple:  # one or two values of the step
+                if inputs[0] is likes[0] and inputs[-1] is likes[-1]:
                     self.at += 1
-                    for k, like in form.others:
-                        self._note(like, inputs[k])
-                    return self._several(form, inputs) if form.several else form.made
+                    return form.made
+            elif self._fit(inputs, likes):
+                self._take(form, inputs)
+                return self._several(form, inputs) if form.several else form.made
         return self.depart().apply(op, inputs, params) if is_traced(inputs) else None
 
-    def _note(self, like: Number | Captured, given: Any) -> None:
-        if type(like) is not Captured:
-            self.numbers.append(float(given))
-        elif like.new:
-            self.captured.append(given)
-            self.captures[id(given), like.matrix] = like.slot
+    def _fit(self, inputs: Sequence[Any], likes: Sequence[Any]) -> bool:
+        if len(inputs) != len(likes):
+            return False
+        for given, like in zip(inputs, likes):  # noqa: B905
+            if given is not like and (
+                type(like) is Tensor or not like.fits(given, self.captures)
+            ):
+                return False
+        return True
+
+    def _take(self, form: Form, inputs: Sequence[Any]) -> None:
+        self.at += 1
+        for k, like in form.others:
+            if type(like) is not Captured:
+                self.numbers.append(float(inputs[k]))
+            elif like.new:
+                self.captured.append(inputs[k])
+                self.captures[id(inputs[k]), like.matrix] = like.slot
 
     def _several(self, form: Form, inputs: Sequence[Any]) -> Tensor:
         if form.op is MATMUL:
@@ -324,21 +338,22 @@ class Precedent(Source):
         return power_of(*inputs)
 
     def compare(self, name: str, a: Any, b: Any) -> Tensor:
-        made = self.apply(name, (a, b), ()) if self._comes(name) else None
-        return self.depart().compare(name, a, b) if made is None else made
-
-    def _comes(self, op: Any) -> bool:
-        return self.at < len(self.forms) and self.forms[self.at].op == op
+        form = self.forms[self.at]
+        if form.op is not name or not self._fit((a, b), form.inputs):
+            return self.depart().compare(name, a, b)
+        self._take(form, (a, b))
+        return form.made
 
     def uniform(self, shape: tuple[int, ...], rng: Rng, per_sequence: bool = False) -> Tensor:
-        if not self._comes("uniform") or self.forms[self.at].params != (shape, per_sequence):
+        form = self.forms[self.at]
+        if form.op != "uniform" or form.params != (shape, per_sequence):
             return self.depart().uniform(shape, rng, per_sequence)
         self.at += 1
         if per_sequence:
             dtype = self.shared["dtype"]
             return drawn(new_seed(rng), 0, 0, shape, dtype).to(self.shared["device"])
         self.seeds.append(new_seed(rng))
-        return self.forms[self.at - 1].made
+        return form.made
 
     # Doing something else
 
@@ -347,7 +362,8 @@ class Precedent(Source):
         if recording.tracer is not self:
             self._refuse()
         shared, at = self.shared, self.at
-        end = self.forms[at].begin if at < len(self.forms) else shared["body"]
+        form = self.forms[at]
+        end = shared["body"] if form is END else form.begin
         trace = Trace(shared["B"], shared["dtype"], shared["device"], noted=True)
         trace.rows, trace.widths = shared["rows"][:end], shared["widths"][:end]
         trace.single = shared["single"][:end]

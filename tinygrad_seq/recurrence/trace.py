@@ -136,6 +136,7 @@ class Trace(Source):
         self.events: list[Any] | None = [] if noted else None  # what was asked for, in order
         self.leaves: list[Tensor] = []  # inputs and states
         self.body = 0  # rows when the cell had returned
+        self.of_cell: tuple[Any, Any] = (), ()  # all widths, and starts of slices, at the end
         self.rows: list[Row] = []
         self.widths: list[int] = []  # of each row, the length of its last axis
         self.single: list[bool] = []  # whether that is 1 whatever the sizes
@@ -810,6 +811,7 @@ def finish_trace(
     trace.find_gaps()
     if trace.draws:
         check_drawn_anew(outer, driver)
+    trace.of_cell = tuple(trace.widths), tuple(trace.starts.items())
     return Step(trace, y, after, y_slots, state_slots, len(trace.rows))
 
 
