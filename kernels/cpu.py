@@ -8,7 +8,7 @@ Imports build, cpu_text, layout, memory, threads and NumPy; it sees arrays, neve
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, NamedTuple

@@ -93,6 +93,8 @@ def matmul(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     work = a.size * b.shape[-1]
     if work <= ALONE_ANYWAY or type(a) is not np.ndarray:
         return np.matmul(a, b)  # type: ignore[no-any-return]
+    if a.shape[-1] == 1 and a.ndim == 2 == b.ndim and len(b) == 1:
+        return np.multiply(a, b)  # type: ignore[no-any-return]  # in a quarter of the time
     library = _library()
     if library is None:
         return np.matmul(a, b)  # type: ignore[no-any-return]

@@ -87,7 +87,7 @@ def scan(
 
 def _dtype(given: Given) -> np.dtype[Any]:
     """The one dtype of a step, which its states and inputs share."""
-    held = [leaf._data.dtype for leaf in (*given.state_leaves, *given.x_leaves)]
+    held: list[np.dtype[Any]] = [t._data.dtype for t in (*given.state_leaves, *given.x_leaves)]
     if held[0] in SINGLE_OR_DOUBLE and held.count(held[0]) == len(held):
         return held[0]  # quickly, for the commonest case
     dtypes = [dtype for dtype in dict.fromkeys(held) if dtype in FLOATS]

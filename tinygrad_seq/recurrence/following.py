@@ -190,7 +190,7 @@ class _Forms:
         if trace.frozen or begins[0] != self.at:
             raise LookupError
         for event, end in zip(events, begins[1:], strict=True):
-            self.forms.append(self._form(event, end) if type(event) is Event else event)
+            self.forms.append(event if isinstance(event, Form) else self._form(event, end))
             self.known.add(id(event.made))
             self.at = end
 
@@ -253,7 +253,7 @@ class Precedent(Source):
         self.leaves, trace.leaves = trace.leaves, []
         self.shared = {name: value for name, value in vars(trace).items() if name not in OF_A_CALL}
         self.rows: list[Row] = trace.rows
-        self.rest = step[1:-1]
+        self.step = step._replace(precedent=self, trace=Trace(0, trace.dtype))  # but for its trace
         self.runners: dict[Any, Any] = {}  # compiled code, by what needs a gradient
         made = [form.made for form in forms if type(form.made._data) is Traced]
         self.symbols = list({id(tensor): tensor for tensor in (*self.leaves, *made)}.values())
@@ -267,17 +267,20 @@ class Precedent(Source):
         count = Counter(map(id, held))
         self.references = [count[id(tensor)] + _LOOKING for tensor in self.symbols]
 
+    def _begin(self) -> None:
+        self.at = 0
+        self.captured: list[Tensor] = []
+        self.numbers: list[float] = []
+        self.seeds: list[int] = []
+        self.captures: dict[Any, int] = {}
+
     def is_held(self) -> bool:
         """Whether anybody else has one of the tensors."""
         return _references(self.symbols) != self.references
 
     def follow(self, cell: Cell, given: Given, driver: str, outer: Any) -> Step:
         """The step that the cell writes down in this call."""
-        self.at = 0
-        self.captured: list[Tensor] = []
-        self.numbers: list[float] = []
-        self.seeds: list[int] = []
-        self.captures: dict[Any, int] = {}
+        self._begin()
         first = iter(self.leaves)
         returned = cell(rebuild(given.xs, first), rebuild(given.state, first))
         trace = recording.tracer
@@ -285,7 +288,8 @@ class Precedent(Source):
             if self.forms[self.at] is END and _same(returned, self.returned):
                 if self.shared["draws"]:
                     check_drawn_anew(outer, driver)
-                return Step(self._trace(), *self.rest, self)
+                step: Step = self.step._replace(trace=self._trace())
+                return step
             trace = self.depart()
         return finish_trace(trace, returned, cell, given, driver, outer)
 
@@ -296,6 +300,7 @@ class Precedent(Source):
         own.update(self.shared)
         own.update(captured=self.captured, numbers=self.numbers, seeds=self.seeds)
         own.update(captures=self.captures, events=None, leaves=[])
+        self._begin()  # and keep nothing of this call
         return trace
 
     def apply(self, op: Any, inputs: Sequence[Any], params: tuple[Any, ...]) -> Tensor | None:
@@ -316,9 +321,7 @@ class Precedent(Source):
         if len(inputs) != len(likes):
             return False
         for given, like in zip(inputs, likes):  # noqa: B905
-            if given is not like and (
-                type(like) is Tensor or not like.fits(given, self.captures)
-            ):
+            if given is not like and (type(like) is Tensor or not like.fits(given, self.captures)):
                 return False
         return True
 

@@ -774,9 +774,7 @@ def trace_cell(cell: Cell, given: Given, dtype: np.dtype[Any], driver: str = "sc
         return finish_trace(trace, cell(x, state), cell, given, driver, outer)
 
 
-def begin_trace(
-    given: Given, dtype: np.dtype[Any], noted: bool = False
-) -> tuple[Trace, Any, Any]:
+def begin_trace(given: Given, dtype: np.dtype[Any], noted: bool = False) -> tuple[Trace, Any, Any]:
     """A trace with its leaves, and these as x and state."""
     trace = Trace(given.B, dtype, given.x_leaves[0].device, noted)
     xs = [trace.leaf("x", k, t.shape[1:], t.dtype) for k, t in enumerate(given.x_leaves)]

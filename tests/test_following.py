@@ -1,0 +1,299 @@
+"""Tracing along an earlier call: the trace is the one that a cell would have had without it."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import pytest
+from cells import CELLS, make_inputs
+from random_cells import RandomCell
+
+import tinygrad_seq as tgs
+from tinygrad_seq import nn
+from tinygrad_seq.recurrence import following
+from tinygrad_seq.recurrence.arguments import check_arguments
+from tinygrad_seq.recurrence.following import PATIENCE, trace_again
+from tinygrad_seq.recurrence.trace import trace_cell
+from tinygrad_seq.trees import leaves, map_leaves
+
+F8 = np.dtype("float64")
+
+
+@pytest.fixture(autouse=True)
+def no_precedents(monkeypatch):
+    monkeypatch.setattr(following, "_precedents", {})
+
+
+def given_to(cell, xs, state):
+    return check_arguments(cell, xs, state, None, None, "scan")
+
+
+def is_traced_as_ever(cell, given, dtype, seed=0):
+    """Compare with a trace of its own; whether an earlier one was followed to its end."""
+    tgs.manual_seed(seed)
+    found = trace_again(cell, given, dtype)
+    tgs.manual_seed(seed)
+    expected = trace_cell(cell, given, dtype)
+    same = ("rows", "widths", "single", "starts", "matrices", "numbers", "cuts", "gaps", "frozen")
+    for name in (*same, "draws", "seeds", "copies", "like", "B", "dtype", "device", "of_cell"):
+        assert getattr(found.trace, name) == getattr(expected.trace, name), name
+    for mine, theirs in zip(found.trace.captured, expected.trace.captured, strict=True):
+        assert np.array_equal(mine.data, theirs.data)
+        assert mine.requires_grad == theirs.requires_grad
+    assert found[3:6] == expected[3:6]
+    for mine, theirs in zip(leaves(found[1:3]), leaves(expected[1:3]), strict=True):
+        assert (mine.shape, mine.dtype) == (theirs.shape, theirs.dtype)
+    return found.precedent is not None
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_cells_are_followed(name, rng):
+    cell = CELLS[name](rng, "float64", 3, 4)
+    followed = []
+    for seed in range(4):
+        xs, state = make_inputs(name, rng, 3, 2, 3, "float64"), cell.initial_state(2)
+        followed.append(is_traced_as_ever(cell, given_to(cell, xs, state), F8, seed))
+    assert followed[0] is False
+    assert followed[1:] in ([True] * 3, [False] * 3)
+    if name in ("peephole", "indrnn", "multiplicative", "minimal_gated", "layer_norm"):
+        assert all(followed[1:])
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        nn.RNNCell(3, 4, dtype="float64"),
+        nn.GRUCell(3, 4, dtype="float64"),
+        nn.GRUCell(3, 4, reset_after=True, dtype="float64"),
+        nn.LSTMCell(3, 4, dtype="float64"),
+        nn.LSTMCell(
+            *(3, 4), peephole=True, projection_size=2, layer_norm=True, coupled=True, clip=2.0,
+            zoneout=0.1, recurrent_dropout=0.2, dtype="float64",
+        ),
+    ],
+)  # fmt: skip
+def test_the_packages_own_cells_are_followed(cell, rng):
+    xs = rng.standard_normal((3, 2, 3))
+    followed = [is_traced_as_ever(cell, given_to(cell, xs, None), F8, k) for k in range(3)]
+    assert followed == [False, True, True]
+
+
+def test_random_cells(rng):
+    followed = 0
+    for seed in range(300):
+        drawn = np.random.default_rng(seed)
+        T, B = 2, int(drawn.integers(1, 5))
+        cell = RandomCell(drawn, B)
+        for _ in range(3):
+            xs = tuple(tgs.tensor(rng.standard_normal((T, B, *s))) for s in cell.inputs)
+            state = tuple(tgs.tensor(rng.standard_normal((B, *s))) for s in cell.states)
+            followed += is_traced_as_ever(cell, given_to(cell, xs, state), F8, seed)
+    assert followed > 250  # most of the cells, twice each; not those that cast, freeze, pad ...
+
+
+def test_what_a_cell_closes_over_is_that_of_this_call(rng):
+    held = {"W": None, "b": None, "n": 0.0}
+
+    def cell(x, h):
+        h = tgs.tanh(x @ held["W"] + held["b"] + h * held["n"])
+        return h, h
+
+    x, h0 = rng.standard_normal((4, 2, 3)), np.zeros((2, 5))
+    for k in range(4):
+        held["W"], held["n"] = tgs.tensor(rng.standard_normal((3, 5)), requires_grad=k > 1), 0.5 * k
+        held["b"] = tgs.tensor(rng.standard_normal(5), requires_grad=True)
+        found, expected = tgs.scan(cell, x, h0)[0], tgs.unroll(cell, x, h0)[0]
+        np.testing.assert_allclose(found.numpy(), expected.numpy(), rtol=1e-12)
+        gradients = []
+        for ys in (found, expected):
+            held["b"].grad = held["W"].grad = None
+            ys.sum().backward()
+            gradients.append([held["b"].grad, held["W"].grad])
+        np.testing.assert_allclose(gradients[0][0], gradients[1][0], rtol=1e-10)
+        assert (gradients[0][1] is None) == (k < 2)
+
+
+def test_a_cell_that_does_something_else(rng):
+    """In the middle, at the end, or in what it returns; and later the first thing again."""
+    W = [tgs.tensor(rng.standard_normal((3, 3))) for _ in range(3)]
+    says = {"kind": 0}
+
+    def cell(x, h):
+        kind = says["kind"]
+        f = tgs.sigmoid(tgs.concat([x, h], axis=1) @ (tgs.concat([W[0], W[1]]) * 0.5))
+        if kind == 1:
+            f = f * f
+        n = tgs.tanh(x @ (W[0] if kind == 2 else W[2]) + f ** (3 if kind == 3 else 2))
+        h = f * h + n * (0.25 if kind == 4 else x)
+        if kind == 5:
+            h = h + 1.0
+        return (h if kind != 6 else n), (h if kind != 7 else n)
+
+    x, h0 = rng.standard_normal((4, 2, 3)), np.zeros((2, 3))
+    followed = []
+    for kind in (0, 0, 1, 1, 2, 2, 0, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7, 0, 0):
+        says["kind"] = kind
+        followed.append(is_traced_as_ever(cell, given_to(cell, x, h0), F8))
+        np.testing.assert_allclose(
+            tgs.scan(cell, x, h0)[0].numpy(), tgs.unroll(cell, x, h0)[0].numpy(), rtol=1e-12
+        )
+    assert followed[1]
+    assert followed[-1]
+
+
+def test_a_cell_that_never_does_the_same_is_let_be(rng):
+    calls = [0]
+
+    def cell(x, h):
+        calls[0] += 1
+        for _ in range(calls[0] % 3):
+            h = tgs.tanh(h)
+        return h + x, h
+
+    x, h0 = rng.standard_normal((2, 2, 3)), np.zeros((2, 3))
+    for _ in range(PATIENCE + 3):
+        tgs.scan(cell, x, h0)
+    assert calls[0] == PATIENCE + 3  # once in each call, whatever it does
+    assert list(following._precedents.values()) == [PATIENCE]
+
+
+@pytest.mark.parametrize("where", ["list", "tuple", "view", "tensor of the step"])
+def test_who_keeps_a_value_is_told(rng, where):
+    """Not only in the next call: a value of any call before is none of this one."""
+    kept, calls = [], [0]
+
+    def cell(x, h):
+        calls[0] += 1
+        made = tgs.tanh(x + h)
+        after = (h, made) if where == "tuple" else [made]
+        if calls[0] == 2:
+            kept.append({"view": made[:, :2], "tensor of the step": x}.get(where, after))
+        old = kept[0] if kept and calls[0] > 3 else None
+        if old is not None:
+            made = made + (old if isinstance(old, tgs.Tensor) else old[-1]).sum(axis=-1)[:, None]
+        return made, made
+
+    x, h0 = rng.standard_normal((3, 2, 4)), np.zeros((2, 4))
+    for _ in range(3):
+        tgs.scan(cell, x, h0)
+    with pytest.raises(tgs.TraceError, match="from another call of the cell"):
+        tgs.scan(cell, x, h0)
+
+
+def test_after_an_error_a_cell_is_traced_anew(rng):
+    fails = [False]
+
+    def cell(x, h):
+        h = tgs.tanh(x + h)
+        if fails[0]:
+            h.numpy()
+        return h, h
+
+    x, h0 = rng.standard_normal((3, 2, 4)), np.zeros((2, 4))
+    for fails[0] in (False, False, True, False, False):
+        if fails[0]:
+            with pytest.raises(tgs.TraceError, match="at line %3 of the step"):
+                tgs.scan(cell, x, h0)
+        else:
+            np.testing.assert_allclose(
+                tgs.scan(cell, x, h0)[0].numpy(), tgs.unroll(cell, x, h0)[0].numpy(), rtol=1e-12
+            )
+
+
+def test_operations_off_the_tape(rng):
+    off = [False]
+
+    def cell(x, h):
+        z = x * h
+        if off[0]:
+            with tgs.no_grad():
+                z = z * 2.0 + x
+        return tgs.tanh(z + x), h + tgs.detach(x) if off[0] else h + x
+
+    h0 = tgs.tensor(rng.standard_normal((2, 4)), requires_grad=True)
+    x = tgs.tensor(rng.standard_normal((3, 2, 4)), requires_grad=True)
+    for off[0] in (False, False, True, True, False, False):
+        is_traced_as_ever(cell, given_to(cell, x, h0), F8)
+        found = []
+        for drive in (tgs.scan, tgs.unroll):
+            x.grad = h0.grad = None
+            ys, last = drive(cell, x, h0)
+            (ys.sum() + last.sum()).backward()
+            found.append((x.grad.numpy(), h0.grad.numpy()))
+        np.testing.assert_allclose(found[0][0], found[1][0], rtol=1e-10)
+        np.testing.assert_allclose(found[0][1], found[1][1], rtol=1e-10)
+
+
+def test_second_derivatives(rng):
+    cell = nn.LSTMCell(3, 4, dtype="float64")
+    x = tgs.tensor(rng.standard_normal((4, 2, 3)), requires_grad=True)
+    found = []
+    for drive in (tgs.scan, tgs.scan, tgs.scan, tgs.unroll):
+        x.grad = None
+        drive(cell, x)[0].sum().backward(create_graph=True)
+        first, x.grad = x.grad, None
+        (first * first).sum().backward()
+        found.append(x.grad.numpy())
+        cell.zero_grad()
+    for each in found[:3]:
+        np.testing.assert_allclose(each, found[3], rtol=1e-9)
+
+
+def test_scans_inside_of_each_other_and_in_threads(rng):
+    inner = nn.RNNCell(3, 3, dtype="float64")
+    table = rng.standard_normal((2, 3, 3))
+
+    def cell(x, h):
+        with_inner = tgs.scan(inner, table)[0][-1].sum(axis=0)  # of what was there before
+        h = tgs.tanh(x + h * with_inner)
+        return h, h
+
+    x, h0 = rng.standard_normal((3, 2, 3)), np.zeros((2, 3))
+    expected = tgs.unroll(cell, x, h0)[0].numpy()
+    wrong = []
+
+    def many():
+        for _ in range(20):
+            if not np.allclose(tgs.scan(cell, x, h0)[0].numpy(), expected, rtol=1e-10):
+                wrong.append(1)
+
+    workers = [threading.Thread(target=many) for _ in range(3)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert not wrong
+
+
+def test_a_precedent_keeps_no_arrays(rng):
+    import gc
+    import weakref
+
+    def cell(x, h):
+        h = tgs.tanh(x @ W + h)
+        return h, h
+
+    x, h0 = rng.standard_normal((3, 2, 3)), np.zeros((2, 4))
+    for k in range(3):
+        W = tgs.tensor(rng.standard_normal((3, 4)), requires_grad=True)
+        tgs.scan(cell, x, h0)
+        seen = weakref.ref(W)
+        W = None
+        gc.collect()
+        assert seen() is None, k
+
+
+def test_structures_of_inputs_and_states(rng):
+    def cell(x, state):
+        h = tgs.tanh(x["a"] + state["h"] * x["b"])
+        return {"y": h, "z": (h, x["b"])}, {"h": h, "n": state["n"] + 1.0}
+
+    for k in range(3):
+        xs = {"a": rng.standard_normal((3, 2, 4)), "b": rng.standard_normal((3, 2, 4))}
+        state = {"h": np.zeros((2, 4)), "n": np.zeros((2,))}
+        state = map_leaves(tgs.tensor, state)
+        assert is_traced_as_ever(cell, given_to(cell, xs, state), F8) is (k > 0)
+        found, expected = tgs.scan(cell, xs, state), tgs.unroll(cell, xs, state)
+        for a, b in zip(leaves(found), leaves(expected), strict=True):
+            np.testing.assert_allclose(a.numpy(), b.numpy(), rtol=1e-12)
