@@ -338,6 +338,31 @@ def test_cross_entropy(rng):
     assert F.cross_entropy(x * 1e4, t).item() >= 0
 
 
+@pytest.mark.parametrize("classes", [1, 5, 40])
+@pytest.mark.parametrize("masked", [False, True])
+def test_cross_entropy_of_few_and_many_classes(rng, classes, masked):
+    x, t = rng.standard_normal((4, 3, classes)) * 5, rng.integers(0, classes, (4, 3))
+    mask = rng.random((4, 3)) < 0.6 if masked else np.ones((4, 3), bool)
+    leaf = tgs.tensor(x, requires_grad=True)
+    loss = F.cross_entropy(leaf, t, mask if masked else None) * 3.0
+    loss.backward()
+    p = np.exp(x) / np.exp(x).sum(-1, keepdims=True)
+    target = t[..., None] == np.arange(classes)
+    count = max(1, mask.sum())
+    assert loss.item() == pytest.approx(3 * -np.log(p[target].reshape(4, 3)[mask]).sum() / count)
+    np.testing.assert_allclose(leaf.grad, 3 * (p - target) * mask[..., None] / count, atol=1e-12)
+    assert tgs.gradcheck(lambda x: F.cross_entropy(x, t, mask if masked else None), x, order=2)
+
+
+def test_cross_entropy_of_what_is_impossible():
+    x = tgs.tensor([[0.0, -np.inf, 0.0], [-np.inf, 1.0, 2.0]], requires_grad=True)
+    loss = F.cross_entropy(x, np.array([0, 2]))
+    loss.backward()
+    assert loss.item() == pytest.approx((np.log(2) + np.log1p(np.exp(-1))) / 2)
+    np.testing.assert_allclose(x.grad[0], [-0.25, 0, 0.25], atol=1e-6)
+    assert F.cross_entropy(x, np.array([1, 0])).item() == np.inf
+
+
 def test_accuracy(rng):
     x, t = rng.standard_normal((4, 3, 5)), rng.integers(0, 5, (4, 3))
     mask = rng.random((4, 3)) < 0.5

@@ -16,12 +16,13 @@ from typing import Any
 import numpy as np
 
 from tinygrad_seq import devices
-from tinygrad_seq.composites import logsumexp, softmax, take_along_axis
+from tinygrad_seq.composites import SHORT, logsumexp, softmax, take_along_axis
 from tinygrad_seq.elementwise import abs, minimum, softplus, sqrt, square, where
 from tinygrad_seq.errors import ShapeError
-from tinygrad_seq.rules import Array
+from tinygrad_seq.rules import Array, Operation
 from tinygrad_seq.structural import permute_dims, sum
-from tinygrad_seq.tensors import Tensor, TensorLike, array_of, as_tensor, wrap
+from tinygrad_seq.tape import Piece, recording
+from tinygrad_seq.tensors import Tensor, TensorLike, apply, array_of, as_tensor, is_traced, wrap
 
 __all__ = [
     "accuracy",
@@ -144,16 +145,60 @@ def cross_entropy(logits: TensorLike, target: TensorLike, mask: Any = None) -> T
             f"cross_entropy: targets from {at.min()} to {at.max()} were given, expected 0 to "
             f"{x.shape[-1] - 1}"
         )
-    if chosen is not None and not on_gpu:  # the others need not be computed
-        rows = np.flatnonzero(chosen)
-        x, at = x.reshape(classes.size, x.shape[-1])[rows], at.ravel()[rows]
-        return _average(logsumexp(x, axis=-1) - _picked(x, at), None)
+    is_here = not on_gpu and (recording.tracer is None or not is_traced((x,)))
+    if is_here and x.size:
+        rows = None if chosen is None else np.flatnonzero(chosen)  # others need not be computed
+        at = at.ravel() if rows is None else at.ravel()[rows]
+        each = apply(CROSS_ENTROPY, (x.reshape(classes.size, x.shape[-1]),), (at, rows))
+        return _average(each, None)
     if chosen is not None:
         x = _select(x, np.broadcast_to(chosen[..., None], x.shape))
     picked = _picked(x, at)
     if on_gpu:
         picked = where((at >= 0) & (at < x.shape[-1]), picked, np.nan)
     return _average(_select(logsumexp(x, axis=-1) - picked, chosen), chosen)
+
+
+def _likelihoods(x: Array, rows: Array | None) -> tuple[Array, Array, Array]:
+    """Of each row e^(x − shift), classes first, (C, n), their sums (n,), and the shifts (n,)."""
+    of = x.T if rows is None else x[rows].T
+    if len(of) <= SHORT:  # NumPy is slow on short rows
+        of = np.ascontiguousarray(of)
+    top = of.max(axis=0)
+    top = np.where(np.isfinite(top), top, 0)
+    e = of - top
+    np.exp(e, out=e)
+    return e, e.sum(axis=0), top
+
+
+def _cross_entropies(x: Array, at: Array, rows: Array | None) -> Array:
+    """−log softmax(x)[at] of each row of x (N, C), or of those that are named; at (n,)."""
+    _, total, top = _likelihoods(x, rows)
+    picked = x[np.arange(len(at)) if rows is None else rows, at]
+    return np.log(total) + (top - picked)
+
+
+def _cross_entropies_vjp(g: Any, x: Any, _: Any, at: Array, rows: Array | None) -> Any:
+    """g times softmax(x), less g where the target is."""
+    if isinstance(g, Tensor) or isinstance(x, Tensor):
+        x = as_tensor(x)
+        target = (at[:, None] == np.arange(x.shape[1])).astype(x.dtype)
+        some = softmax(x if rows is None else x[rows], axis=-1)
+        parts = (some - wrap(target, None)) * g.reshape(len(at), 1)
+        return parts if rows is None else Piece((rows,), parts)
+    e, total, _ = _likelihoods(x, rows)
+    e *= g / total
+    e[at, np.arange(len(at))] -= g
+    if rows is None:
+        return e.T
+    made = np.zeros(x.shape, x.dtype)
+    made[rows] = e.T
+    return made
+
+
+CROSS_ENTROPY = Operation(
+    "cross_entropy", ("x",), _cross_entropies, (_cross_entropies_vjp,), uses=({"x"},), shown=0
+)
 
 
 def accuracy(logits: TensorLike, target: TensorLike, mask: Any = None) -> Tensor:
