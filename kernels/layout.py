@@ -204,7 +204,9 @@ class Layout:
 
     def fill(self, bases: Sequence[int] | Array) -> Array:
         """The words of one run, or of several, (..., words) from bases (..., bases)."""
-        words: Array = self.template + np.asarray(bases, np.int64)[..., self.source]
+        given = np.asarray(bases, np.int64)
+        found = given[self.source] if given.ndim == 1 else given[..., self.source]  # 1 µs less
+        words: Array = self.template + found
         return words
 
     # Sizes

@@ -14,11 +14,16 @@ from importlib.util import find_spec
 _WIDTHS = (("avx512f", 512), ("avx2", 256), ("avx", 256), ("sse2", 128), ("neon", 128))
 
 
+@cache
 def cores() -> int:
-    """The cores that this process may use."""
+    """The cores that this process may use, when it was first asked; to ask again takes 5 µs."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=cores.cache_clear)
 
 
 @cache

@@ -159,7 +159,7 @@ class Call:
 
     def runner(self, needs: Needs | None) -> Any:
         """The compiled code, with a way back if something needs one."""
-        return _runner(self.step, needs, _name(self.cell), self.xs[0]._data)
+        return _runner(self.step, needs, self.cell, self.xs[0]._data)
 
     def arrays(self, runner: Any) -> Any:
         """What the compiled code reads."""
@@ -227,18 +227,18 @@ def _name(cell: Any) -> str:
     return "".join(c if c.isalnum() else "_" for c in name)
 
 
-def _runner(step: Step, needs: Needs | None, name: str, x: Any) -> Any:
+def _runner(step: Step, needs: Needs | None, cell: Any, x: Any) -> Any:
     """The compiled code for these rows where x is, made if they were never seen."""
     known = step.precedent
     if known is not None:
         runner = known.runners.get(needs)
         if runner is None:
-            runner = known.runners[needs] = _runner_of(step, needs, name, x)
+            runner = known.runners[needs] = _runner_of(step, needs, cell, x)
         return runner
-    return _runner_of(step, needs, name, x)
+    return _runner_of(step, needs, cell, x)
 
 
-def _runner_of(step: Step, needs: Needs | None, name: str, x: Any) -> Any:
+def _runner_of(step: Step, needs: Needs | None, cell: Any, x: Any) -> Any:
     trace = step.trace
     structure = (
         trace.dtype.char,
@@ -253,7 +253,7 @@ def _runner_of(step: Step, needs: Needs | None, name: str, x: Any) -> Any:
         with _lock:
             runner = _runners.get(key)
             if runner is None:
-                runner = _runners[key] = _new_runner(step, needs, name, x)
+                runner = _runners[key] = _new_runner(step, needs, _name(cell), x)
     return runner
 
 
