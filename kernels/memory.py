@@ -7,6 +7,7 @@ given back when nobody refers to it any more, neither a tensor nor a view. Impor
 from __future__ import annotations
 
 import ctypes
+import os
 import platform
 import threading
 from collections.abc import Callable
@@ -21,6 +22,16 @@ SMALL = 2**17  # bytes; the C library keeps those by itself
 _waiting: dict[int, list[tuple[np.ndarray, int]]] = {}
 _bytes = 0
 _lock = threading.Lock()
+
+
+def _forget() -> None:
+    """In a forked child nobody is inside, whatever other threads of the parent did."""
+    global _lock
+    _lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
 
 
 def _find_address() -> Callable[[np.ndarray], int]:

@@ -21,7 +21,7 @@ FUNCTIONS = {
     "sigmoid": lambda z: 1 / (1 + np.exp(-z)),
     "tanh": np.tanh,
     "relu": lambda z: np.maximum(z, 0),
-    "softplus": lambda z: np.log1p(np.exp(z)),
+    "softplus": lambda z: np.logaddexp(0, z),
     "silu": lambda z: z / (1 + np.exp(-z)),
     "hard_sigmoid": lambda z: np.clip(z / 6 + 0.5, 0, 1),
     "linear": lambda z: z,

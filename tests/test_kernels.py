@@ -323,9 +323,10 @@ def test_python_threads_scan_at_once(rng):
 def test_a_forked_child_scans(rng):
     answer = work(rng)
     expected = answer()
-    child = os.fork()
-    if not child:
-        os._exit(0 if np.array_equal(answer(), expected) else 1)
+    with memory._lock:  # as if another thread were taking memory just now
+        child = os.fork()
+        if not child:
+            os._exit(0 if np.array_equal(answer(), expected) else 1)
     for _ in range(600):
         done, status = os.waitpid(child, os.WNOHANG)
         if done:
