@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
+import gc
 import threading
+import weakref
 
 import numpy as np
 import pytest
@@ -23,6 +27,7 @@ F8 = np.dtype("float64")
 @pytest.fixture(autouse=True)
 def no_precedents(monkeypatch):
     monkeypatch.setattr(following, "_precedents", {})
+    monkeypatch.setattr(following, "_let_be", {})
 
 
 def given_to(cell, xs, state):
@@ -155,7 +160,8 @@ def test_a_cell_that_never_does_the_same_is_let_be(rng):
     for _ in range(PATIENCE + 3):
         tgs.scan(cell, x, h0)
     assert calls[0] == PATIENCE + 3  # once in each call, whatever it does
-    assert list(following._precedents.values()) == [PATIENCE]
+    assert list(following._let_be.values()) == [PATIENCE]
+    assert not following._precedents
 
 
 @pytest.mark.parametrize("where", ["list", "tuple", "view", "tensor of the step"])
@@ -266,22 +272,250 @@ def test_scans_inside_of_each_other_and_in_threads(rng):
     assert not wrong
 
 
-def test_a_precedent_keeps_no_arrays(rng):
-    import gc
-    import weakref
+def both(cell, calls=3):
+    """What ``scan`` and ``unroll`` give in each of some calls: values, or the kind of error."""
+    rng = np.random.default_rng(0)
+    x, h0 = rng.standard_normal((3, 2, 4)), rng.standard_normal((2, 4))
+    for k in range(calls):
+        found = []
+        for drive in (tgs.scan, tgs.unroll):
+            tgs.manual_seed(k)
+            try:
+                found.append(drive(lambda x, h, k=k: (cell(k, x, h), h), x, h0)[0].numpy())
+            except (TypeError, IndexError, ValueError) as error:
+                found.append(type(error))
+        assert type(found[0]) is type(found[1]), (k, found)
+        if type(found[0]) is not type:
+            assert found[0].shape == found[1].shape
+            np.testing.assert_allclose(found[0], found[1], rtol=1e-12)
+        else:
+            assert found[0] is found[1]
+
+
+def test_parts_that_were_there_before(rng):
+    V, U = (tgs.tensor(rng.standard_normal((2, 4)), requires_grad=True) for _ in range(2))
+    M = tgs.tensor(rng.standard_normal((8, 4)))
+    both(lambda k, x, h: tgs.concat([x, V], 1) * 2.0 if k < 1 else tgs.concat([x, U], 1) @ M)
+
+
+@pytest.mark.parametrize(
+    "indices",
+    [
+        (1, [1]),
+        (slice(0, 2), [0, 2]),
+        (slice(0, 2), slice(0, 2.0)),
+        (slice(0, 2), slice(1, 3), slice(None, 2)),
+        (np.array([True, False, True, False]), slice(0, 3), [0, 2]),
+    ],
+)
+def test_indices_that_are_equal_and_not_the_same(indices):
+    both(lambda k, x, h: x[:, indices[k % len(indices)]], calls=6)
+
+
+@pytest.mark.parametrize("index", [True, np.array(1)])
+def test_indices_that_equal_one(index):
+    given = [1]
+
+    def cell(x, h):
+        return x[:, given[0]], h
+
+    x, h0 = np.ones((3, 2, 4)), np.ones((2, 4))
+    tgs.scan(cell, x, h0)
+    given[0] = index
+    with pytest.raises(tgs.TraceError):
+        tgs.scan(cell, x, h0)
+
+
+def test_too_many_indices_of_one_number_a_row():
+    both(lambda k, x, h: x.sum(axis=1)[:, [0]])
+
+
+def test_a_cell_within_that_departs():
+    def inner(a, b):
+        with tgs.no_grad():
+            c = tgs.tanh(a + b)
+        return c, c
+
+    xs, h0 = np.ones((3, 2, 4)), np.ones((2, 4))
+
+    def cell(k, x, h):
+        z = tgs.unroll(inner, xs, h0)[0][-1] if k != 1 else 1.0
+        return x * tgs.rand(2, 4) + z
+
+    both(cell, calls=6)
+
+
+def test_random_numbers_that_are_refused():
+    def cell(k, x, h):
+        try:
+            z = tgs.rand(2, 4, rng="bad" if k == 2 else None)
+        except ValueError:
+            z = x
+        return z * x
+
+    both(cell, calls=5)
+
+
+def test_an_operation_that_fails_half_way():
+    V = tgs.tensor(np.ones((2, 4)))
+
+    def cell(k, x, h):
+        tgs.rand(2, 4, per_sequence=True)
+        with contextlib.suppress(ValueError, OverflowError):
+            tgs.where(x > h, V, 10**400)
+        return x * h
+
+    both(cell)
+
+
+def test_values_of_the_step_are_not_changed_or_copied(rng):
+    x, h0 = rng.standard_normal((3, 2, 4)), np.zeros((2, 4))
+
+    def assigned(name, value):
+        def cell(x, h):
+            made = tgs.tanh(x)
+            setattr(made, name, value)
+            return made, h
+
+        return cell
+
+    for cell in (
+        assigned("data", np.zeros((2, 4))),
+        assigned("grad", np.zeros((2, 4))),
+        assigned("requires_grad", True),
+        lambda x, h: (copy.copy(x), h),
+    ):
+        with pytest.raises(tgs.TraceError, match="for a value of the step"):
+            tgs.scan(cell, x, h0)
+
+
+def test_weak_references_to_values_of_the_step(rng):
+    """They die with the call, as without a precedent."""
+    x, h0 = rng.standard_normal((3, 2, 4)), np.zeros((2, 4))
+    memo, seen = weakref.WeakValueDictionary(), []
+
+    def cell(x, h):
+        made = memo.get("t")
+        seen.append(made is None)
+        if made is None:
+            memo["t"] = made = tgs.tanh(x)
+        return made + h, h
+
+    for _ in range(4):
+        tgs.scan(cell, x, h0)
+    assert all(seen)
+
+
+def test_a_cell_with_strange_attributes(rng):
+    class Cell:
+        training: object = None
+
+        def __call__(self, x, h):
+            return x + h, h
+
+    for value in ({"a": 1}, [1], np.ones(2), 0):
+        cell = Cell()
+        cell.training = value
+        tgs.scan(cell, rng.standard_normal((3, 2, 4)), np.zeros((2, 4)))
+
+
+def test_keys_of_outputs_are_those_of_this_call():
+    for key in (1, True, 1.0):
+        ys, _ = tgs.scan(
+            lambda x, h, key=key: ({key: x + h}, h), np.ones((2, 1, 1)), np.ones((1, 1))
+        )
+        assert type(*ys) is type(key)
+
+
+def test_one_tensor_where_there_were_two(rng):
+    V, U = (tgs.tensor(rng.standard_normal((2, 4)), requires_grad=True) for _ in range(2))
+    x, h0 = rng.standard_normal((3, 2, 4)), np.zeros((2, 4))
+    flows = []
+    for other in (U, U, V, V):
+
+        def cell(x, h, other=other):
+            h = tgs.tanh(tgs.where(x > h, V, other) * x + h)
+            return h, h
+
+        (flow,) = tgs.gradient_flow(
+            lambda cell=cell: (tgs.scan(cell, x, h0)[0] ** 2).sum(), {"V": V}, keep_shares=True
+        )
+        V.grad = None
+        (tgs.unroll(cell, x, h0)[0] ** 2).sum().backward()
+        np.testing.assert_allclose(flow.shares["V"].sum(axis=0), V.grad, rtol=1e-10)
+        flows.append(flow)
+
+
+def test_shares_of_a_tensor_that_is_in_a_product_and_beside(rng):
+    w = tgs.tensor(rng.standard_normal((1, 4)), requires_grad=True)
+    x = rng.standard_normal((5, 2, 1))
+
+    def cell(x, h):
+        h = tgs.tanh(x @ w + w + h)
+        return h, h
+
+    (flow,) = tgs.gradient_flow(
+        lambda: (tgs.scan(cell, x, np.zeros((2, 4)))[0] ** 2).sum(), {"w": w}, keep_shares=True
+    )
+    (tgs.unroll(cell, x, np.zeros((2, 4)))[0] ** 2).sum().backward()
+    np.testing.assert_allclose(flow.shares["w"].sum(axis=0), w.grad, rtol=1e-10)
+
+
+@pytest.mark.parametrize("kind", ["followed", "departing", "let be", "concat", "mask", "failing"])
+def test_what_a_call_had_goes_with_it(rng, kind, monkeypatch):
+    """At once, without the collector."""
+    if kind == "let be":
+        monkeypatch.setattr(following, "PATIENCE", 0)
+    x, h0 = rng.standard_normal((3, 2, 3)), np.zeros((2, 4))
+    masks = []
 
     def cell(x, h):
         h = tgs.tanh(x @ W + h)
+        if kind == "departing":
+            for _ in range(k % 2):
+                h = h * 2.0
+        if kind == "concat":
+            h = tgs.concat([h, V], axis=1)[:, 2:6]
+        if kind == "mask":
+            mask = tgs.rand(2, 4, per_sequence=True)
+            masks.append(weakref.ref(mask))
+            h = h * mask
+        if kind == "failing" and k % 2:
+            raise KeyError
         return h, h
 
-    x, h0 = rng.standard_normal((3, 2, 3)), np.zeros((2, 4))
-    for k in range(3):
-        W = tgs.tensor(rng.standard_normal((3, 4)), requires_grad=True)
-        tgs.scan(cell, x, h0)
-        seen = weakref.ref(W)
-        W = None
+    gc.collect()
+    gc.disable()
+    try:
+        for k in range(5):
+            W = tgs.tensor(rng.standard_normal((3, 4)), requires_grad=True)
+            V = tgs.tensor(rng.standard_normal((2, 4)), requires_grad=True)
+            seen = [weakref.ref(W), weakref.ref(W._data), weakref.ref(V), weakref.ref(V._data)]
+            with contextlib.suppress(KeyError):
+                ys = tgs.scan(cell, x, h0)[0]
+                ys.sum().backward()
+            W = V = ys = None
+            assert [each() is None for each in (*seen, *masks)] == [True] * (4 + len(masks)), k
+    finally:
+        gc.enable()
+
+
+def test_a_graph_that_lives_on_keeps_its_own_alone(rng):
+    x, h0, graphs, alive = rng.standard_normal((3, 2, 4)), np.zeros((2, 4)), [], []
+
+    def cell(x, h):
+        h = tgs.tanh(x @ W + h)
+        return (h * 2.0 if k == 2 else h), h
+
+    for k in range(4):
+        W = tgs.tensor(np.ones((4, 4)), requires_grad=True)
+        ys, seen = tgs.scan(cell, x, h0)[0], weakref.ref(W)
+        if k == 1:
+            graphs.append(ys)
+        W = ys = None
         gc.collect()
-        assert seen() is None, k
+        alive.append(seen() is not None)
+    assert alive == [False, True, False, False]
 
 
 def test_structures_of_inputs_and_states(rng):

@@ -7,6 +7,7 @@ Imports tensors, tape, elementwise, structural, rules, devices and errors.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import pairwise
 from math import prod
 from typing import Any
@@ -217,6 +218,13 @@ def flip(x: TensorLike, axis: Axis = None) -> Tensor:
     return x[tuple(slice(None, None, -1 if k in axes else None) for k in range(x.ndim))]
 
 
+@lru_cache(256)
+def _equal_parts(axis: int, length: int, count: int) -> list[tuple[Any]]:
+    """The params that take each part. The same objects every time are compared in no time."""
+    step = length // count
+    return [(along(axis, slice(k * step, (k + 1) * step)),) for k in range(count)]
+
+
 def split(x: TensorLike, sections: int | Sequence[int], axis: int = 0) -> list[Tensor]:
     """``x`` cut along ``axis``: into that many equal parts, or at the indices given.
 
@@ -231,15 +239,13 @@ def split(x: TensorLike, sections: int | Sequence[int], axis: int = 0) -> list[T
                 f"split: axis {axis} of shape {x.shape} cannot be cut into {sections} equal parts; "
                 "give the indices at which to cut"
             )
-        step = length // sections
-        bounds = [(k * step, (k + 1) * step) for k in range(sections)]
-    else:
-        if not isinstance(sections, (list, tuple, np.ndarray)):
-            raise ValueError(
-                f"split: {sections!r} was given, expected how many parts, or a list of indices"
-            )
-        edges = [0, *(int(edge) for edge in sections), length]
-        bounds = list(pairwise(edges))
+        return [apply(GETITEM, (x,), params) for params in _equal_parts(at, length, int(sections))]
+    if not isinstance(sections, (list, tuple, np.ndarray)):
+        raise ValueError(
+            f"split: {sections!r} was given, expected how many parts, or a list of indices"
+        )
+    edges = [0, *(int(edge) for edge in sections), length]
+    bounds = list(pairwise(edges))
     before = along(at, None)[:-1]
     return [apply(GETITEM, (x,), ((*before, slice(low, high)),)) for low, high in bounds]
 

@@ -102,6 +102,8 @@ class set_recording:  # noqa: N801
         recording.enabled = self._enabled
 
     def __exit__(self, *_: object) -> None:
+        if recording.tracer is not None:
+            recording.tracer.depart()
         recording.enabled = recording.before.pop()
 
 

@@ -135,7 +135,10 @@ class _Watch:
                     back = devices.to_host(gradient[:active])
                     total = back + sum(dy[times, batch] for dy in straight)
                     np.add.at(squares[name], times, np.square(total, dtype=float).sum(axis=1))
-            roots = {captured[k]: array for k, array in share.items()}
+            roots: dict[Entry, Array] = {}
+            for k, array in share.items():  # one tensor may be there twice, in a product and beside
+                before = roots.get(captured[k])
+                roots[captured[k]] = array if before is None else before + array
             found = walk(roots, ARRAYS, retain_graph=True) if roots else {}
             t = s if rows.onward > 0 else rows.T - 1 - s
             for entry, gradient in found.items():

@@ -1,14 +1,19 @@
 """Tracing a cell again, along what it did the last time.
 
 The cell is run in every call of ``scan``, and mostly it does again what it did before. So what it
-asked for is kept, and each operation is compared with the one that came at this place: the same
-operation, on the same values, beside tensors of the same shapes. While that holds, nothing is
-worked out and nothing written: the tensor of the last time is given. At the first difference what
-was followed so far becomes an ordinary trace, which goes on. Nothing is taken for granted of a
-cell; what it closes over, its numbers and its seeds are those of this call.
+asked for is kept, and in the next call it is given the tensors of the step, the very objects, that
+it had then. Each operation is compared with the one that came at this place: the same operation on
+the same objects, beside tensors that were there before of the same shapes. While that holds,
+nothing is worked out and nothing written, and it gives the object of the last time. At the first
+difference what was followed so far becomes an ordinary trace, which goes on.
 
-A tensor of an earlier call that somebody still holds could not be told from one of this call, so a
-precedent is only followed if nobody does. Imports the engine, trace and its own room.
+Nothing is taken for granted of a cell: what it closes over, its numbers and its seeds are those of
+this call. All rests on this, that one of these objects means the same value in every call. So a
+call is followed only if nobody has kept one of them (or a weak reference to one) from an earlier
+call; and they cannot be changed. Shapes and dtypes of inputs and states, by which a precedent is
+looked up, are part of what must be the same.
+
+Imports the engine, trace and its own room.
 """
 
 from __future__ import annotations
@@ -16,7 +21,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from sys import getrefcount
-from typing import Any, NoReturn
+from typing import Any
+from weakref import getweakrefcount
 
 import numpy as np
 
@@ -37,7 +43,7 @@ from tinygrad_seq.recurrence.trace import (
     tracing,
 )
 from tinygrad_seq.rules import RULES
-from tinygrad_seq.structural import MATMUL
+from tinygrad_seq.structural import CONCAT, MATMUL
 from tinygrad_seq.tape import recording
 from tinygrad_seq.tensors import Tensor, is_traced, wrap
 from tinygrad_seq.trees import leaves, map_leaves, rebuild
@@ -46,31 +52,38 @@ MOST = 256  # precedents that are kept
 PATIENCE = 8  # how often, one after another, a cell may do something else before it is let be
 OF_A_CALL = ("captured", "numbers", "seeds", "captures", "events", "leaves")  # in a trace
 
-_precedents: dict[Any, Precedent | int] = {}  # or how often there was none to follow
+_NOWHERE = Trace(0, np.dtype("float32"))
+_precedents: dict[Any, Precedent] = {}
+_let_be: dict[Any, int] = {}  # cells without a precedent, and how often they had none
 
 
 def trace_again(cell: Cell, given: Given, dtype: np.dtype[Any], driver: str = "scan") -> Step:
     """What ``trace_cell`` gives, in less time if the cell does what it did before."""
     key = _key(cell, given)
-    known = _precedents.pop(key, None)  # whoever follows it has it alone
-    failures = 0
-    if known is not None:
-        failures = known if type(known) is int else known.failures + 1  # type: ignore[union-attr]
-    if failures >= PATIENCE:
-        _precedents[key] = failures
+    precedent = _precedents.pop(key, None)  # whoever follows it has it alone
+    failures = _let_be.get(key, 0) if precedent is None else precedent.failures
+    if key is None or failures >= PATIENCE:
         return trace_cell(cell, given, dtype, driver)
-    if type(known) is Precedent and not known.is_held():
-        with tracing(known) as outer:
-            step = known.follow(cell, given, driver, outer)
+    if precedent is not None and not precedent.is_held():
+        with tracing(precedent) as outer:
+            step = precedent.follow(cell, given, driver, outer)
     else:
+        if precedent is not None:
+            precedent.let_go()
         step = _noted(cell, given, dtype, driver)
-    if step.precedent is None:
-        step, kept = _with_precedent(step, failures)
-    else:
-        kept, step.precedent.failures = step.precedent, 0
-    if len(_precedents) >= MOST:
+    if step.precedent is not None:
+        step.precedent.failures = 0
+        _precedents[key] = step.precedent
+        return step
+    step, made = _with_precedent(step, failures + (precedent is not None))
+    if len(_precedents) + len(_let_be) >= MOST:
         _precedents.clear()
-    _precedents[key] = kept
+        _let_be.clear()
+    if made is not None and made.failures < PATIENCE:
+        _precedents[key] = made
+        _let_be.pop(key, None)
+    else:
+        _let_be[key] = PATIENCE
     return step
 
 
@@ -82,28 +95,39 @@ def _noted(cell: Cell, given: Given, dtype: np.dtype[Any], driver: str) -> Step:
 
 
 def _key(cell: Any, given: Given) -> Any:
-    """For whom a precedent may be one. It need not be: every operation is compared."""
+    """What a precedent is looked up by; None if there cannot be one.
+
+    Which cell it is need not be certain, for every operation is compared. But structures, shapes,
+    dtypes and the device of inputs and states must be: they are not looked at again.
+    """
     code = getattr(cell, "__code__", None)  # that of a function, which may be made in each call
-    who = (id(cell), getattr(cell, "training", None)) if code is None else code
-    kind = type(given.x_leaves[0]._data)
-    return who, kind, _like(given.xs, 1), _like(given.state, 0)
+    if code is None:
+        code = id(cell), getattr(cell, "__dict__", {}).get("training") is False
+    like_x, like_state = _like(given.xs, 1), _like(given.state, 0)
+    if like_x is None or like_state is None:
+        return None
+    return code, type(given.x_leaves[0]._data), like_x, like_state
 
 
 def _like(tree: Any, axis: int) -> Any:
-    """Shapes from an axis on, and dtypes, in the structure of a tree."""
+    """Shapes from an axis on, and dtypes, in the structure of a tree; None for strange keys."""
     if type(tree) is Tensor:
         return tree._data.shape[axis:], tree._data.dtype
+    branches = tree
     if isinstance(tree, dict):
-        return dict, *[(key, _like(branch, axis)) for key, branch in tree.items()]
-    return type(tree), *[_like(branch, axis) for branch in tree]
+        if any(type(key) is not str for key in tree):
+            return None
+        branches = tree.values()
+    made = [_like(branch, axis) for branch in branches]
+    return None if None in made else (type(tree), tuple(tree) * isinstance(tree, dict), *made)
 
 
-def _with_precedent(step: Step, failures: int) -> tuple[Step, Precedent | int]:
+def _with_precedent(step: Step, failures: int) -> tuple[Step, Precedent | None]:
     """The step without the tensors that the cell had, and the precedent that it makes, if any."""
     trace = step.trace
     events, trace.events = trace.events or [], None
     returned = rebuild((step.y, step.state), iter(leaves((step.y, step.state))))
-    y, state = map_leaves(lambda leaf: wrap(leaf._data, leaf._entry), returned)
+    y, state = map_leaves(_stand_in, returned)
     step = step._replace(y=y, state=state)
     try:
         forms = _Forms(trace, events)
@@ -111,8 +135,16 @@ def _with_precedent(step: Step, failures: int) -> tuple[Step, Precedent | int]:
             raise LookupError
     except LookupError:
         trace.leaves, trace.parts = [], {}
-        return step, PATIENCE
+        return step, None
     return step, Precedent(step, forms.forms, returned, failures)
+
+
+def _stand_in(leaf: Tensor) -> Tensor:
+    """Of the same shape and dtype, and nobody's input."""
+    data = leaf._data
+    if type(data) is Traced:
+        data = Traced(_NOWHERE, data.slot, data.shape, data.dtype)
+    return wrap(data, leaf._entry)
 
 
 # What an event must be like to be the same again ----------------------------------------------
@@ -120,6 +152,8 @@ def _with_precedent(step: Step, failures: int) -> tuple[Step, Precedent | int]:
 
 class Number:
     """In the place of an input that is a Python number, whatever its value."""
+
+    new = True  # it has a row of its own
 
     def fits(self, given: Any, captures: dict[Any, int]) -> bool:
         return type(given) is float or (type(given) is int and abs(given) < 2**53)
@@ -132,7 +166,7 @@ class Exactly(Number):
         self.value = value
 
     def fits(self, given: Any, captures: dict[Any, int]) -> bool:
-        return type(given) in (int, float) and given == self.value
+        return type(given) is type(self.value) and given == self.value
 
 
 class Outside:
@@ -150,7 +184,7 @@ class Outside:
 
 
 class Captured(Outside):
-    """In the place of one that has a row of its own, which it gets at its first use."""
+    """In the place of one that has a row, which it gets at its first use: ``new`` says so."""
 
     def __init__(self, tensor: Tensor, slot: int, matrix: bool, new: bool) -> None:
         super().__init__(tensor)
@@ -164,14 +198,15 @@ class Captured(Outside):
 class Form:
     """An event, and of what kind its inputs were if they are no values of the step."""
 
-    __slots__ = ("begin", "inputs", "made", "op", "others", "params", "several", "simple")
+    __slots__ = ("begin", "inputs", "made", "new", "op", "params", "several", "simple")
 
     def __init__(self, event: Event, inputs: Sequence[Any]) -> None:
         self.op, self.inputs, self.params = event.op, tuple(inputs), event.params
-        self.begin, self.made, self.several = event.begin, event.made, event.several
-        # Numbers and tensors to note down. What several events are made of has its own.
-        kept = [(k, each) for k, each in enumerate(inputs) if isinstance(each, (Number, Captured))]
-        self.others = () if event.several else tuple(kept)
+        self.begin, self.several = event.begin, event.several
+        self.made = event.made if type(event.made._data) is Traced else None
+        # Where numbers and tensors stand that get a row. What several events are made of has none.
+        new = [k for k, each in enumerate(inputs) if type(each) is not Tensor and each.new]
+        self.new = () if event.several else tuple(new)
         alone = not event.several and all(type(each) is Tensor for each in inputs)
         self.simple = alone and len(getattr(event.op, "inputs", ())) in (1, 2)
 
@@ -180,36 +215,39 @@ END = Form(Event(None, (), (), 0, wrap(np.zeros(0), None)), ())  # nothing is li
 
 
 class _Forms:
-    """The events of a trace as forms. Raises LookupError if rows came about in another way."""
+    """The events of a trace as forms. Raises LookupError, of which KeyError is one, if they do not
+    account for all of its rows, or if one could not be told from another."""
 
     def __init__(self, trace: Trace, events: Sequence[Event | Form]) -> None:
         self.trace, self.at = trace, len(trace.leaves)
-        self.known = {id(tensor) for tensor in trace.leaves}
+        self.known = {id(tensor) for tensor in trace.leaves}  # the values of the step so far
         self.forms: list[Form] = []
         begins = [event.begin for event in events] + [trace.body]
         if trace.frozen or begins[0] != self.at:
             raise LookupError
         for event, end in zip(events, begins[1:], strict=True):
-            self.forms.append(event if isinstance(event, Form) else self._form(event, end))
-            self.known.add(id(event.made))
+            form = event if isinstance(event, Form) else self._form(event, end)
+            self.forms.append(form)
+            if form.made is not None:
+                self.known.add(id(form.made))
             self.at = end
 
     def _form(self, event: Event, end: int) -> Form:
         inputs = [self._input(event, given) for given in event.inputs]
+        form = Form(event, inputs)
         numbers = sum(isinstance(each, Number) for each in inputs)
         if not _is_plain(event.params) or (event.op is RULES["where"] and numbers > 1):
             raise LookupError
-        made, new = event.made._data, numbers + sum(getattr(each, "new", 0) for each in inputs)
-        own = self.at + (0 if event.several else new)  # the row of the event itself
-        if end == own + 1 and not event.several:
-            is_told = made.slot == own
-        elif event.several:
-            is_told = end == own and event.op in (MATMUL, RULES["scalar_power"])
-        else:  # one that has been, in another shape; or none at all
-            is_told = end == own and (type(made) is not Traced or made.slot < self.at)
-        if not is_told:
+        rows, made = end - self.at - len(form.new), event.made._data
+        if event.several:  # these rows are those of the events that follow
+            accounted = rows == 0 and event.op in (MATMUL, RULES["scalar_power"])
+        elif rows == 1:  # its own row, after those of its inputs
+            accounted = type(made) is Traced and made.slot == end - 1
+        else:  # a value that was there, in another shape; or none of the step
+            accounted = rows == 0 and (type(made) is not Traced or made.slot < self.at)
+        if not accounted:
             raise LookupError
-        return Form(event, inputs)
+        return form
 
     def _input(self, event: Event, given: Any) -> Any:
         if id(given) in self.known:
@@ -220,78 +258,117 @@ class _Forms:
             raise LookupError
         if event.several:
             return Outside(given)
+        if event.op is CONCAT:  # whose parts may be taken apart again
+            raise LookupError
         matrix = event.op is MATMUL
         slot = self.trace.captures[id(given), matrix]
         return Captured(given, slot, matrix, slot >= self.at)
 
 
+PLAIN = {int, float, bool, str, type(None), type(...)}
+
+
 def _is_plain(params: Any) -> bool:
-    """Whether ``==`` says of these whether they are the same."""
+    """Whether ``_equal`` can compare these."""
     if type(params) is tuple:
         return all(map(_is_plain, params))
     if type(params) is slice:
         return _is_plain((params.start, params.stop, params.step))
-    return params is None or isinstance(params, (int, float, str, type(...), np.dtype))
+    return type(params) in PLAIN or isinstance(params, np.dtype)
+
+
+def _equal(a: Any, b: Any) -> bool:
+    """Whether params are the same, types and all; b is plain."""
+    if a is b:
+        return True
+    kind = type(b)
+    if type(a) is not kind:
+        return False
+    if kind is tuple:
+        return len(a) == len(b) and all(map(_equal, a, b))
+    if kind is slice:
+        return _equal(a.start, b.start) and _equal(a.stop, b.stop) and _equal(a.step, b.step)
+    return bool(a == b)
 
 
 # Following ------------------------------------------------------------------------------------
 
 
-def _references(tensors: Sequence[Any]) -> list[int]:
-    return [getrefcount(tensor) for tensor in tensors]
+def _references(objects: Sequence[Any]) -> list[int]:
+    return [getrefcount(each) for each in objects]
 
 
-_LOOKING = _references([Number()])[0] - 1  # references that looking adds, beside that of the list
+# References that looking adds to that of the list; too many of them would say that all is held.
+_LOOKING = _references([Number()])[0] - 1
 
 
 class Precedent(Source):
-    """What a cell did; and, while it is followed, what stands in the place of a trace."""
+    """What a cell did; and, while it is followed, what stands in the place of a trace.
+
+    Once it has departed, it passes on to the trace that it became what it may still be asked for.
+    """
 
     def __init__(self, step: Step, forms: list[Form], returned: Any, failures: int) -> None:
         trace = step.trace
         self.forms, self.returned, self.failures = [*forms, END], returned, failures
         self.leaves, trace.leaves = trace.leaves, []
+        # What depends on structure alone. The traces of all calls share it, and none writes to it.
         self.shared = {name: value for name, value in vars(trace).items() if name not in OF_A_CALL}
         self.rows: list[Row] = trace.rows
-        self.step = step._replace(precedent=self, trace=Trace(0, trace.dtype))  # but for its trace
+        self.step = step._replace(trace=_NOWHERE)  # all but its trace
         self.runners: dict[Any, Any] = {}  # compiled code, by what needs a gradient
-        made = [form.made for form in forms if type(form.made._data) is Traced]
+        made = [form.made for form in forms if form.made is not None]
         self.symbols = list({id(tensor): tensor for tensor in (*self.leaves, *made)}.values())
         for tensor in self.symbols:
             tensor._data.trace = self
-        held = [*self.symbols, *self.leaves, *leaves(returned)]
-        for form in forms:
+        self.watched = [*self.symbols, *{id(t._data): t._data for t in self.symbols}.values()]
+        self.references = self._own_references()
+        self._begin()
+
+    def _own_references(self) -> list[int]:
+        """How many references there are if only this object has any."""
+        held = [*self.watched, *self.symbols, *self.leaves, *leaves(self.returned)]
+        for form in self.forms:
             held += [*form.inputs, form.made]
-        for parts in trace.parts.values():
+        for parts in self.shared["parts"].values():
             held += parts
+        held += [tensor._data for tensor in self.symbols]
         count = Counter(map(id, held))
-        self.references = [count[id(tensor)] + _LOOKING for tensor in self.symbols]
+        return [count[id(each)] + _LOOKING for each in self.watched]
+
+    def is_held(self) -> bool:
+        """Whether anybody else has one of the tensors, or what is in one."""
+        held = _references(self.watched) != self.references
+        return held or any(map(getweakrefcount, self.symbols))
 
     def _begin(self) -> None:
+        """Nothing of any call."""
         self.at = 0
+        self.departed: Trace | None = None
         self.captured: list[Tensor] = []
         self.numbers: list[float] = []
         self.seeds: list[int] = []
         self.captures: dict[Any, int] = {}
 
-    def is_held(self) -> bool:
-        """Whether anybody else has one of the tensors."""
-        return _references(self.symbols) != self.references
-
     def follow(self, cell: Cell, given: Given, driver: str, outer: Any) -> Step:
         """The step that the cell writes down in this call."""
-        self._begin()
         first = iter(self.leaves)
-        returned = cell(rebuild(given.xs, first), rebuild(given.state, first))
-        trace = recording.tracer
-        if trace is self:
-            if self.forms[self.at] is END and _same(returned, self.returned):
-                if self.shared["draws"]:
-                    check_drawn_anew(outer, driver)
-                step: Step = self.step._replace(trace=self._trace())
-                return step
-            trace = self.depart()
-        return finish_trace(trace, returned, cell, given, driver, outer)
+        try:
+            returned = cell(rebuild(given.xs, first), rebuild(given.state, first))
+            trace = self.departed
+            if trace is None:
+                if self.forms[self.at] is END and _same(returned, self.returned):
+                    if self.shared["draws"]:
+                        check_drawn_anew(outer, driver)
+                    step: Step = self.step._replace(trace=self._trace(), precedent=self)
+                    return step
+                trace = self.depart()
+            return finish_trace(trace, returned, cell, given, driver, outer)
+        except BaseException:
+            self.let_go()
+            raise
+        finally:
+            self._begin()
 
     def _trace(self) -> Trace:
         """The trace that this call would have written."""
@@ -300,41 +377,43 @@ class Precedent(Source):
         own.update(self.shared)
         own.update(captured=self.captured, numbers=self.numbers, seeds=self.seeds)
         own.update(captures=self.captures, events=None, leaves=[])
-        self._begin()  # and keep nothing of this call
         return trace
 
+    # What a cell asks a trace for
+
     def apply(self, op: Any, inputs: Sequence[Any], params: tuple[Any, ...]) -> Tensor | None:
-        """As ``Trace.apply``."""
         form = self.forms[self.at]
-        if form.op is op and form.params == params:
+        if form.op is op and (form.params is params or _equal(params, form.params)):
             likes = form.inputs
             if form.simple:  # one or two values of the step
                 if inputs[0] is likes[0] and inputs[-1] is likes[-1]:
                     self.at += 1
                     return form.made
-            elif self._fit(inputs, likes):
+            elif self._fit(form, inputs):
                 self._take(form, inputs)
                 return self._several(form, inputs) if form.several else form.made
         return self.depart().apply(op, inputs, params) if is_traced(inputs) else None
 
-    def _fit(self, inputs: Sequence[Any], likes: Sequence[Any]) -> bool:
-        if len(inputs) != len(likes):
+    def _fit(self, form: Form, inputs: Sequence[Any]) -> bool:
+        if len(inputs) != len(form.inputs):
             return False
-        for given, like in zip(inputs, likes):  # noqa: B905
+        for given, like in zip(inputs, form.inputs):  # noqa: B905
             if given is not like and (type(like) is Tensor or not like.fits(given, self.captures)):
                 return False
-        return True
+        return len(form.new) < 2 or len({id(inputs[k]) for k in form.new}) == len(form.new)
 
     def _take(self, form: Form, inputs: Sequence[Any]) -> None:
         self.at += 1
-        for k, like in form.others:
-            if type(like) is not Captured:
-                self.numbers.append(float(inputs[k]))
-            elif like.new:
+        for k in form.new:
+            like = form.inputs[k]
+            if type(like) is Captured:
                 self.captured.append(inputs[k])
                 self.captures[id(inputs[k]), like.matrix] = like.slot
+            else:
+                self.numbers.append(float(inputs[k]))
 
     def _several(self, form: Form, inputs: Sequence[Any]) -> Tensor:
+        """What is made of several events, which come next: asked for again, one by one."""
         if form.op is MATMUL:
             parts: tuple[Tensor, ...] = self.shared["parts"][inputs[0]._data.slot]
             return product_of_parts(parts, inputs[1])
@@ -342,34 +421,38 @@ class Precedent(Source):
 
     def compare(self, name: str, a: Any, b: Any) -> Tensor:
         form = self.forms[self.at]
-        if form.op is not name or not self._fit((a, b), form.inputs):
+        if form.op is not name or not self._fit(form, (a, b)):
             return self.depart().compare(name, a, b)
         self._take(form, (a, b))
+        assert form.made is not None
         return form.made
 
     def uniform(self, shape: tuple[int, ...], rng: Rng, per_sequence: bool = False) -> Tensor:
-        form = self.forms[self.at]
-        if form.op != "uniform" or form.params != (shape, per_sequence):
+        form = self.forms[self.at] if self.departed is None else END
+        if form.op != "uniform" or not _equal((shape, per_sequence), form.params):
             return self.depart().uniform(shape, rng, per_sequence)
+        seed = new_seed(rng)
         self.at += 1
-        if per_sequence:
-            dtype = self.shared["dtype"]
-            return drawn(new_seed(rng), 0, 0, shape, dtype).to(self.shared["device"])
-        self.seeds.append(new_seed(rng))
+        if form.made is None:  # once for the whole sequence
+            dtype: Any = self.shared["dtype"]
+            return drawn(seed, 0, 0, shape, dtype).to(self.shared["device"])
+        self.seeds.append(seed)
         return form.made
 
     # Doing something else
 
     def depart(self) -> Trace:
         """From here on an ordinary trace, which has all that was followed so far."""
-        if recording.tracer is not self:
-            self._refuse()
+        if self.departed is not None:
+            return self.departed
         shared, at = self.shared, self.at
         form = self.forms[at]
         end = shared["body"] if form is END else form.begin
         trace = Trace(shared["B"], shared["dtype"], shared["device"], noted=True)
         trace.rows, trace.widths = shared["rows"][:end], shared["widths"][:end]
         trace.single = shared["single"][:end]
+        if recording.tracer is not self:  # a value of this call in another cell
+            trace.refuse_foreign()
         trace.starts = {slot: start for slot, start in shared["starts"].items() if slot < end}
         cuts = {base: [s for s in cut if s < end] for base, cut in shared["cuts"].items()}
         trace.cuts = {base: cut for base, cut in cuts.items() if cut}
@@ -382,12 +465,17 @@ class Precedent(Source):
         for tensor in self.symbols:
             if tensor._data.slot < end:
                 tensor._data.trace = trace
-        recording.tracer = recording.draws = trace
-        self.symbols, self.leaves, self.forms, self.returned = [], [], [], None
+        recording.tracer = self.departed = trace
+        if recording.draws is self:
+            recording.draws = trace
+        self.let_go()
         return trace
 
-    def _refuse(self) -> NoReturn:
-        Trace(0, np.dtype("float32")).refuse_foreign()
+    def let_go(self) -> None:
+        """Hold none of the tensors any more."""
+        self.symbols, self.watched, self.leaves, self.forms = [], [], [], [END]
+        self.shared = {**self.shared, "parts": {}}
+        self.at, self.returned = 0, None
 
     def cast(self, x: Traced, dtype: np.dtype[Any]) -> Traced:
         return x if dtype == x.dtype else self.depart().cast(x, dtype)
@@ -400,7 +488,7 @@ class Precedent(Source):
 
 
 def _same(a: Any, b: Any) -> bool:
-    """Whether two structures have the same leaves."""
+    """Whether two structures have the same leaves, and keys of the same types."""
     if a is b:
         return True
     if type(a) is not type(b):
@@ -408,5 +496,6 @@ def _same(a: Any, b: Any) -> bool:
     if isinstance(a, (tuple, list)):
         return len(a) == len(b) and all(map(_same, a, b))
     if isinstance(a, dict):
-        return list(a) == list(b) and all(map(_same, a.values(), b.values()))
+        keys = list(a) == list(b) and list(map(type, a)) == list(map(type, b))
+        return keys and all(map(_same, a.values(), b.values()))
     return False

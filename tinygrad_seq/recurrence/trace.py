@@ -185,8 +185,10 @@ class Trace(Source):
                 f"only those are compiled; {WAY_OUT}"
             )
         slot = self.add(op, (), k, shape[1] if len(shape) == 2 else 1)
-        self.leaves.append(_stand_in(self, slot, shape, dtype))
-        return self.leaves[-1]
+        made = _stand_in(self, slot, shape, dtype)
+        if self.events is not None:
+            self.leaves.append(made)
+        return made
 
     def capture(self, tensor: Tensor, matrix: bool) -> int:
         """The row of a tensor that the cell closes over, numbered at its first use."""
@@ -574,6 +576,11 @@ class Trace(Source):
             if index[1].step is None and type(begin) is type(end) is int and 0 <= begin <= end <= n:
                 return self._slice(data, begin, end, (self.B, end - begin))
         parts = _spelled_out(index, data.ndim)
+        if sum(part is not None for part in parts) > data.ndim:
+            raise IndexError(
+                f"indexing: {len(index)} indices were given for a value of {data.ndim} axes, at "
+                f"line %{len(self.rows)} of the step"
+            )
         if not parts or not _is_all(parts[0]):
             self._mixes("indexing", inputs)
         if any(part is None for part in parts):
@@ -810,6 +817,8 @@ def finish_trace(
     if trace.draws:
         check_drawn_anew(outer, driver)
     trace.of_cell = tuple(trace.widths), tuple(trace.starts.items())
+    if trace.events is None:
+        trace.parts = {}  # they hold the trace, and it would hold them
     return Step(trace, y, after, y_slots, state_slots, len(trace.rows))
 
 
