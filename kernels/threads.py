@@ -5,7 +5,8 @@ that it is about; a phase begins when the one before has ended. Tasks are taken 
 counter, so a helper that comes late takes fewer, and one that never comes is not missed: the caller
 goes on until all is done. Which thread does a task changes nothing in its result.
 
-A helper that has run out of work looks for more for a moment and then sleeps.
+A helper that has run out of work looks for more for a moment and then sleeps. To wake it takes as
+long; so one that was woken soon after it had gone to sleep looks longer the next time.
 It is kept off the caller's own core, where Linux likes to wake it. A second Python thread that
 comes while the helpers are busy does its job alone. A forked child has no helpers until it needs
 some. Imports build, machine, memory, simd and Numba.
@@ -29,11 +30,12 @@ from tinygrad_seq.kernels.memory import address
 from tinygrad_seq.kernels.simd import I64, WORD
 
 LOOKS = 4000  # how often a helper looks for work before it sleeps, some 50 µs
+SOON = 700_000  # ticks of the processor's clock, some 250 µs
 # Words of the board: the open job's number (0: none), helpers that are inside, how many may take
 # part, how many phases there are and where; then for each helper whether it sleeps, the job it saw
-# last, whether it is to be woken. Words of a phase: function, table (in bytes from the first phase
-# on), tasks, the next task, how many are done, and for the function alone: the first step, the one
-# after the last, whether steps were done before.
+# last, whether it is to be woken, when it went to sleep. Words of a phase: function, table (in
+# bytes from the first phase on), tasks, the next task, how many are done, and for the function
+# alone: the first step, the one after the last, whether steps were done before.
 JOB, INSIDE, WANTED, PHASES, LIST = range(5)
 PHASE_WORDS, FIRST_HELPER, HELPER_WORDS = 8, 8, 8
 
@@ -42,8 +44,8 @@ _TEXT = '''"""What the threads do while they hold no lock of Python's; see threa
 from tinygrad_seq.kernels.build import callable_here
 from tinygrad_seq.kernels.simd import word
 from tinygrad_seq.kernels.threads import (
-    FIRST_HELPER, HELPER_WORDS, INSIDE, JOB, LIST, LOOKS, PHASES, PHASE_WORDS, WANTED,
-    call_function, exchange, fetch_add, pause, read, set_word,
+    FIRST_HELPER, HELPER_WORDS, INSIDE, JOB, LIST, LOOKS, PHASES, PHASE_WORDS, SOON, WANTED,
+    call_function, exchange, fetch_add, pause, read, set_word, ticks,
 )
 
 
@@ -71,7 +73,8 @@ def serve(board, me):
     """Work until there has been nothing for a moment; then say that this helper sleeps."""
     sleeps = board + 8 * (FIRST_HELPER + HELPER_WORDS * me)
     seen = read(sleeps + 8)
-    looks = 0
+    looks, worked = 0, ticks()
+    patient = 0 < worked - read(sleeps + 24) < SOON
     while True:
         job = read(board + 8 * JOB)
         if job != 0 and job != seen:
@@ -82,10 +85,11 @@ def serve(board, me):
                     go_through_here(word(board, PHASES), word(board, LIST))
                 seen = job
             fetch_add(board + 8 * INSIDE, -1)
-            looks = 0
+            looks, worked = 0, ticks()
         pause()
         looks += 1
-        if looks > LOOKS:
+        if looks > LOOKS and not (patient and ticks() - worked < SOON):
+            set_word(sleeps + 24, ticks())
             set_word(sleeps + 8, seen)
             exchange(sleeps, 1)
             job = read(board + 8 * JOB)
@@ -152,6 +156,17 @@ def _intrinsics() -> tuple[Any, ...]:
         return types.void(), emit
 
     @intrinsic
+    def ticks(typingctx: Any) -> Any:
+        def emit(context: Any, build: Any, sig: Any, args: Any) -> Any:
+            if not (build.module.triple or "").startswith("x86_64"):
+                return ir.Constant(I64, 0)  # elsewhere a process may be forbidden to ask
+            kind = ir.FunctionType(I64, [])
+            name = "llvm.readcyclecounter"
+            return build.call(cgutils.get_or_insert_function(build.module, kind, name), [])
+
+        return WORD(), emit
+
+    @intrinsic
     def call_function(typingctx: Any, function: Any, table: Any, task: Any, phase: Any) -> Any:
         def emit(context: Any, build: Any, sig: Any, args: Any) -> Any:
             kind = ir.FunctionType(ir.VoidType(), [I64] * 3)
@@ -161,10 +176,10 @@ def _intrinsics() -> tuple[Any, ...]:
         return types.void(WORD, WORD, WORD, WORD), emit
 
     add, swap = read_modify_write("add"), read_modify_write("xchg")
-    return read, set_word, add, swap, pause, call_function
+    return read, set_word, add, swap, pause, ticks, call_function
 
 
-read, set_word, fetch_add, exchange, pause, call_function = _intrinsics()
+read, set_word, fetch_add, exchange, pause, ticks, call_function = _intrinsics()
 
 
 class _Pool:
