@@ -111,6 +111,10 @@ class Runner:
     def __init__(self, plan: Any, rules: Any) -> None:
         self.plan, self.rules = plan, rules
         self.dtype = np.dtype(plan.dtype)
+        sums = () if plan.derivative is None else plan.derivative.sums
+        self.summed = tuple(
+            dict.fromkeys(k for _, k in sums)
+        )  # captured arrays added up on the way
         self.functions: dict[str, Any] = {}
         self._words: dict[str, list[str]] = {}
         self._layouts: dict[Sizes, dict[Any, Layout]] = {}
@@ -299,7 +303,7 @@ class Runner:
         which = [layout.functions.index(n) for n in ("backward", "outer") if n in layout.functions]
         templates = layout.template[: layout.phases * PHASE_WORDS].reshape(-1, PHASE_WORDS)[which]
         total: dict[int, Array] = {}
-        sums = [layout.view(f"sum{k}", work) for k in {k for _, k in self.plan.derivative.sums}]
+        sums = [layout.view(f"sum{k}", work) for k in self.summed]
         for s in reversed(range(layout.steps)):
             for view in sums:
                 view.fill(0)
@@ -383,7 +387,7 @@ class Runner:
         """The gradients of captured arrays that a way back has left."""
         captured: dict[int, Array] = {}
         order = _batch_order(inputs.rows)
-        for k in {k for _, k in self.plan.derivative.sums}:
+        for k in self.summed:
             parts = layout.view(f"sum{k}", work)
             if layout.values[f"sum{k}_b"]:
                 captured[k] = np.array(parts if order is None else parts[order])
@@ -394,7 +398,9 @@ class Runner:
             found = out if matrix.distance == width else np.ascontiguousarray(out[:, :width])
             _add(captured, matrix.k, found.T if matrix.g_first else found)
         for k, array in captured.items():
-            captured[k] = array.reshape(inputs.captured[k].shape)
+            shape = inputs.captured[k].shape
+            if array.shape != shape:
+                captured[k] = array.reshape(shape)
         return captured
 
     def _y_widths(self, inputs: Inputs) -> list[int]:

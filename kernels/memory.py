@@ -11,6 +11,7 @@ import os
 import platform
 import threading
 from collections.abc import Callable
+from functools import lru_cache
 from math import prod
 from typing import Any
 
@@ -55,6 +56,7 @@ def _find_address() -> Callable[[np.ndarray], int]:
 address = _find_address()
 
 
+@lru_cache(1024)
 def _size_class(size: int) -> int:
     """Sizes in steps of an eighth, so that a similar array fits the next time."""
     if size <= 4096:
