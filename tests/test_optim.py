@@ -343,3 +343,27 @@ def test_one_tensor_will_do():
 def test_computed_tensors_are_refused():
     with pytest.raises(tgs.TapeError, match="expected leaves"):
         optim.SGD([W * 2])
+
+
+@pytest.mark.parametrize("shape", [(700, 1600), (2_000_003,), (1, 1_200_000), (70, 120, 140)])
+def test_large_parameters_are_updated_as_small_ones_are(rng, shape):
+    """By blocks of rows, the largest on several threads, and not a bit differently."""
+    values, gradient = rng.standard_normal((2, *shape)).astype("f4")
+    whole, rows = tgs.nn.parameter(values), [tgs.nn.parameter(row) for row in values[:70]]
+    by_rows = len(shape) > 1
+    optimizers = [optim.Adam([whole], 0.01), optim.Adam(rows if by_rows else [whole], 0.01)]
+    for _ in range(3):
+        whole.grad = tgs.tensor(gradient)
+        optimizers[0].step()
+        if by_rows:
+            for row, g in zip(rows, gradient, strict=False):
+                row.grad = tgs.tensor(g)
+            optimizers[1].step()
+    if by_rows:
+        assert all(np.array_equal(w, r) for w, r in zip(whole.data, (r.data for r in rows)))  # noqa: B905
+    else:
+        m, v, w = np.zeros(shape), np.zeros(shape), values.astype(float)
+        for t in range(1, 4):
+            m, v = 0.9 * m + 0.1 * gradient, 0.999 * v + 0.001 * np.square(gradient, dtype=float)
+            w -= 0.01 * (m / (1 - 0.9**t)) / (np.sqrt(v / (1 - 0.999**t)) + 1e-8)
+        np.testing.assert_allclose(whole.data, w, atol=1e-5)

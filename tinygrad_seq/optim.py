@@ -16,6 +16,7 @@ import numpy as np
 from tinygrad_seq import devices
 from tinygrad_seq.errors import TapeError, whole
 from tinygrad_seq.nn.module import Module
+from tinygrad_seq.parallel import in_blocks
 from tinygrad_seq.tensors import Tensor, array_of, boxed, replace_data, wrap
 
 __all__ = [
@@ -33,6 +34,8 @@ __all__ = [
     "clip_grad_norm_",
     "clip_grad_value_",
 ]
+BLOCK = 2**16  # elements of each of some arrays that go together through a second cache
+WORTH_THREADS = 2**20  # elements from which on several threads are quicker
 Group = dict[str, Any]
 State = dict[str, Any]
 
@@ -311,19 +314,35 @@ class Adam(Optimizer):
         m, v, new = state["mean"], state["square"], np.empty_like(value)
         correction1, correction2 = (1 - beta ** state["step"] for beta in (beta1, beta2))
 
-        m *= beta1
-        np.multiply(gradient, 1 - beta1, out=new)  # `new` is room for what is on the way
-        m += new
-        v *= beta2
-        np.multiply(gradient, gradient, out=new)
-        new *= 1 - beta2
-        v += new
-        np.divide(v, correction2, out=new)  # v̂
-        np.sqrt(new, out=new)
-        new += group["eps"]
-        np.divide(m, new, out=new)
-        new *= lr / correction1
-        return np.subtract(value, new, out=new)
+        def some(w: Any, g: Any, m: Any, v: Any, new: Any) -> None:
+            m *= beta1
+            np.multiply(g, 1 - beta1, out=new)  # `new` is room for what is on the way
+            m += new
+            v *= beta2
+            np.multiply(g, g, out=new)
+            new *= 1 - beta2
+            v += new
+            np.divide(v, correction2, out=new)  # v̂
+            np.sqrt(new, out=new)
+            new += group["eps"]
+            np.divide(m, new, out=new)
+            new *= lr / correction1
+            np.subtract(w, new, out=new)
+
+        _by_rows(some, value, gradient, m, v, new)
+        return new
+
+
+def _by_rows(work: Callable[..., None], *arrays: Any) -> None:
+    """Work on arrays of one shape, large ones some rows at a time on several threads."""
+    size, first = arrays[0].size, arrays[0]
+    if size < WORTH_THREADS or type(first) is not np.ndarray:
+        return work(*arrays)
+
+    def block(low: int, high: int) -> None:
+        work(*(array[low:high] for array in arrays))
+
+    return in_blocks(block, len(first), max(1, BLOCK * len(first) // size))
 
 
 class AdamW(Adam):
