@@ -381,11 +381,13 @@ class Layout:
         for (g, g_first), matrices in groups.items():
             G, name = self.width(g), f"outer{g}_{int(g_first)}"
             names += self._operand(name, g)
-            values[f"{name}_width"], values[f"{name}_first"] = G, int(g_first)
+            widths = [self.width(matrix.a) for matrix in matrices]
+            values[f"{name}_width"] = G
+            values[f"{name}_how"] = 1 if g_first else 2 * self._by_wide_side(G, widths)
             values[f"{name}_count"] = len(matrices)
-            names += [f"{name}_width", f"{name}_first", f"{name}_count"]
+            names += [f"{name}_width", f"{name}_how", f"{name}_count"]
             widest_g = max(widest_g, G)
-            widest_a = max(widest_a, *(self.width(matrix.a) for matrix in matrices))
+            widest_a = max(widest_a, *widths)
             for matrix in matrices:
                 name = f"outer_m{len(self.matrices)}"
                 self.matrices.append(matrix)
@@ -408,6 +410,20 @@ class Layout:
                 values["outer_tiles"] = at + values["outer_bytes"] - gemm.LINE
                 self.base["outer_tiles"] = "work block"
             self._table("outer", names)
+
+    def _by_wide_side(self, G: int, widths: Sequence[int]) -> bool:
+        """Whether products aᵀ g are better divided by columns of g, of which each task packs its
+        own, than by those of each a. To pack a column costs as much as to multiply by 11."""
+        if self._worth_tiles:
+            return False
+
+        def share(columns: int, unit: int) -> int:
+            parts = (columns + unit - 1) // unit
+            return min((parts + self.tasks - 1) // self.tasks * unit, columns)
+
+        A, mine = sum(widths), share(G, gemm.panel(self.plan.dtype))
+        others = sum(share(width, gemm.ROWS) for width in widths)
+        return mine * A + 11 * (mine + A) < G * others + 11 * (G + others)
 
     def _matrix(self, a: int, g: int, k: int) -> Matrix:
         """A gradient in the order in which the matrix lies, or in the one that costs much less."""

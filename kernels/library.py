@@ -18,7 +18,7 @@ from tinygrad_seq.kernels import gemm, tiles
 PARTS = {
     "blocks": {"tile": 11, "copy_row": 3, "zero_row": 2},
     "tiles": tiles.FUNCTIONS,  # where there are any
-    "packing": {"pack": 3, "pack_groups": 9, "pack_panels": 8},
+    "packing": {"pack": 3, "pack_groups": 9, "pack_panels": 9},
     "products": {"product": 10, "gram": 10},
     "outer": {"outer": 3},
 }
@@ -108,18 +108,18 @@ def pack_groups(operand, lines, count, low, high, to, s0, order, in_tiles):
                 store(out, v, load(row, m + v, high - m - v), LANES)
 
 
-def pack_panels(operand, lines, count, N, to, s0, order, in_tiles):
-    """All columns of ``count`` rows as panels."""
+def pack_panels(operand, lines, count, low, high, to, s0, order, in_tiles):
+    """Columns low to high of ``count`` rows as panels; in tiles low is 0."""
     if in_tiles:
-        split_panels(operand, lines, count, N, to, s0, order)
+        split_panels(operand, lines, count, high, to, s0, order)
         return
     for k in range(count):
         s, r = word(lines, 2 * k), word(lines, 2 * k + 1)
         row = line(operand, s, r, s0, order)
-        for n in range(0, N, PANEL):
-            out = to + (n * KC + k * PANEL) * ITEM
+        for n in range(low, high, PANEL):
+            out = to + ((n - low) * KC + k * PANEL) * ITEM
             for v in range(0, PANEL, LANES):
-                store(out, v, load(row, n + v, N - n - v), LANES)
+                store(out, v, load(row, n + v, high - n - v), LANES)
 '''
 
 _GRAM = '''
@@ -149,9 +149,10 @@ _OUTER = '''
 def outer(table, task, phase):
     """Gradients of matrices: g times each of several a, over all rows of a segment of steps.
 
-    For each group of products that share g: either out = gᵀ a for every a, divided among the tasks
-    by columns of g, or out = aᵀ g, divided by columns of a. KC rows at a time are packed, and the
-    sum over blocks of rows runs in the same order whatever the tasks. Words: see layout.py.
+    For each group of products that share g, by its word ``how``: 1, out = gᵀ a for every a, divided
+    among the tasks by columns of g; 0, out = aᵀ g, divided by columns of a; 2, the same divided by
+    columns of g. KC rows at a time are packed, and the sum over blocks of rows runs in the same
+    order whatever the tasks. Words: see layout.py.
     """
     saved = flush_denormals()
     s0, s1, more = word(phase, 5), word(phase, 6), word(phase, 7)
@@ -165,14 +166,18 @@ def outer(table, task, phase):
     unit = ROWS if in_tiles == 0 else LINES  # columns that are divided among the tasks together
     at = table + 8 * 11
     for group in range(word(table, 9)):
-        G, g_first, a_count = word(at, 5), word(at, 6), word(at, 7)
+        G, how, a_count = word(at, 5), word(at, 6), word(at, 7)
         g, a_first = at, at + 64
         at = a_first + 64 * a_count
-        low, high = 0, G
-        if g_first:
+        low, high, begin, end = 0, G, 0, G
+        if how == 1:
             share = (G + unit - 1) // unit
             low = min(share * task // tasks * unit, G)
             high = min(share * (task + 1) // tasks * unit, G)
+        elif how == 2:
+            share = (G + PANEL - 1) // PANEL
+            begin = min(share * task // tasks * PANEL, G)
+            end = min(share * (task + 1) // tasks * PANEL, G)
         s, r, add, going = s0, 0, more, 1
         while going:
             count = 0
@@ -189,24 +194,27 @@ def outer(table, task, phase):
                     s += 1
                     r = 0
             if count > 0 or add == 0:
-                if g_first:
+                if how == 1:
                     pack_groups(g, lines, count, low, high, g_block, s0, order, in_tiles)
                 else:
-                    pack_panels(g, lines, count, G, g_block, s0, order, in_tiles)
+                    pack_panels(g, lines, count, begin, end, g_block, s0, order, in_tiles)
                 for i in range(a_count):
                     a = a_first + 64 * i
                     A, out, distance = word(a, 5), word(a, 6), word(a, 7)
                     p_block, q_block, N = g_block, a_block, A
-                    if g_first:
+                    if how == 1:
                         if low < high:
-                            pack_panels(a, lines, count, A, a_block, s0, order, in_tiles)
+                            pack_panels(a, lines, count, 0, A, a_block, s0, order, in_tiles)
                     else:
-                        p_block, q_block, N = a_block, g_block, G
-                        share = (A + unit - 1) // unit
-                        low = min(share * task // tasks * unit, A)
-                        high = min(share * (task + 1) // tasks * unit, A)
-                        if low < high:
+                        p_block, q_block, N = a_block, g_block, end - begin
+                        low, high = 0, A
+                        if how == 0:
+                            share = (A + unit - 1) // unit
+                            low = min(share * task // tasks * unit, A)
+                            high = min(share * (task + 1) // tasks * unit, A)
+                        if low < high and N > 0:
                             pack_groups(a, lines, count, low, high, a_block, s0, order, in_tiles)
+                        out += begin * ITEM
                     gram(p_block, q_block, low, high, N, count, out, distance, add, in_tiles)
             add = 1
             going = s < s1

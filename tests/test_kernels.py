@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from tinygrad_seq.kernels import build, cpu, layout, machine, memory, philox, simd, vecmath
 
 import tinygrad_seq as tgs
+from tinygrad_seq import nn
 
 # Accuracy --------------------------------------------------------------------------------------
 
@@ -316,6 +317,40 @@ def test_python_threads_scan_at_once(rng):
     for k, answers in found.items():
         # parameters' gradients are shared, these are not
         assert all(np.array_equal(each, expected[k]) for each in answers)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(("I", "H"), [(3, 17), (40, 64), (1, 33), (70, 96), (9, 160)])
+def test_gradients_of_matrices_divided_by_either_side(monkeypatch, rng, dtype, I, H):
+    """x (B, I) times W (I, 4H), as cells of one's own have it: the same bits, by many tasks."""
+    monkeypatch.setattr(layout, "WORTH_THREADS", 0)
+    T, B = 9, 37
+    W, U = (nn.parameter(rng.standard_normal(s) / 8, dtype) for s in ((I, 4 * H), (H, 4 * H)))
+    x, dy = (tgs.tensor(rng.standard_normal((T, B, n)).astype(dtype)) for n in (I, H))
+
+    def cell(x, h):
+        i, f, g, o = tgs.split(x @ W + h @ U, 4, axis=-1)
+        h = tgs.sigmoid(f) * h + tgs.sigmoid(i) * tgs.tanh(g) * tgs.tanh(o)
+        return h, h
+
+    def gradients(drive):
+        W.grad = U.grad = None
+        drive(cell, x, tgs.zeros(B, H, dtype=dtype))[0].backward(dy)
+        return W.grad.numpy(), U.grad.numpy()
+
+    before, found = tgs.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3, 5):
+            tgs.set_num_threads(threads)
+            found.append(gradients(tgs.scan))
+    finally:
+        tgs.set_num_threads(before)
+    for each, expected in zip(zip(*found, strict=True), gradients(tgs.unroll), strict=True):
+        assert all(np.array_equal(one, each[0]) for one in each)
+        size = np.abs(expected).max()
+        np.testing.assert_allclose(
+            each[0], expected, atol=size * (2e-5 if dtype == "float32" else 1e-13)
+        )
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
