@@ -112,9 +112,8 @@ class Runner:
         self.plan, self.rules = plan, rules
         self.dtype = np.dtype(plan.dtype)
         sums = () if plan.derivative is None else plan.derivative.sums
-        self.summed = tuple(
-            dict.fromkeys(k for _, k in sums)
-        )  # captured arrays added up on the way
+        # Captured arrays whose gradients are added up on the way.
+        self.summed = tuple(dict.fromkeys(k for _, k in sums))
         self.functions: dict[str, Any] = {}
         self._words: dict[str, list[str]] = {}
         self._layouts: dict[Sizes, dict[Any, Layout]] = {}

@@ -413,7 +413,8 @@ class Layout:
 
     def _by_wide_side(self, G: int, widths: Sequence[int]) -> bool:
         """Whether products aᵀ g are better divided by columns of g, of which each task packs its
-        own, than by those of each a. To pack a column costs as much as to multiply by 11."""
+        own, than by those of each a. Packing a column is taken for as long as 11 of its products.
+        """
         if self._worth_tiles:
             return False
 

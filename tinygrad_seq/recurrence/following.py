@@ -54,15 +54,14 @@ OF_A_CALL = ("captured", "numbers", "seeds", "captures", "events", "leaves")  # 
 
 _NOWHERE = Trace(0, np.dtype("float32"))
 _precedents: dict[Any, Precedent] = {}
-_let_be: dict[Any, int] = {}  # cells without a precedent, and how often they had none
+_let_be: set[Any] = set()  # for whom there will be none
 
 
 def trace_again(cell: Cell, given: Given, dtype: np.dtype[Any], driver: str = "scan") -> Step:
     """What ``trace_cell`` gives, in less time if the cell does what it did before."""
     key = _key(cell, given)
     precedent = _precedents.pop(key, None)  # whoever follows it has it alone
-    failures = _let_be.get(key, 0) if precedent is None else precedent.failures
-    if key is None or failures >= PATIENCE:
+    if key is None or key in _let_be:
         return trace_cell(cell, given, dtype, driver)
     if precedent is not None and not precedent.is_held():
         with tracing(precedent) as outer:
@@ -75,15 +74,14 @@ def trace_again(cell: Cell, given: Given, dtype: np.dtype[Any], driver: str = "s
         step.precedent.failures = 0
         _precedents[key] = step.precedent
         return step
-    step, made = _with_precedent(step, failures + (precedent is not None))
+    step, made = _with_precedent(step, 0 if precedent is None else precedent.failures + 1)
     if len(_precedents) + len(_let_be) >= MOST:
         _precedents.clear()
         _let_be.clear()
     if made is not None and made.failures < PATIENCE:
         _precedents[key] = made
-        _let_be.pop(key, None)
     else:
-        _let_be[key] = PATIENCE
+        _let_be.add(key)
     return step
 
 
