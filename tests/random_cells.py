@@ -160,6 +160,8 @@ class RandomCell:
             return a + tgs.rand(*a.shape, dtype="float64")
         if kind == "matmul" and wide:
             columns = int(rng.choice(self.sizes))
+            if rng.random() < 0.3:
+                return tgs.linear(a, self.matrix(int(rng.integers(2)), columns, n))
             return a @ self.matrix(int(rng.integers(2)), n, columns)
         if kind == "slice" and wide:
             low, high = sorted(int(c) for c in rng.integers(0, n + 1, 2))

@@ -40,7 +40,7 @@ def is_traced_as_ever(cell, given, dtype, seed=0):
     found = trace_again(cell, given, dtype)
     tgs.manual_seed(seed)
     expected = trace_cell(cell, given, dtype)
-    same = ("rows", "widths", "single", "starts", "matrices", "numbers", "cuts", "gaps", "frozen")
+    same = ("rows", "widths", "single", "starts", "roles", "numbers", "cuts", "gaps", "frozen")
     for name in (*same, "draws", "seeds", "copies", "like", "B", "dtype", "device", "of_cell"):
         assert getattr(found.trace, name) == getattr(expected.trace, name), name
     for mine, theirs in zip(found.trace.captured, expected.trace.captured, strict=True):

@@ -14,7 +14,7 @@ from typing import Any
 from tinygrad_seq.errors import TraceError
 from tinygrad_seq.nn import LSTMCell
 from tinygrad_seq.recurrence.arguments import Cell, check_arguments
-from tinygrad_seq.recurrence.naming import Names, Widths, tensor_text
+from tinygrad_seq.recurrence.naming import Names, Widths, captured_text
 from tinygrad_seq.recurrence.trace import Step, trace_cell
 from tinygrad_seq.tensors import FLOATS
 from tinygrad_seq.trees import leaves, paths
@@ -167,7 +167,7 @@ class _Reader:
         row = self.rows[slot]
         if row.op == "number":
             return f"{self.trace.numbers[row.detail]:.3g}"
-        return tensor_text(self.trace.captured[row.detail], self.tensors, self.widths)
+        return captured_text(row.detail, self.trace, self.tensors, self.widths)
 
     # What values are called
 

@@ -20,6 +20,7 @@ from tinygrad_seq.nn.gates import Activation, GatedCell, find_activation
 from tinygrad_seq.nn.init import glorot
 from tinygrad_seq.nn.layers import LayerNorm, Linear
 from tinygrad_seq.nn.module import Module, parameter
+from tinygrad_seq.structural import linear
 from tinygrad_seq.tensors import Tensor
 from tinygrad_seq.trees import structure
 
@@ -185,7 +186,7 @@ class LSTMCell(GatedCell):
         seen = new_c if self.norm_c is None else self.norm_c(new_c)
         new_h = act["o"](o) * act["h"](seen)
         if self.weight_hr is not None:
-            new_h = new_h @ self.weight_hr.T
+            new_h = linear(new_h, self.weight_hr)
         h, c = self.held(new_h, h, 0), self.held(new_c, c, 1)
         return h, (h, c)
 
@@ -269,11 +270,11 @@ class GRUCell(GatedCell):
     def _reset_before(self, from_x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
         H = self.hidden_size
         U_gates, U_n = split(self.weight_hh, [2 * H])
-        from_h = h @ U_gates.T
+        from_h = linear(h, U_gates)
         if self.norm_hh is not None:
             from_h = self.norm_hh(from_h)
         r, z = self._gates(from_x[:, : 2 * H] + from_h)
-        from_h = (r * h) @ U_n.T
+        from_h = linear(r * h, U_n)
         if self.norm_n is not None:
             from_h = self.norm_n(from_h)
         return z, self.act["n"](from_x[:, 2 * H :] + from_h)

@@ -18,12 +18,13 @@ from tinygrad_seq.errors import ShapeError, whole
 from tinygrad_seq.nn.init import stacked
 from tinygrad_seq.nn.layers import LayerNorm
 from tinygrad_seq.nn.module import Module, parameter
+from tinygrad_seq.structural import linear
 from tinygrad_seq.tensors import Tensor
 
 Activation = Callable[[Tensor], Tensor]
 
 
-def linear(z: Tensor) -> Tensor:
+def identity(z: Tensor) -> Tensor:
     """z itself."""
     return z
 
@@ -41,7 +42,7 @@ ACTIVATIONS: dict[str, Activation] = {
     "silu": silu,
     "gelu": gelu,
     "hard_sigmoid": hard_sigmoid,
-    "linear": linear,
+    "linear": identity,
 }
 
 
@@ -127,12 +128,12 @@ class Gate(Module):
 
     def from_input(self, x: Tensor) -> Tensor:
         """W x, (B, G·H)."""
-        z = x @ self.weight_ih.T
+        z = linear(x, self.weight_ih)
         return z if self.norm_ih is None else self.norm_ih(z)
 
     def from_state(self, a: Tensor) -> Tensor:
         """U a, (B, G·H)."""
-        z = a @ self.weight_hh.T
+        z = linear(a, self.weight_hh)
         return z if self.norm_hh is None else self.norm_hh(z)
 
     def dropped(self, a: Tensor) -> Tensor:

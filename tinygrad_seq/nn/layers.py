@@ -20,6 +20,7 @@ from tinygrad_seq.elementwise import sqrt, square, where
 from tinygrad_seq.errors import ShapeError, whole
 from tinygrad_seq.nn.init import glorot
 from tinygrad_seq.nn.module import Module, parameter
+from tinygrad_seq.structural import linear
 from tinygrad_seq.tensors import FLOATS, Tensor, TensorLike, as_tensor
 from tinygrad_seq.trees import structure
 
@@ -51,8 +52,7 @@ class Linear(Module):
                 f"Linear: x has shape {x.shape}, expected {self.weight.shape[1]} elements in the "
                 "last axis (in_features)"
             )
-        y = x @ self.weight.T
-        return y if self.bias is None else y + self.bias
+        return linear(x, self.weight, self.bias)
 
 
 class Embedding(Module):

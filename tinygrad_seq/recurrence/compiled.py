@@ -22,7 +22,7 @@ from tinygrad_seq.recurrence.arguments import Cell, Given, check_arguments
 from tinygrad_seq.recurrence.derive import Needs, differentiate
 from tinygrad_seq.recurrence.following import trace_again
 from tinygrad_seq.recurrence.stepwise import no_steps, run_steps
-from tinygrad_seq.recurrence.trace import Step, trace_cell
+from tinygrad_seq.recurrence.trace import BESIDE, Step, as_used, trace_cell
 from tinygrad_seq.rules import RULES, Operation
 from tinygrad_seq.tape import Bundle, Entry, Piece, recording
 from tinygrad_seq.tensors import FLOATS, Tensor, entry_of, wrap
@@ -177,8 +177,8 @@ class Call:
             if self.reset_states is self.states
             else [_ready(s._data, self.dtype) for s in self.reset_states],
             captured=[
-                _capture_ready(t._data, self.dtype, matrix)
-                for t, matrix in zip(self.captured, trace.matrices, strict=True)
+                _capture_ready(as_used(t._data, role), self.dtype, role is not BESIDE)
+                for t, role in zip(self.captured, trace.roles, strict=True)
             ],
             numbers=trace.numbers[: runner.plan.numbers],
             seeds=trace.seeds,
@@ -366,7 +366,10 @@ class _Run:
         states = found.states
         if scan.given.resets is not None and not scan.own_resets:
             states = [None if a is None else a + b for a, b in zip(states, resets, strict=True)]
-        captured = [found.captured.get(k) for k in range(len(scan.captured))]
+        captured = [
+            None if (g := found.captured.get(k)) is None else as_used(g, role)
+            for k, role in enumerate(scan.step.trace.roles)
+        ]
         given = [*found.xs, *states, *captured]
         if len(self.shapes) > len(given):
             given += resets

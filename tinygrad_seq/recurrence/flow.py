@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from tinygrad_seq import devices
+from tinygrad_seq.recurrence.trace import as_used
 from tinygrad_seq.structural import ARRAYS
 from tinygrad_seq.tape import Entry, recording, walk
 from tinygrad_seq.tensors import Tensor, entry_of
@@ -137,8 +138,9 @@ class _Watch:
                     np.add.at(squares[name], times, np.square(total, dtype=float).sum(axis=1))
             roots: dict[Entry, Array] = {}
             for k, array in share.items():  # one tensor may be there twice, in a product and beside
+                gradient = as_used(array, scan.step.trace.roles[k])
                 before = roots.get(captured[k])
-                roots[captured[k]] = array if before is None else before + array
+                roots[captured[k]] = gradient if before is None else before + gradient
             found = walk(roots, ARRAYS, retain_graph=True) if roots else {}
             t = s if rows.onward > 0 else rows.T - 1 - s
             for entry, gradient in found.items():

@@ -30,6 +30,8 @@ from tinygrad_seq.creation import Rng, new_seed
 from tinygrad_seq.recurrence.arguments import Cell, Given
 from tinygrad_seq.recurrence.draws import Source, check_drawn_anew, drawn
 from tinygrad_seq.recurrence.trace import (
+    BESIDE,
+    ROLES,
     Event,
     Row,
     Step,
@@ -43,7 +45,7 @@ from tinygrad_seq.recurrence.trace import (
     tracing,
 )
 from tinygrad_seq.rules import RULES
-from tinygrad_seq.structural import CONCAT, MATMUL
+from tinygrad_seq.structural import CONCAT, LINEAR, MATMUL
 from tinygrad_seq.tape import recording
 from tinygrad_seq.tensors import Tensor, is_traced, wrap
 from tinygrad_seq.trees import leaves, map_leaves, rebuild
@@ -184,12 +186,12 @@ class Outside:
 class Captured(Outside):
     """In the place of one that has a row, which it gets at its first use: ``new`` says so."""
 
-    def __init__(self, tensor: Tensor, slot: int, matrix: bool, new: bool) -> None:
+    def __init__(self, tensor: Tensor, slot: int, role: str, new: bool) -> None:
         super().__init__(tensor)
-        self.slot, self.matrix, self.new = slot, matrix, new
+        self.slot, self.role, self.new = slot, role, new
 
     def fits(self, given: Any, captures: dict[Any, int]) -> bool:
-        slot = captures.get((id(given), self.matrix))
+        slot = captures.get((id(given), self.role))
         return (slot is None if self.new else slot == self.slot) and super().fits(given, captures)
 
 
@@ -238,7 +240,7 @@ class _Forms:
             raise LookupError
         rows, made = end - self.at - len(form.new), event.made._data
         if event.several:  # these rows are those of the events that follow
-            accounted = rows == 0 and event.op in (MATMUL, RULES["scalar_power"])
+            accounted = rows == 0 and event.op in (MATMUL, LINEAR, RULES["scalar_power"])
         elif rows == 1:  # its own row, after those of its inputs
             accounted = type(made) is Traced and made.slot == end - 1
         else:  # a value that was there, in another shape; or none of the step
@@ -258,9 +260,9 @@ class _Forms:
             return Outside(given)
         if event.op is CONCAT:  # whose parts may be taken apart again
             raise LookupError
-        matrix = event.op is MATMUL
-        slot = self.trace.captures[id(given), matrix]
-        return Captured(given, slot, matrix, slot >= self.at)
+        role = BESIDE if type(event.op) is str else ROLES.get(event.op.name, BESIDE)
+        slot = self.trace.captures[id(given), role]
+        return Captured(given, slot, role, slot >= self.at)
 
 
 PLAIN = {int, float, bool, str, type(None), type(...)}
@@ -406,16 +408,16 @@ class Precedent(Source):
             like = form.inputs[k]
             if type(like) is Captured:
                 self.captured.append(inputs[k])
-                self.captures[id(inputs[k]), like.matrix] = like.slot
+                self.captures[id(inputs[k]), like.role] = like.slot
             else:
                 self.numbers.append(float(inputs[k]))
 
     def _several(self, form: Form, inputs: Sequence[Any]) -> Tensor:
         """What is made of several events, which come next: asked for again, one by one."""
-        if form.op is MATMUL:
-            parts: tuple[Tensor, ...] = self.shared["parts"][inputs[0]._data.slot]
-            return product_of_parts(parts, inputs[1])
-        return power_of(*inputs)
+        if form.op is RULES["scalar_power"]:
+            return power_of(*inputs)
+        parts: tuple[Tensor, ...] = self.shared["parts"][inputs[0]._data.slot]
+        return product_of_parts(form.op.name, parts, inputs[1])
 
     def compare(self, name: str, a: Any, b: Any) -> Tensor:
         form = self.forms[self.at]
@@ -455,7 +457,7 @@ class Precedent(Source):
         cuts = {base: [s for s in cut if s < end] for base, cut in shared["cuts"].items()}
         trace.cuts = {base: cut for base, cut in cuts.items() if cut}
         trace.parts = {slot: parts for slot, parts in shared["parts"].items() if slot < end}
-        trace.matrices = shared["matrices"][: len(self.captured)]
+        trace.roles = shared["roles"][: len(self.captured)]
         trace.captured, trace.numbers, trace.seeds = self.captured, self.numbers, self.seeds
         trace.captures, trace.leaves = self.captures, self.leaves
         trace.draws = any(form.op == "uniform" for form in self.forms[:at])

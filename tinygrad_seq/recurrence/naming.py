@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tinygrad_seq.recurrence.trace import Trace, Traced
+from tinygrad_seq.recurrence.trace import TRANSPOSED, Trace, Traced
 from tinygrad_seq.tape import Entry
 from tinygrad_seq.tensors import Tensor
 
@@ -100,8 +100,16 @@ class Widths(NamedTuple):
         return "I" if n == self.I > 1 else str(n)
 
 
+def captured_text(k: int, trace: Trace, names: list[tuple[str, Tensor]], widths: Widths) -> str:
+    """The k-th tensor that a cell closes over, in words, as the step reads it."""
+    text = tensor_text(trace.captured[k], names, widths)
+    if trace.roles[k] is not TRANSPOSED:
+        return text
+    return text.removesuffix("ᵀ") if text.endswith("ᵀ") else text + "ᵀ"
+
+
 def tensor_text(tensor: Tensor, names: list[tuple[str, Tensor]], widths: Widths) -> str:
-    """What a cell closes over, in words; as a factor, ``W ·`` if it is transposed, else ``· W``."""
+    """What a tensor is that was there before the step, in words."""
     by_entry = {t._entry: name for name, t in reversed(names) if t._entry is not None}
     way = [tensor._entry] if tensor._entry is not None else []  # the views it was taken through
     while way and way[-1].op is not None and way[-1].op.view and way[-1].parents:

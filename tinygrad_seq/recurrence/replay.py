@@ -14,7 +14,7 @@ from tinygrad_seq import elementwise
 from tinygrad_seq.creation import zeros
 from tinygrad_seq.recurrence.arguments import Given
 from tinygrad_seq.recurrence.stepwise import run_steps
-from tinygrad_seq.recurrence.trace import COMPARISONS, Step
+from tinygrad_seq.recurrence.trace import COMPARISONS, Step, as_used
 from tinygrad_seq.rules import RULES
 from tinygrad_seq.structural import broadcast_to, concat, matmul, max, min, sum
 from tinygrad_seq.tape import recording, set_recording
@@ -81,6 +81,8 @@ def run_rows(step: Step, captured: Sequence[Tensor], x: Any, state: Any) -> tupl
     for slot, (op, inputs, detail) in enumerate(trace.rows[: step.length]):
         if op in sources:
             value = sources[op][detail].to(trace.dtype)  # integers too, as in the kernel
+            if op == "matrix":
+                value = as_used(value, trace.roles[detail])
             if op in ("x", "state") and value.ndim == 1:
                 value = value.reshape(trace.B, 1)
             values.append(value)

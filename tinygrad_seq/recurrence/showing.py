@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from tinygrad_seq import devices
 from tinygrad_seq.recurrence.arguments import Cell
 from tinygrad_seq.recurrence.compiled import prepare
-from tinygrad_seq.recurrence.naming import Names, Widths, tensor_text
+from tinygrad_seq.recurrence.naming import Names, Widths, captured_text
+from tinygrad_seq.recurrence.trace import BESIDE
 
 if TYPE_CHECKING:
     from tinygrad_seq.recurrence.plan import Plan
@@ -53,11 +54,12 @@ def explain(cell: Cell, xs: Any, state: Any = None) -> Plan:
     names = Names(cell)
     with names:
         call, needs = prepare(cell, xs, state)
-    names.values(call.step.trace)
-    kinds = ("matrix" if matrix else "capture" for matrix in call.step.trace.matrices)
+    trace = call.step.trace
+    names.values(trace)
     captured = tuple(
-        f"{kind} {k} is {tensor_text(tensor, names.tensors, Widths(0, 0))}"
-        for k, (kind, tensor) in enumerate(zip(kinds, call.captured, strict=True))
+        f"{'capture' if role is BESIDE else 'matrix'} {k} is "
+        f"{captured_text(k, trace, names.tensors, Widths(0, 0))}"
+        for k, role in enumerate(trace.roles)
     )
     runner = call.runner(needs)
     plan: Plan = replace(runner.plan, captured=captured)

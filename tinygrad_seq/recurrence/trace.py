@@ -24,6 +24,7 @@ from tinygrad_seq.errors import ShapeError, TraceError
 from tinygrad_seq.recurrence.arguments import Cell, Given, check_returned, check_state
 from tinygrad_seq.recurrence.draws import Source, check_drawn_anew, drawn
 from tinygrad_seq.rules import RULES, Operation, Rule
+from tinygrad_seq.structural import concat, linear
 from tinygrad_seq.tape import recording
 from tinygrad_seq.tensors import DEFAULT_FLOAT, FLOATS, Tensor, as_tensor, is_traced, wrap
 from tinygrad_seq.trees import leaves, rebuild
@@ -33,10 +34,20 @@ PIECES = 4  # slices that a choice of units may be joined from
 WAY_OUT = "tgs.unroll runs any cell, step by step on the tape"
 
 
+# What a cell uses a tensor as that it closes over: beside values of the step, as the right side of
+# a product, or as that of a product with its transpose. Products have the last two by their names.
+BESIDE, MATRIX, TRANSPOSED = "beside", "matrix", "transposed"
+ROLES = {"matmul": MATRIX, "linear": TRANSPOSED}
+
 _ALL = slice(None)
 _ONE, _TWO = (False,), (False, False)
 _new = tuple.__new__  # a NamedTuple in half the time
 _new_tensor = Tensor.__new__
+
+
+def as_used(array: Any, role: str) -> Any:
+    """An array, or a tensor, as the step reads it."""
+    return array.T if role is TRANSPOSED else array
 
 
 class Event(NamedTuple):
@@ -142,9 +153,9 @@ class Trace(Source):
         self.single: list[bool] = []  # whether that is 1 whatever the sizes
         self.starts: dict[int, int] = {}  # where a slice begins
         self.captured: list[Tensor] = []
-        self.matrices: list[bool] = []  # of each whether it stands in a product
+        self.roles: list[str] = []  # of each what it is used as, see ROLES
         self.numbers: list[float] = []
-        self.captures: dict[tuple[int, bool], int] = {}
+        self.captures: dict[tuple[int, str], int] = {}  # rows, by whose they are and the role
         self.cuts: dict[int, list[int]] = {}  # the slices of a row
         self.parts: dict[int, tuple[Tensor, ...]] = {}  # what a row was joined from
         self.gaps: dict[int, list[tuple[int, int]]] = {}  # rows as wide as what they leave out
@@ -190,9 +201,9 @@ class Trace(Source):
             self.leaves.append(made)
         return made
 
-    def capture(self, tensor: Tensor, matrix: bool) -> int:
-        """The row of a tensor that the cell closes over, numbered at its first use."""
-        key = (id(tensor), matrix)
+    def capture(self, tensor: Tensor, role: str = BESIDE) -> int:
+        """The row of a tensor that the cell closes over, numbered at its first use in a role."""
+        key = (id(tensor), role)
         slot = self.captures.get(key)
         if slot is None:
             if tensor.dtype != self.dtype and tensor.dtype in FLOATS:
@@ -201,16 +212,16 @@ class Trace(Source):
                     f"step of dtype {self.dtype}, expected one dtype; convert it with "
                     f"t.to('{self.dtype}'), or the cell with cell.to(...)"
                 )
-            shape = tensor.shape
+            shape = as_used(tensor._data, role).shape
             slot = self.add(
-                "matrix" if matrix else "capture",
+                "capture" if role is BESIDE else "matrix",
                 (),
                 len(self.captured),
                 shape[-1] if shape else 1,
                 single=not shape,
             )
             self.captured.append(tensor)
-            self.matrices.append(matrix)
+            self.roles.append(role)
             self.captures[key] = slot
         return slot
 
@@ -296,7 +307,7 @@ class Trace(Source):
                         and data.dtype is self.dtype is other.dtype
                         and not self.single[data.slot]
                     ):  # a bias
-                        slots = data.slot, self.capture(inputs[1], False)
+                        slots = data.slot, self.capture(inputs[1])
                         return self._like(op.name, slots, _TWO, data)
             elif not is_traced(inputs):
                 return None
@@ -427,7 +438,7 @@ class Trace(Source):
             return self._weak(value._data)  # made of a Python number
         if ndim == 1 and value.ndim == 1:  # (B,) counts as (B, 1)
             value = value.reshape(value.shape[0], 1)
-        return self.capture(value, False)
+        return self.capture(value)
 
     def _weak(self, value: Any) -> int:
         try:
@@ -488,28 +499,30 @@ class Trace(Source):
             self.frozen.add(slot)
         return _stand_in(self, slot, shape, x.dtype)
 
-    def _matmul(self, inputs: Sequence[Tensor], params: Any) -> Tensor:
+    def _product(self, name: str, inputs: Sequence[Tensor]) -> Tensor:
         a, b = inputs[0]._data, inputs[1]._data
         if type(b) is Traced:
             self._unknown(
-                "matmul", inputs, ": its right side must be a tensor that the cell closes over"
+                name, inputs, ": its right side must be a tensor that the cell closes over"
             )
         if len(a.shape) != 2 or b.ndim != 2:
-            self._mixes("matmul", inputs)
+            self._mixes(name, inputs)
         parts = self.parts.get(a.slot)
         if parts is not None and a.slot not in self.frozen:
-            return product_of_parts([self._computed(part) for part in parts], inputs[1])
-        slot = self.add("matmul", (a.slot, self.capture(inputs[1], True)), None, b.shape[1])
+            return product_of_parts(name, [self._computed(part) for part in parts], inputs[1])
+        matrix = self.capture(inputs[1], ROLES[name])
+        width = self.widths[matrix]
+        slot = self.add("matmul", (a.slot, matrix), None, width)
         if not recording.enabled:
             self.frozen.add(slot)
-        return _stand_in(self, slot, (self.B, b.shape[1]), self.dtype)
+        return _stand_in(self, slot, (self.B, width), self.dtype)
 
     def _computed(self, part: Tensor) -> Tensor:
         """A part of what was joined, as a value of the step."""
         if type(part._data) is Traced and part.dtype is self.dtype:
             return part
         traced = type(part._data) is Traced
-        slot = part._data.slot if traced else self.as_row(self.capture(part, False))
+        slot = part._data.slot if traced else self.as_row(self.capture(part))
         return _stand_in(self, slot, part.shape, self.dtype)
 
     def as_row(self, capture: int) -> int:
@@ -610,8 +623,6 @@ class Trace(Source):
                 self._unknown("indexing", inputs, ": values of a step are (B, n) or (B,)")
         starts = np.flatnonzero(np.diff(chosen, prepend=-2) != 1)  # of pieces that are slices
         if 0 < len(starts) <= PIECES:
-            from tinygrad_seq.structural import concat
-
             ends = [*starts[1:], len(chosen)]
             pieces = [
                 (int(chosen[k]), int(chosen[end - 1]) + 1)
@@ -671,7 +682,7 @@ class Trace(Source):
             elif data.shape[0] != self.B:
                 self._mixes("concat", inputs)
             else:
-                slots.append(self.capture(value, False))
+                slots.append(self.capture(value))
         width = params[1][-1]
         slot = self.add("concat", tuple(slots), None, width)
         self.parts[slot] = tuple(inputs)
@@ -685,8 +696,6 @@ class Trace(Source):
         x, (widths, value) = inputs[0], params
         if x.ndim != 2 or widths[0] != (0, 0):
             self._mixes("pad", inputs)
-        from tinygrad_seq.structural import concat
-
         before, after = (self.constant(np.full((self.B, n), value, self.dtype)) for n in widths[1])
         return concat([before, x, after], axis=1)
 
@@ -705,13 +714,16 @@ def power_of(x: Tensor, n: float) -> Tensor:
     return total
 
 
-def product_of_parts(parts: Sequence[Tensor], matrix: Tensor) -> Tensor:
-    """What was joined from parts, times a matrix: each part times its own rows of it."""
+def product_of_parts(name: str, parts: Sequence[Tensor], matrix: Tensor) -> Tensor:
+    """What was joined from parts, times a matrix: each part times its own share of it."""
     total: Tensor | None = None
     first = 0
     for part in parts:
         after = first + part.shape[1]
-        product = part @ matrix[first:after]
+        if name == "matmul":
+            product = part @ matrix[first:after]
+        else:
+            product = linear(part, matrix[:, first:after])
         total = product if total is None else total + product
         first = after
     assert total is not None
@@ -719,7 +731,8 @@ def product_of_parts(parts: Sequence[Tensor], matrix: Tensor) -> Tensor:
 
 
 _HANDLERS: dict[str, Callable[..., Tensor]] = {
-    "matmul": Trace._matmul,
+    "matmul": lambda trace, inputs, params: trace._product("matmul", inputs),
+    "linear": lambda trace, inputs, params: trace._product("linear", inputs),
     "sum": lambda trace, inputs, params: trace._reduce("sum", inputs, params),
     "max": lambda trace, inputs, params: trace._reduce("max", inputs, params),
     "min": lambda trace, inputs, params: trace._reduce("min", inputs, params),
@@ -849,7 +862,7 @@ def trace_slot(trace: Trace, leaf: Tensor, what: str) -> int:
         )
     if leaf.ndim == 1:  # (B,) counts as (B, 1)
         leaf = leaf.reshape(len(leaf), 1)
-    return trace.as_row(trace.capture(leaf, False))
+    return trace.as_row(trace.capture(leaf))
 
 
 def copied(trace: Trace, slot: int) -> int:
