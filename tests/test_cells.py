@@ -158,6 +158,8 @@ class TestHead:
         assert tgs.unroll(head, np.ones((4, 2, 3), "f4"), tgs.zeros(2, 3))[0].shape == (4, 2, 2)
         twice = pickle.loads(pickle.dumps(copy.deepcopy(nn.Head(nn.LSTMCell(2, 3), 4))))
         assert twice.initial_state(2)[0].shape == (2, 3)
+        twice.cell = nn.RNNCell(2, 5)
+        assert twice.initial_state(2).shape == (2, 5)
 
 
 class TestStart:
@@ -188,6 +190,9 @@ class TestStart:
         assert again.shape == ys.shape
         with pytest.raises(tgs.ShapeError, match=r"state\[0\] has shape \(4, 2, 8\), expected"):
             layer(np.zeros((4, 2, 3), "f4"), (c, c))
+        with pytest.raises(tgs.ShapeError, match=r"leaves \(4, B, 5\) and \(4, B, 8\)"):
+            layer(np.zeros((4, 2, 3), "f4"), h)
+        assert nn.LSTMCell(2, 3, zoneout=[0.1, 0.2]).zoneout == (0.1, 0.2)
 
 
 BAD = {
@@ -195,6 +200,7 @@ BAD = {
     "recurrent_dropout: -0.1 was given": lambda: nn.GRUCell(2, 3, recurrent_dropout=-0.1),
     "zoneout is .*expected a probability, or 2": lambda: nn.LSTMCell(2, 3, zoneout=(0.1,) * 3),
     "clip: 0 was given, expected a positive bound": lambda: nn.LSTMCell(2, 3, clip=0),
+    "clip: True was given": lambda: nn.LSTMCell(2, 3, clip=True),
     "activations for 'q' were given, expected them for i, f, g, o, h": lambda: nn.LSTMCell(
         2, 3, activations={"q": "tanh"}
     ),

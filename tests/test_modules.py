@@ -134,6 +134,10 @@ def test_registering():
     module.inner = None
     with tgs.no_grad(), pytest.raises(ValueError, match="a tensor off the tape was assigned"):
         module.w = module.w * 0.5
+    module.register_buffer("frozen", tgs.ones(3))  # no parameter any more
+    assert list(module.state_dict()) == ["w", "frozen"]
+    module.register_parameter("frozen", tgs.ones(3))
+    assert [n for n, _ in module.named_buffers()] == []
     with pytest.raises(ValueError, match="register_parameter: k is array"):
         module.register_parameter("k", np.ones(1))
     with pytest.raises(ValueError, match="a list was given, expected a dict"):

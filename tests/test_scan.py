@@ -190,7 +190,9 @@ def test_gradcheck_takes_the_compiled_way(monkeypatch):
 
     assert tgs.gradcheck(f, xs)
     right = compiled._Run.pull
-    monkeypatch.setattr(compiled._Run, "pull", lambda *a: [g * 1.1 for g in right(*a)])
+    monkeypatch.setattr(
+        compiled._Run, "pull", lambda *a: [g if g is None else g * 1.1 for g in right(*a)]
+    )
     with pytest.raises(AssertionError, match="central differences"):
         tgs.gradcheck(f, xs)
 
@@ -250,6 +252,18 @@ def test_the_lstms_plan():
     assert len(plan.derivative.sums) == 1  # the bias
     assert [len(stage.passes) for stage in forward["loop"] if hasattr(stage, "passes")] == [1]
     assert [len(stage.passes) for stage in backward["loop"] if hasattr(stage, "passes")] == [1]
+
+
+@pytest.mark.parametrize("options", [{}, {"peephole": True}, {"coupled": True}])
+def test_gate_math_is_one_pass(options):
+    """What becomes the state is as wide as what it is computed from."""
+    cell = tgs.nn.LSTMCell(3, 5, **options) if options else tgs.nn.RNNCell(3, 5)
+    xs = np.zeros((4, 2, 3), "f4")
+    with tgs.no_grad():
+        call, needs = prepare(cell, xs, None)
+    for plan in (plan_of(call.step, None, "f"), plan_of(call.step, needs, "f")):
+        stages = [s for s in plan.forward.sections["loop"] if hasattr(s, "passes")]
+        assert [[len(each.loops) for each in stage.passes] for stage in stages] == [[1]]
 
 
 def test_source_is_a_file_with_tape_lines():
@@ -578,6 +592,11 @@ def three_axes(x, h):
     return x, (h.reshape(2, 2, 2) * 2.0).reshape(2, 4)
 
 
+def goes_back(x, h):
+    (h * x).sum(axis=-1).backward()
+    return h, h
+
+
 def draws_for_all_rows(x, h):
     return x, h * tgs.rand(4)
 
@@ -605,6 +624,7 @@ BAD = [
     (transposes, tgs.TraceError, "mix rows"),
     (unknown, tgs.TraceError, "stack of %0 float32.*cannot be compiled.*tgs.unroll"),
     (three_axes, tgs.TraceError, r"reshape .*\(B, n\) or \(B,\)"),
+    (goes_back, tgs.TraceError, "backward was called, for a value of the step"),
     (draws_for_all_rows, tgs.TraceError, r"random numbers of shape \(4,\).*B = 2.*tgs.unroll"),
     (draws_a_leaf, ValueError, "requires_grad=True was given inside a cell"),
     (draws_elsewhere, tgs.TraceError, "a NumPy generator.*tgs.rand"),
@@ -631,6 +651,11 @@ def test_bad_arguments():
         tgs.set_num_threads(0)
     with pytest.raises(tgs.TraceError, match="float16"):
         tgs.scan(cell, X.astype("f2"), H0.astype("f2"))
+    for xs in (X, X[:0], X[:, :0]):  # compiled, without steps, without rows
+        with pytest.raises(tgs.TraceError, match=r"scan: .* returned a list, expected a p"):
+            tgs.scan(lambda x, h: [h, h], xs, H0[: xs.shape[1]])
+    with pytest.raises(ValueError, match="share one dtype: convert one"):
+        tgs.scan(lambda x, h: (h, h.to("float64")), X[:, :0].astype(int), H0[:0])
 
 
 def test_what_is_read_again_and_again_before_a_split_is_cut_once():

@@ -209,6 +209,7 @@ def test_small_integers():
     assert tgs.min(tgs.tensor([True, False])).item() is False
     np.testing.assert_allclose(tgs.softmax(np.array([-128, 127], np.int8)), [0, 1], atol=1e-6)
     assert tgs.mean(np.ones(100_000, np.float16)).item() == 1
+    assert tgs.var(np.array([0] * 9 + [300], np.float16)).item() == 8100
     assert tgs.stack([tgs.zeros(1, dtype="float64"), [0.1]]).numpy()[1, 0] == 0.1
     assert tgs.concat(tgs.ones(1) for _ in range(3)).shape == (3,)
 

@@ -74,6 +74,14 @@ def test_tapes_nest_and_forget_nothing():
     assert b.requires_grad
 
 
+def test_a_scan_is_checked_too():
+    layer = tgs.nn.LSTM(2, 3)
+    with tgs.Tape() as tape:
+        layer(np.ones((4, 1, 2), "f4"))[0].sum()
+    assert [line.op for line in tape if line.op in ("scan", "output")] == ["scan", *["output"] * 3]
+    tape.check()
+
+
 def test_names_reach_into_transforms():
     x = leaf(1.0, 2.0)
     with tgs.Tape(x=x) as tape:

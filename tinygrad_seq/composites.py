@@ -73,6 +73,8 @@ def scaled_sum(x: Tensor, factor: float, axis: Axis = None, keepdims: bool = Fal
 def var(x: TensorLike, axis: Axis = None, keepdims: bool = False) -> Tensor:
     """The variance over ``axis``, mean((x − mean(x))²): divided by N, not N − 1."""
     x = as_tensor(x, "var")
+    if x.dtype == np.float16:  # squares leave its range
+        return var(x.to("float32"), axis, keepdims).to("float16")
     return mean(square(x - mean(x, axis, keepdims=True)), axis, keepdims)
 
 

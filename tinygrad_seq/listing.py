@@ -13,7 +13,7 @@ import numpy as np
 
 from tinygrad_seq.devices import device_of, is_array, to_device
 from tinygrad_seq.errors import TapeError
-from tinygrad_seq.tape import Entry, check_unwritten, recording
+from tinygrad_seq.tape import Bundle, Entry, check_unwritten, recording
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +150,8 @@ class Tape:
             raise TapeError(f"{where}: its inputs are not the entries that it was made from")
         if entry.index <= max((p.index for p in parents), default=0):
             raise TapeError(f"{where}: it was recorded before one of its inputs")
+        if any(type(each.op) is Bundle for each in (entry, *parents)):
+            return  # a scan: what it gives depends on more than its inputs' shapes
         blanks = [1 if p is None else self._blank(p) for p in entry.parents]
         made = entry.op.forward(*blanks, *entry.saved[entry.op.value_count :])
         if (made.shape, made.dtype) != (line.shape, line.dtype):

@@ -204,7 +204,8 @@ def _extremum_vjp(g: Any, x: Any, y: Any, axes: tuple[int, ...], keepdims: bool)
     kept = with_ones(x.shape, axes)
     tied = x == y.reshape(kept)
     count = tied.sum(axis=axes, keepdims=True)
-    return tied * (g.reshape(kept) / (count + (count == 0)))  # none are equal where one is NaN
+    count = (count + (count == 0)).astype(g.dtype)  # none are equal where one is NaN
+    return tied * (g.reshape(kept) / count)
 
 
 SUM = Operation(

@@ -85,7 +85,7 @@ class Tensor:
 
     @requires_grad.setter
     def requires_grad(self, wanted: bool) -> None:
-        _refuse_traced(self, "requires_grad was assigned")
+        refuse_traced(self, "requires_grad was assigned")
         if wanted == self.requires_grad:
             return
         if not self.is_leaf:
@@ -113,7 +113,7 @@ class Tensor:
     @grad.setter
     def grad(self, value: Tensor | ArrayLike | None) -> None:
         if value is not None:
-            _refuse_traced(self, "a gradient was assigned")
+            refuse_traced(self, "a gradient was assigned")
             value = _same_kind(value, self, "grad")
         entry = entry_of(self)
         if isinstance(entry, Leaf):
@@ -134,7 +134,7 @@ class Tensor:
 
     @data.setter
     def data(self, value: Tensor | ArrayLike) -> None:
-        _refuse_traced(self, "data were assigned")
+        refuse_traced(self, "data were assigned")
         replace_data(self, _same_kind(value, self, "data")._data)
 
     @property
@@ -240,7 +240,7 @@ class Tensor:
         return _restore(data.copy(), requires_grad, grad)
 
     def _parts(self) -> tuple[Array, bool, Tensor | None]:
-        _refuse_traced(self, "a copy was asked for")
+        refuse_traced(self, "a copy was asked for")
         if not self.is_leaf:
             raise TapeError(
                 "copy, deepcopy or pickle: this tensor is the result of recorded operations, which "
@@ -312,7 +312,7 @@ def wrap(data: Array, entry: Entry | None) -> Tensor:
     return tensor
 
 
-def _refuse_traced(tensor: Tensor, what: str) -> None:
+def refuse_traced(tensor: Tensor, what: str) -> None:
     """Raise a TraceError for a value of a cell that is traced: it is what the cell computes."""
     if type(tensor._data) is not ndarray and is_traced((tensor,)):
         raise TraceError(

@@ -26,6 +26,7 @@ from tinygrad_seq.tensors import (
     check_same_device,
     entry_of,
     is_traced,
+    refuse_traced,
     wrap,
 )
 from tinygrad_seq.trees import check_same, leaves, map_leaves, paths, rebuild
@@ -54,6 +55,7 @@ def backward(
     """
     entry = tensor._entry
     if entry is None or not entry.requires_grad:
+        refuse_traced(tensor, "backward was called")
         raise TapeError(
             "backward: this tensor does not require a gradient: nothing it was computed from was "
             "made with requires_grad=True, or it was computed inside no_grad or after detach"

@@ -81,7 +81,7 @@ def read(cell: Cell, xs: Any, state: Any) -> tuple[Step, list[Node]]:
         raise TraceError("draw_cell: neither xs nor the state is floating, expected float32")
     names = Names(cell)
     with names:
-        step = trace_cell(cell, given, dtype, "draw_cell")
+        step = trace_cell(cell, given, dtype)
     return step, _Reader(cell, step, names, given.xs, given.state).nodes()
 
 

@@ -336,8 +336,11 @@ class Head(Module):
         self.linear = Linear(width, output_size, bias, dtype=dtype, rng=rng)
         self.activation = find_activation(activation, "activation")
         self.output_size = output_size
-        if hasattr(cell, "initial_state"):
-            self.initial_state = cell.initial_state
+
+    @property
+    def initial_state(self) -> Any:
+        """The cell's function of that name; an AttributeError if it has none."""
+        return self.cell.initial_state  # type: ignore[attr-defined]
 
     def forward(self, x: Any, state: Any) -> tuple[Tensor, Any]:
         y, state = self.cell(x, state)

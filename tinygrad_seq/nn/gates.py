@@ -184,16 +184,17 @@ class GatedCell(Gate):
             name: find_activation(given.get(name, usual), f"activations[{name!r}]")
             for name, usual in self.functions.items()
         }
-        self.zoneout = zoneout if isinstance(zoneout, tuple) else (zoneout,) * len(self.state_sizes)
-        if len(self.zoneout) != len(self.state_sizes):
+        each = zoneout if isinstance(zoneout, (tuple, list)) else [zoneout] * len(self.state_sizes)
+        if len(each) != len(self.state_sizes):
             raise ValueError(
                 f"{type(self).__name__}: zoneout is {zoneout}, expected a probability, or "
                 f"{len(self.state_sizes)}, one for each leaf of the state"
             )
-        self.zoneout = tuple(probability(p, "zoneout") for p in self.zoneout)
-        if clip is not None and not (isinstance(clip, (int, float)) and clip > 0):
+        self.zoneout = tuple([probability(p, "zoneout") for p in each])
+        number = isinstance(clip, (int, float, np.floating)) and not isinstance(clip, bool)
+        if clip is not None and not (number and clip > 0):
             raise ValueError(f"clip: {clip!r} was given, expected a positive bound, or None")
-        self.clip = clip
+        self.clip = None if clip is None else float(clip)
 
     @property
     def state_sizes(self) -> tuple[int, ...]:
@@ -231,7 +232,7 @@ class GatedCell(Gate):
         if x.ndim != 2 or x.shape[1] != I:
             raise ShapeError(
                 f"{name}: x has shape {x.shape}, expected (B, {I}): a row for each row of the "
-                "batch, for one step; over a sequence (T, B, I) run tgs.unroll"
+                "batch, for one step; over a sequence (T, B, I) run tgs.scan"
             )
         for leaf, H in zip(state, self.state_sizes, strict=True):
             if leaf.shape != (x.shape[0], H):

@@ -104,12 +104,16 @@ class Module:
                 f"register_parameter: {name} is {tensor!r:.60}, expected a floating tensor not "
                 "computed from others; make one with nn.parameter(values)"
             )
-        self._registered()[0].add(name)
+        parameters, buffers = self._registered()
+        parameters.add(name)
+        buffers.discard(name)
         object.__setattr__(self, name, tensor)
 
     def register_buffer(self, name: str, tensor: TensorLike) -> None:
         """Hold ``tensor`` as state that is saved and moved but not trained."""
-        self._registered()[1].add(name)
+        parameters, buffers = self._registered()
+        buffers.add(name)
+        parameters.discard(name)
         object.__setattr__(self, name, as_tensor(tensor, "register_buffer"))
 
     # Walking

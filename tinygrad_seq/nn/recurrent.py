@@ -206,9 +206,10 @@ class _Stacked(Recurrent):
         expected = self.cells[0].initial_state(1)
         name, count = type(self).__name__, len(self.cells)
         if structure(state) != structure(expected):
+            shapes = [f"({count}, B, {leaf.shape[1]})" for leaf in leaves(expected)]
             raise ShapeError(
                 f"{name}: state is {structure(state)}, expected {structure(expected)} with leaves "
-                f"({count}, B, {self.cells[0].output_size})"
+                f"{' and '.join(dict.fromkeys(shapes))}"
             )
         state = map_leaves(lambda leaf: as_tensor(leaf, f"{name}: state"), state)
         for (path, leaf), like in zip(paths(state), leaves(expected), strict=True):
@@ -242,7 +243,7 @@ class LSTM(_Stacked):
 
     ``LSTMCell`` has the equations and the further keywords, ``Recurrent`` the call.
     x (T, B, input_size), ys (T, B, D·hidden_size), state (h, c), each
-    (num_layers·D, B, hidden_size).
+    (num_layers·D, B, hidden_size). With ``projection_size`` that is the width of ys and h.
     """
 
     cell = LSTMCell

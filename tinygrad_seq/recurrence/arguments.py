@@ -30,6 +30,7 @@ class Given(NamedTuple):
     B: int
     lengths: np.ndarray | None  # (B,) int64, or None if every row has T steps
     resets: np.ndarray | None  # (T, B) bool, or None if there are none
+    driver: str  # who was given them, for errors
 
 
 def check_arguments(
@@ -81,6 +82,7 @@ def check_arguments(
         B,
         _lengths(lengths, T, B, driver),
         _resets(resets, T, B, driver),
+        driver,
     )
 
 
@@ -183,12 +185,14 @@ def _resets(resets: Any, T: int, B: int, driver: str) -> np.ndarray | None:
 # What a cell returns --------------------------------------------------------------------------
 
 
-def check_returned(returned: Any, B: int, cell: Cell, driver: str) -> tuple[Any, Any]:
+def check_returned(returned: Any, cell: Cell, given: Given) -> tuple[Any, Any]:
     """The ``(y, state)`` of one step, y as tensors with a row for each row of the batch."""
+    B, driver = given.B, given.driver
     if not isinstance(returned, tuple) or len(returned) != 2:
-        found = f"a tuple of {len(returned)}" if isinstance(returned, tuple) else type(returned)
+        of = f" of {len(returned)}" if isinstance(returned, tuple) else ""
         raise TraceError(
-            f"{driver}: the cell {_name(cell)} returned {found}, expected a pair (y, state)"
+            f"{driver}: the cell {_name(cell)} returned a {type(returned).__name__}{of}, expected "
+            "a pair (y, state)"
         )
     y, state = returned
     if type(y) is Tensor and y.shape[:1] == (B,):
@@ -219,14 +223,15 @@ def check_state(state: Any, before: Any, xs: Any, what: str) -> None:
     for path, leaf in paths(state):
         if not isinstance(leaf, Tensor):
             raise TraceError(f"{what}{path} is a {type(leaf).__name__}, expected a tensor")
-    kinds = {leaf.dtype.name for leaf in leaves(xs) if leaf.dtype in FLOATS}
+    kinds = sorted({leaf.dtype.name for leaf in leaves(xs) if leaf.dtype in FLOATS})
+    about = f", and xs is {' and '.join(kinds)}" if kinds else ""
     _check_like(
         state,
         before,
         f"{what} is",
         "it was given",
-        f"; inputs, state and parameters share one dtype, and xs is {' and '.join(sorted(kinds))}: "
-        "convert one with xs.astype(...), cell.to(...)",
+        f"; inputs, state and parameters share one dtype{about}: convert one with "
+        "xs.astype(...), cell.to(...)",
     )
 
 

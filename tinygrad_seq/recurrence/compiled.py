@@ -206,7 +206,7 @@ class Call:
         if not record:
             tensors = [wrap(value, None) for value in values]
         else:
-            tensors = _recorded(_Run(self, runner, kept, inputs, values), inputs, values)
+            tensors = _recorded(_Run(self, runner, kept, needs, inputs, values), inputs, values)
         made = iter(tensors)
         return rebuild(step.y, made), rebuild(given.state, made)
 
@@ -337,14 +337,21 @@ class _Run:
     """A recorded scan: what it kept, and the way back through it."""
 
     def __init__(
-        self, scan: Call, runner: Any, kept: Any, inputs: Sequence[Tensor], values: Sequence[Any]
+        self,
+        scan: Call,
+        runner: Any,
+        kept: Any,
+        needs: Needs,
+        inputs: Sequence[Tensor],
+        values: Sequence[Any],
     ) -> None:
         self.runner, self.kept, self.scan = runner, kept, scan
+        self.wanted = (*needs.x, *needs.state, *needs.captured, *needs.state)
         self.shapes = [t._data.shape for t in inputs]
         self.outputs = [(v.shape, v.dtype) for v in values]
 
     def pull(self, gradients: dict[int, np.ndarray]) -> list[Any]:
-        """The gradients of all inputs from those of the outputs."""
+        """The gradients of all inputs from those of the outputs; None where none is wanted."""
         scan = self.scan
         count = len(scan.step.y_slots)
         dtype = scan.dtype
@@ -374,8 +381,8 @@ class _Run:
         if len(self.shapes) > len(given):
             given += resets
         return [
-            xp.zeros(shape, dtype) if g is None else _shaped(g, shape)
-            for g, shape in zip(given, self.shapes, strict=True)
+            (xp.zeros(shape, dtype) if wanted else None) if g is None else _shaped(g, shape)
+            for g, shape, wanted in zip(given, self.shapes, self.wanted, strict=False)
         ]
 
     def pull_recorded(self, gradients: dict[int, Tensor], inputs: Sequence[Tensor]) -> list[Any]:

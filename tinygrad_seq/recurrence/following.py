@@ -59,19 +59,19 @@ _precedents: dict[Any, Precedent] = {}
 _let_be: set[Any] = set()  # for whom there will be none
 
 
-def trace_again(cell: Cell, given: Given, dtype: np.dtype[Any], driver: str = "scan") -> Step:
+def trace_again(cell: Cell, given: Given, dtype: np.dtype[Any]) -> Step:
     """What ``trace_cell`` gives, in less time if the cell does what it did before."""
     key = _key(cell, given)
     precedent = _precedents.pop(key, None)  # whoever follows it has it alone
     if key is None or key in _let_be:
-        return trace_cell(cell, given, dtype, driver)
+        return trace_cell(cell, given, dtype)
     if precedent is not None and not precedent.is_held():
         with tracing(precedent) as outer:
-            step = precedent.follow(cell, given, driver, outer)
+            step = precedent.follow(cell, given, outer)
     else:
         if precedent is not None:
             precedent.let_go()
-        step = _noted(cell, given, dtype, driver)
+        step = _noted(cell, given, dtype)
     if step.precedent is not None:
         step.precedent.failures = 0
         _precedents[key] = step.precedent
@@ -87,11 +87,11 @@ def trace_again(cell: Cell, given: Given, dtype: np.dtype[Any], driver: str = "s
     return step
 
 
-def _noted(cell: Cell, given: Given, dtype: np.dtype[Any], driver: str) -> Step:
+def _noted(cell: Cell, given: Given, dtype: np.dtype[Any]) -> Step:
     """An ordinary trace in which is noted what the cell asks for."""
     trace, x, state = begin_trace(given, dtype, noted=True)
     with tracing(trace) as outer:
-        return finish_trace(trace, cell(x, state), cell, given, driver, outer)
+        return finish_trace(trace, cell(x, state), cell, given, outer)
 
 
 def _key(cell: Any, given: Given) -> Any:
@@ -350,7 +350,7 @@ class Precedent(Source):
         self.seeds: list[int] = []
         self.captures: dict[Any, int] = {}
 
-    def follow(self, cell: Cell, given: Given, driver: str, outer: Any) -> Step:
+    def follow(self, cell: Cell, given: Given, outer: Any) -> Step:
         """The step that the cell writes down in this call."""
         first = iter(self.leaves)
         try:
@@ -359,11 +359,11 @@ class Precedent(Source):
             if trace is None:
                 if self.forms[self.at] is END and _same(returned, self.returned):
                     if self.shared["draws"]:
-                        check_drawn_anew(outer, driver)
+                        check_drawn_anew(outer, given.driver)
                     step: Step = self.step._replace(trace=self._trace(), precedent=self)
                     return step
                 trace = self.depart()
-            return finish_trace(trace, returned, cell, given, driver, outer)
+            return finish_trace(trace, returned, cell, given, outer)
         except BaseException:
             self.let_go()
             raise

@@ -224,7 +224,7 @@ def width_classes(trace: Trace) -> list[int]:
     for slot, row in enumerate(trace.rows):
         if slot in trace.like:
             join(slot, trace.like[slot])
-        elif row.op == "detach":
+        if row.op == "detach":
             join(slot, row.inputs[0])
         elif row.op in COMPUTED and row.op != "broadcast":
             for source, repeated in zip(row.inputs, row.detail, strict=True):

@@ -75,7 +75,7 @@ def run_steps(
         try:
             found = _run(cell, given, reverse, draws)
             if draws.seeds or draws.held:
-                check_drawn_anew(recording.tracer, "unroll")
+                check_drawn_anew(recording.tracer, given.driver)
             return found
         finally:
             for tape in recording.tapes:
@@ -92,7 +92,7 @@ def _run(cell: Cell, given: Given, reverse: bool, draws: Draws) -> tuple[Any, An
         draws.begin(t)
         y, state, stand_in = _step(cell, given, stand_in, t, state)
         if ys:
-            check_same(ys[0], y, f"unroll: y at step {t}")
+            check_same(ys[0], y, f"{given.driver}: y at step {t}")
         ys.append(y)
     return map_columns(stack, ys[::-1] if reverse else ys), state
 
@@ -124,8 +124,9 @@ def _step(
         if not going.all():
             x, state = _select(going, x, stand_in.x), _select(going, state, stand_in.state)
         stand_in = StandIn(stand_in.x, map_leaves(lambda leaf: leaf.detach(), state))
-    y, after = check_returned(cell(x, state), given.B, cell, "unroll")
-    check_state(after, before, given.xs, f"unroll: at step {t} the cell returned a state that")
+    y, after = check_returned(cell(x, state), cell, given)
+    what = f"{given.driver}: at step {t} the cell returned a state that"
+    check_state(after, before, given.xs, what)
     if going is not None and not going.all():
         y = map_leaves(lambda leaf: _zero_unless(going, leaf), y)
         after = _select(going, after, before)  # a row that has ended is not reset either
@@ -161,7 +162,7 @@ def _on(array: np.ndarray, like: Tensor) -> Tensor:
 def no_steps(cell: Cell, given: Given) -> Any:
     """Outputs of no steps: those of one, of which none is taken."""
     x = map_leaves(_plain, given.xs)
-    y, _ = check_returned(cell(x, given.state), given.B, cell, "unroll")
+    y, _ = check_returned(cell(x, given.state), cell, given)
     return map_leaves(lambda leaf: stack([leaf])[:0], y)
 
 

@@ -787,11 +787,11 @@ class Step(NamedTuple):
     precedent: Any = None  # what it was traced along, see ``following.py``
 
 
-def trace_cell(cell: Cell, given: Given, dtype: np.dtype[Any], driver: str = "scan") -> Step:
+def trace_cell(cell: Cell, given: Given, dtype: np.dtype[Any]) -> Step:
     """Run the cell once on tensors without values."""
     trace, x, state = begin_trace(given, dtype)
     with tracing(trace) as outer:
-        return finish_trace(trace, cell(x, state), cell, given, driver, outer)
+        return finish_trace(trace, cell(x, state), cell, given, outer)
 
 
 def begin_trace(given: Given, dtype: np.dtype[Any], noted: bool = False) -> tuple[Trace, Any, Any]:
@@ -817,18 +817,16 @@ class tracing:  # noqa: N801
         recording.tracer, recording.draws, recording.enabled = self._outside
 
 
-def finish_trace(
-    trace: Trace, returned: Any, cell: Cell, given: Given, driver: str, outer: Any
-) -> Step:
+def finish_trace(trace: Trace, returned: Any, cell: Cell, given: Given, outer: Any) -> Step:
     """The step that is written down, when the cell has returned this."""
     trace.body = len(trace.rows)
-    y, after = check_returned(returned, given.B, cell, driver)
-    check_state(after, given.state, given.xs, f"{driver}: the cell returned a state that")
+    y, after = check_returned(returned, cell, given)
+    check_state(after, given.state, given.xs, f"{given.driver}: the cell returned a state that")
     y_slots = tuple([trace_slot(trace, leaf, "y") for leaf in leaves(y)])
     state_slots = tuple([trace_slot(trace, leaf, "state") for leaf in leaves(after)])
     trace.find_gaps()
     if trace.draws:
-        check_drawn_anew(outer, driver)
+        check_drawn_anew(outer, given.driver)
     trace.of_cell = tuple(trace.widths), tuple(trace.starts.items())
     if trace.events is None:
         trace.parts = {}  # they hold the trace, and it would hold them
