@@ -132,6 +132,20 @@ def test_padding_changes_nothing(kind, reverse, rng):
         np.testing.assert_allclose(ys[:length, b : b + 1], alone, atol=1e-13)
 
 
+@pytest.mark.parametrize("driver", [tgs.unroll, tgs.scan])
+def test_a_row_without_steps_whose_state_is_nan(driver, rng):
+    w = tgs.tensor(rng.standard_normal((2, 2)), requires_grad=True)
+
+    def cell(x, h):
+        return h @ w, tgs.tanh(h @ w + x)
+
+    start = tgs.tensor([[np.nan, 1], [1, 2]], dtype="float64", requires_grad=True)
+    ys, _ = driver(cell, rng.standard_normal((3, 2, 2)), start, lengths=[0, 3])
+    ys.sum().backward()
+    assert np.isfinite(w.grad.numpy()).all()
+    assert not start.grad.numpy()[0].any()
+
+
 def test_padding_reaches_no_weight_of_a_cell_that_is_singular_at_zero(rng):
     w = tgs.tensor(rng.standard_normal((2, 1)), requires_grad=True)
 
@@ -288,9 +302,15 @@ BAD = {
     ),
     "state has dtype int64": lambda: tgs.unroll(CELL, X, np.zeros((5, 3), int)),
     "share one dtype, and xs is float64: convert": lambda: tgs.unroll(CELL, X.astype("f8")),
-    r"LSTMCell: x has shape \(3,\), expected \(B, 3\)": lambda: tgs.unroll(
+    r"x of one step has shape \(3,\), expected \(B, 3\).*\(T, B, 3\)": lambda: tgs.unroll(
         nn.LSTMCell(3, 4), np.ones((7, 3), "f4")
     ),
+    r"GRUCell: the state is \(a tensor, a tensor\), expected a tensor \(1, 3\)": lambda: nn.GRUCell(
+        2, 3
+    )(tgs.zeros(1, 2), (tgs.zeros(1, 3), tgs.zeros(1, 3))),
+    r"GRU: resets has shape \(5, 2\), expected \(B, T\) = \(2, 5\)": lambda: nn.GRU(
+        3, 4, batch_first=True
+    )(np.ones((2, 5, 3), "f4"), resets=np.zeros((5, 2), bool)),
     r"RNNCell: the state has shape \(20, 3\), expected \(1, 3\)": lambda: nn.RNNCell(2, 3)(
         tgs.zeros(1, 2), tgs.zeros(20, 3)
     ),

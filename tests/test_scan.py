@@ -177,6 +177,50 @@ def test_integers_that_a_float_does_not_hold():
     xs = np.full((2, 1, 3), 2**24 + 1)
     with pytest.raises(ValueError, match=r"16777217.*float32.*unroll"):
         tgs.scan(lambda x, h: (h * (x == 2**24), h), xs, np.zeros((1, 3), "f4"))
+    with pytest.raises(ValueError, match="16777217 stands beside integers at line"):
+        tgs.scan(lambda x, h: (h * (x == 2**24 + 1), h), xs - 1, np.zeros((1, 3), "f4"))
+    ids = tgs.tensor(xs[0, 0])
+    with pytest.raises(ValueError, match=r"16777217.*float32.*unroll"):
+        tgs.scan(lambda x, h: (h * (x == ids), h), np.ones((2, 1, 3), "f4"), np.zeros((1, 3), "f4"))
+
+
+def test_numbers_that_change_are_looked_at_each_time():
+    """What is followed from an earlier call, too."""
+    xs, start = np.full((2, 1, 1), 2**24), np.zeros((1, 1), "f4")
+    for number in (3, 4, 2**24):
+        ys, _ = tgs.scan(lambda x, h: (h + (x == number), h), xs, start)  # noqa: B023
+        assert ys.numpy().all() == (number == 2**24)
+    with pytest.raises(ValueError, match="16777217 stands beside integers"):
+        tgs.scan(lambda x, h: (h + (x == 2**24 + 1), h), xs, start)
+
+
+@pytest.mark.parametrize("t", [tgs.tensor(0.1, "float64"), np.array(0.1)])
+def test_a_double_without_axes_is_no_python_number(t):
+    xs, start = np.full((2, 1, 1), 0.1, "f4"), np.zeros((1, 1), "f4")
+    with pytest.raises(
+        tgs.TraceError, match=r"float64 and shape \(\) is used in a step of dtype f"
+    ):
+        tgs.scan(lambda x, h: (tgs.where(x > t, 1.0, 0.0) + 0 * h, h), xs, start)
+
+
+def test_what_nothing_depends_on_gets_no_gradient():
+    x = tgs.tensor(np.ones((2, 1, 1)), requires_grad=True)
+    h = tgs.tensor(np.ones((1, 1)), requires_grad=True)
+    for driver in (tgs.unroll, tgs.scan):
+        ys, _ = driver(lambda x, h: (h * 2, h), x, h)
+        ys.sum().backward()
+        assert x.grad is None
+        assert h.grad.item() == 4
+        h.grad = None
+    assert tgs.grad(lambda x: tgs.scan(lambda x, h: (h * 2, h), x, h)[0].sum())(x).shape == x.shape
+
+
+def test_a_cell_with_a_long_name():
+    def cell(x, h):
+        return h + x, h
+
+    cell.__name__ = "c" * 300
+    tgs.scan(cell, np.ones((2, 1, 1)), np.zeros((1, 1)))
 
 
 def test_gradcheck_takes_the_compiled_way(monkeypatch):

@@ -225,10 +225,24 @@ def test_pickle_and_deepcopy():
         copy.deepcopy(t * 2)
 
 
+class Foreign:
+    """Another library's array."""
+
+    def __array__(self, dtype=None, copy=None):
+        return np.ones(2)
+
+
 BAD = {
     "rows given differ in length": lambda: tgs.tensor([[1.0], [1.0, 2.0]]),
-    "complex128 was given": lambda: tgs.tensor(1j),
-    "<U1 was given": lambda: tgs.tensor(["a"]),
+    "complex128 was given": lambda: tgs.tensor(np.array(1j)),
+    r"tensor: \['a'\] was given, expected a number, an array": lambda: tgs.tensor(["a"]),
+    "tensor: None was given": lambda: tgs.tensor(None),
+    r"add: a \w+\.Foreign was given, .*tgs\.tensor\(": lambda: tgs.ones(2) + Foreign(),
+    "arange: nan was given, expected a finite number": lambda: tgs.arange(np.nan),
+    "arange: 'a' was given": lambda: tgs.arange("a"),
+    "concat: a NoneType was given, expected a list": lambda: tgs.concat(None),
+    "softmax: axis -1 was given for a tensor of shape": lambda: tgs.softmax(1.0),
+    "vjp: a NoneType was given, expected a function": lambda: tgs.vjp(None, 1.0),
     "tgs.stack or tgs.concat": lambda: tgs.tensor([tgs.ones(2)]),
     "a list of tensors": lambda: tgs.tensor([0.0, tgs.tensor(2.0)]),
     "complex64 was given": lambda: tgs.arange(3, dtype="complex64"),

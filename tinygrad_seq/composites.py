@@ -73,6 +73,7 @@ def scaled_sum(x: Tensor, factor: float, axis: Axis = None, keepdims: bool = Fal
 def var(x: TensorLike, axis: Axis = None, keepdims: bool = False) -> Tensor:
     """The variance over ``axis``, mean((x − mean(x))²): divided by N, not N − 1."""
     x = as_tensor(x, "var")
+    _counted(x, axis, "var")
     if x.dtype == np.float16:  # squares leave its range
         return var(x.to("float32"), axis, keepdims).to("float16")
     return mean(square(x - mean(x, axis, keepdims=True)), axis, keepdims)
@@ -128,9 +129,10 @@ def _logsumexp(x: Array, axes: tuple[int, ...], keepdims: bool) -> Array:
         over, of = (0,), np.ascontiguousarray(np.moveaxis(x, -1, 0))  # NumPy is slow on short rows
     top = of.max(axis=over, keepdims=True)
     top = np.where(np.isfinite(top), top, 0)
-    e = of - top
+    e = boxed(of - top)
     np.exp(e, out=e)
-    y = np.log(e.sum(axis=over, keepdims=True)) + top
+    with np.errstate(divide="ignore"):  # where every x is -inf, so is y
+        y = np.log(e.sum(axis=over, keepdims=True)) + top
     return y.reshape(
         [n for k, n in enumerate(with_ones(x.shape, axes)) if keepdims or k not in axes]
     )
@@ -142,7 +144,7 @@ def _logsumexp_vjp(g: Any, x: Any, y: Any, axes: tuple[int, ...], keepdims: bool
     if isinstance(g, Tensor) or isinstance(x, Tensor):
         e = exp(x - y)
         return e * (g / sum(e, axes, keepdims=True))
-    e = x - y
+    e = boxed(x - y)
     np.exp(e, out=e)
     e *= g / e.sum(axis=axes, keepdims=True)  # the sum is 1, but for y's rounding
     return e
@@ -152,7 +154,7 @@ LOGSUMEXP = Operation("logsumexp", ("x",), _logsumexp, (_logsumexp_vjp,), uses=(
 
 
 def softmax(x: TensorLike, axis: int = -1) -> Tensor:
-    """exp(x) / Σ exp(x) along ``axis``, the shape of x; shifted as in ``logsumexp``."""
+    """exp(x) / Σ exp(x) along ``axis``, the shape of x; the largest x is taken from all before."""
     x = _floating(x, "softmax")
     axes = (check_axis(axis, x.ndim, "softmax"),)
     e = exp(x - max(x.detach(), axes, keepdims=True))
@@ -162,6 +164,7 @@ def softmax(x: TensorLike, axis: int = -1) -> Tensor:
 def log_softmax(x: TensorLike, axis: int = -1) -> Tensor:
     """x − log Σ exp(x) along ``axis``, the shape of x."""
     x = _floating(x, "log_softmax")
+    check_axis(axis, x.ndim, "log_softmax")
     return x - logsumexp(x, axis, keepdims=True)
 
 
@@ -222,7 +225,8 @@ def flip(x: TensorLike, axis: Axis = None) -> Tensor:
 
 @lru_cache(256)
 def _equal_parts(axis: int, length: int, count: int) -> list[tuple[Any]]:
-    """The params that take each part. The same objects every time are compared in no time."""
+    """The params that take each part, the same objects every time: ``following.py`` looks first
+    whether they are."""
     step = length // count
     return [(along(axis, slice(k * step, (k + 1) * step)),) for k in range(count)]
 

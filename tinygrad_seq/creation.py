@@ -141,6 +141,9 @@ def arange(
 ) -> Tensor:
     """start, start + step, ... up to but without ``stop``; one argument alone is the stop."""
     low, high = (0, start) if stop is None else (start, stop)
+    for v in (low, high, step):
+        if not isinstance(v, (int, float, np.number)) or not np.isfinite(v):
+            raise ValueError(f"arange: {v!r} was given, expected a finite number")
     if not step:
         raise ValueError("arange: a step of 0 was given, expected another number")
     whole = all(isinstance(v, (int, np.integer)) for v in (low, high, step))

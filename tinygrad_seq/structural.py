@@ -53,10 +53,10 @@ def check_axes(axis: Axis, ndim: int, operation: str) -> tuple[int, ...]:
         if isinstance(a, bool) or not isinstance(a, (int, np.integer)):
             raise ValueError(f"{operation}: axis {axis!r} was given, expected integers or None")
         if not -ndim <= a < ndim:
-            raise ShapeError(
-                f"{operation}: axis {a} was given for a tensor with {ndim} axes, expected "
-                f"{-ndim} to {ndim - 1}"
+            expected = (
+                f"with {ndim} axes, expected {-ndim} to {ndim - 1}" if ndim else "of shape ()"
             )
+            raise ShapeError(f"{operation}: axis {a} was given for a tensor {expected}")
     axes = tuple(int(a) % ndim for a in given)
     if len(set(axes)) < len(axes):
         raise ShapeError(f"{operation}: axis {axis!r} names an axis twice")
@@ -462,9 +462,13 @@ STACK = Operation(
 
 
 def _several(tensors: Iterable[TensorLike], operation: str) -> list[Tensor]:
-    given = [] if isinstance(tensors, Tensor) else list(tensors)
+    if isinstance(tensors, Tensor) or not isinstance(tensors, Iterable):
+        raise ValueError(
+            f"{operation}: a {type(tensors).__name__} was given, expected a list of tensors"
+        )
+    given = list(tensors)
     if not given:
-        raise ValueError(f"{operation}: a sequence of at least one tensor was expected")
+        raise ValueError(f"{operation}: no tensors were given, expected at least one in a list")
     like = float_dtype(given)
     return promote([as_tensor(t, operation, like) for t in given])
 

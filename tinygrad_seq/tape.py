@@ -154,7 +154,7 @@ class Bundle(Operation):
     """An operation with several outputs: its gradient is a dict, from output to gradient.
 
     Each output is an entry of its own whose derivative is a ``Piece`` at its number. The gradients
-    of all inputs are had at once: ``pull(gradients, *saved)``, a list.
+    of all inputs are had at once: ``pull(gradients, *saved)``, a list, None where nothing arrives.
     """
 
     __slots__ = ("pull", "tensor_pull")
@@ -207,7 +207,8 @@ def walk(
             parts = pieces.pop(entry)
             whole = dict(parts) if type(op) is Bundle else assemble(entry, parts)
             gradient = whole if gradient is None else gradient + whole
-        assert gradient is not None  # what is on the way was reached by an entry passed before
+        if gradient is None:
+            continue  # a bundle on which it has no influence after all
         if op is None or entry in ends:
             result[entry] = gradient
             continue
@@ -224,6 +225,8 @@ def walk(
             if parent is None or parent not in on_the_way:  # a number, or a constant
                 continue
             part = vjps[k](gradient, *saved) if together is None else together[k]
+            if part is None:
+                continue
             if type(part) is Piece:
                 pieces.setdefault(parent, []).append(part)
                 continue
@@ -245,8 +248,8 @@ def walk(
 def reachable(roots: Iterable[Entry], ends: set[Entry]) -> list[Entry]:
     """The entries that the roots depend on and that require a gradient, in rising order.
 
-    What lies behind ``ends``, or is older than all of them, is left out. Raises TapeError for a
-    part that was freed.
+    It does not go beyond ``ends``, nor beyond entries that are older than all of them; those
+    themselves are in the list. Raises TapeError for a part that was freed.
     """
     oldest = min([end.index for end in ends], default=0)
     seen = set(roots)

@@ -401,10 +401,10 @@ def host_array(value: Any, what: str) -> np.ndarray:
 
 
 def as_array(data: Any, dtype: DTypeLike | None = None, copy: bool = False) -> Array:
-    """``data`` as an array: arrays keep their dtype, Python floats become float32, ints int64.
+    """``data`` as an array of ``dtype``.
 
-    Unless ``dtype`` is given. Raises ShapeError for rows of unequal length and ValueError for what
-    makes no floating, integer or boolean array.
+    Without one arrays keep their own, Python floats become float32, ints int64. Raises ShapeError
+    for rows of unequal length and ValueError for what makes no floating, integer or boolean array.
     """
     wanted = None if dtype is None else check_dtype(dtype)
     if isinstance(data, Tensor):
@@ -424,6 +424,10 @@ def as_array(data: Any, dtype: DTypeLike | None = None, copy: bool = False) -> A
             if not devices.is_array(data):
                 raise
             array = data
+        if array is not data and array.dtype.kind not in "fiub":
+            raise ValueError(
+                f"tensor: {data!r:.60} was given, expected a number, an array, or lists of numbers"
+            )
         check_dtype(array.dtype)
         if wanted is None and array.dtype == np.float64 and array is not data:
             wanted = None if _holds(data, (np.ndarray, np.generic)) else DEFAULT_FLOAT
@@ -469,8 +473,12 @@ def as_tensor(value: Any, operation: str = "tensor", like: np.dtype[Any] | None 
         return wrap(as_array(value, like) if is_weak and like is not None else array, None)
     if devices.device_of(value) != devices.CPU:
         return wrap(as_array(value, copy=True), None)
+    kind = type(value)
+    home = kind.__module__.partition(".")[0]
+    name = kind.__name__ if home == "builtins" else f"{home}.{kind.__name__}"
+    hint = "; make a tensor of it, tgs.tensor(...)" if hasattr(value, "__array__") else ""
     raise ValueError(
-        f"{operation}: a {type(value).__name__} was given, expected a tensor, an array or a number"
+        f"{operation}: a {name} was given, expected a tensor, an array or a number{hint}"
     )
 
 

@@ -159,6 +159,8 @@ class _Linearised:
 
     def __init__(self, f: Function, xs: Any, transform: str, moving: Iterable[Any] = ()) -> None:
         """``moving``: other tensors that the result will depend on, such as tangents."""
+        if not callable(f):
+            raise ValueError(f"{transform}: a {type(f).__name__} was given, expected a function")
         outside = recording.enabled
         own = [_own_input(x, path, transform) for path, x in paths(xs)]
         self.inputs = rebuild(xs, iter(own))

@@ -148,6 +148,8 @@ class LSTMCell(GatedCell):
             dtype=dtype,
             rng=rng,
         )
+        if not isinstance(forget_bias, (int, float, np.floating)) or not np.isfinite(forget_bias):
+            raise ValueError(f"LSTMCell: forget_bias={forget_bias!r} was given, expected a number")
         H, self.coupled = hidden_size, coupled
         if self.bias is not None:
             forget = np.full(H, forget_bias) if chrono is None else chrono_bias(H, chrono, rng)

@@ -20,6 +20,7 @@ from tinygrad_seq.nn.layers import LayerNorm
 from tinygrad_seq.nn.module import Module, parameter
 from tinygrad_seq.structural import linear
 from tinygrad_seq.tensors import Tensor
+from tinygrad_seq.trees import structure
 
 Activation = Callable[[Tensor], Tensor]
 
@@ -231,10 +232,14 @@ class GatedCell(Gate):
         name, I = type(self).__name__, self.input_size
         if x.ndim != 2 or x.shape[1] != I:
             raise ShapeError(
-                f"{name}: x has shape {x.shape}, expected (B, {I}): a row for each row of the "
-                "batch, for one step; over a sequence (T, B, I) run tgs.scan"
+                f"{name}: x of one step has shape {x.shape}, expected (B, {I}), a row for each row "
+                f"of the batch; of a sequence, for tgs.scan or a layer, it is (T, B, {I})"
             )
         for leaf, H in zip(state, self.state_sizes, strict=True):
+            if not hasattr(leaf, "shape"):
+                raise ShapeError(
+                    f"{name}: the state is {structure(leaf)}, expected a tensor ({x.shape[0]}, {H})"
+                )
             if leaf.shape != (x.shape[0], H):
                 raise ShapeError(
                     f"{name}: the state has shape {leaf.shape}, expected ({x.shape[0]}, {H}) for x "

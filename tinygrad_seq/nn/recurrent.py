@@ -5,6 +5,7 @@ Imports the engine, recurrence, module and cells.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -79,6 +80,12 @@ class Recurrent(Module):
         self.directions, self.batch_first, self.reverse = directions, batch_first, reverse
         self.backend, self.output = backend, output
         self.dropout = Dropout(dropout, rng=rng)
+        if dropout and len(cells) == directions:
+            warnings.warn(
+                f"{type(self).__name__}: dropout={dropout} was given for one layer; it is between "
+                "layers, so nothing is dropped",
+                stacklevel=2 + (type(self) is not Recurrent),
+            )
 
     @property
     def num_layers(self) -> int:
@@ -93,8 +100,15 @@ class Recurrent(Module):
             axes = "(B, T, I)" if self.batch_first else "(T, B, I)"
             raise ShapeError(f"{type(self).__name__}: x has shape {ys.shape}, expected {axes}")
         if self.batch_first:
+            if resets is not None:
+                resets = host_array(resets, "resets")
+                if resets.shape != ys.shape[:2]:
+                    raise ShapeError(
+                        f"{type(self).__name__}: resets has shape {resets.shape}, expected (B, T) "
+                        f"= {ys.shape[:2]}"
+                    )
+                resets = resets.T
             ys = permute_dims(ys, (1, 0, 2))
-            resets = None if resets is None else host_array(resets, "resets").T
         drive = BACKENDS[self.backend]
         states, last = self._split_state(state), []
         for layer in range(self.num_layers):

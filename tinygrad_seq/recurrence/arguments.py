@@ -62,11 +62,13 @@ def check_arguments(
                 f"was given; pass state={layer}"
             )
         state = start
-    state = _state(state, B, "state", driver)
-    if start is None or state is start:
+    own = f"{_name(cell)}.initial_state({B})"
+    same = start is None or state is start
+    state = _state(state, B, own if state is start else "state", driver)
+    if same:
         reset_state = state
     else:
-        reset_state = _state(start, B, f"{_name(cell)}.initial_state({B})", driver)
+        reset_state = _state(start, B, own, driver)
         _check_like(state, reset_state, f"{driver}: state is", "initial_state gives")
     state_leaves = leaves(state)
     _check_devices(x_leaves, state_leaves, driver)

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from tinygrad_seq.recurrence.plan import Plan
 
 SINGLE_OR_DOUBLE = (np.dtype("float32"), np.dtype("float64"))
+LONGEST_NAME = 40  # characters
 _runners: dict[Any, Any] = {}
 _lock = threading.Lock()
 
@@ -62,6 +63,10 @@ def scan(
     (B,), resets (T, B). Gradients flow to inputs, initial states and every tensor that the cell
     closes over. ``checkpoint=k`` keeps states only every k steps and computes the rest again on the
     way back: less memory, a third more time.
+
+    Kernels compute in the one dtype of the step, integers and conditions too, which are exact up to
+    2²⁴ in float32 and 2⁵³ in float64, and take numbers below its normal range (1e-38, 2e-308) for
+    zero, which ``unroll`` does not.
 
     The cell is traced without values, once in each call. It may use the package's elementwise
     operations, products with tensors that it closes over, cuts, joins and sums along the last axis,
@@ -206,7 +211,7 @@ class Call:
         if not record:
             tensors = [wrap(value, None) for value in values]
         else:
-            tensors = _recorded(_Run(self, runner, kept, needs, inputs, values), inputs, values)
+            tensors = _recorded(_Run(self, runner, kept, inputs, values), inputs, values)
         made = iter(tensors)
         return rebuild(step.y, made), rebuild(given.state, made)
 
@@ -223,7 +228,8 @@ def prepare(cell: Cell, xs: Any, state: Any) -> tuple[Call, Needs]:
 
 
 def _name(cell: Any) -> str:
-    name = getattr(cell, "__name__", type(cell).__name__)
+    """What files and functions of a cell are called."""
+    name = str(getattr(cell, "__name__", type(cell).__name__))[:LONGEST_NAME]
     return "".join(c if c.isalnum() else "_" for c in name)
 
 
@@ -300,11 +306,7 @@ def _rows_ready(x: Any, dtype: np.dtype[Any]) -> Any:
     """(T, B, n) in the kernel's dtype, the numbers of a row side by side."""
     if x.ndim == 3 and x.dtype is dtype and x.strides[2] == x.itemsize:
         return x  # quickly, for the commonest case
-    if x.dtype.kind in "iu" and x.size and _largest(x) > 2 ** (np.finfo(dtype).nmant + 1):
-        raise ValueError(
-            f"scan: integers from {x.min()} to {x.max()} were given, expected such as {dtype} "
-            "holds exactly, in which the step computes; tgs.unroll keeps them integers"
-        )
+    _check_exact(x, dtype)
     x = x.astype(dtype, copy=False)
     if x.ndim == 2:
         x = x[:, :, None]
@@ -313,8 +315,16 @@ def _rows_ready(x: Any, dtype: np.dtype[Any]) -> Any:
     return devices.namespace(x).asarray(x, order="C")
 
 
-def _largest(x: Any) -> int:
-    return max(-int(x.min()), int(x.max()))
+def _check_exact(x: Any, dtype: np.dtype[Any]) -> None:
+    """Raise a ValueError for integers that the step's dtype does not hold."""
+    if x.dtype.kind not in "iu" or not x.size:
+        return
+    low, high = int(x.min()), int(x.max())
+    if max(-low, high) > 2 ** (np.finfo(dtype).nmant + 1):
+        raise ValueError(
+            f"scan: integers from {low} to {high} were given, expected such as {dtype} holds "
+            "exactly, in which the step computes; tgs.unroll keeps them integers"
+        )
 
 
 def _capture_ready(array: Any, dtype: np.dtype[Any], matrix: bool) -> Any:
@@ -324,6 +334,7 @@ def _capture_ready(array: Any, dtype: np.dtype[Any], matrix: bool) -> Any:
         if flags.c_contiguous or (matrix and flags.f_contiguous):
             return array
     if array.dtype != dtype:
+        _check_exact(array, dtype)
         array = array.astype(dtype)
     if matrix and not any(stride % array.itemsize for stride in array.strides):
         return array
@@ -337,21 +348,14 @@ class _Run:
     """A recorded scan: what it kept, and the way back through it."""
 
     def __init__(
-        self,
-        scan: Call,
-        runner: Any,
-        kept: Any,
-        needs: Needs,
-        inputs: Sequence[Tensor],
-        values: Sequence[Any],
+        self, scan: Call, runner: Any, kept: Any, inputs: Sequence[Tensor], values: Sequence[Any]
     ) -> None:
         self.runner, self.kept, self.scan = runner, kept, scan
-        self.wanted = (*needs.x, *needs.state, *needs.captured, *needs.state)
         self.shapes = [t._data.shape for t in inputs]
         self.outputs = [(v.shape, v.dtype) for v in values]
 
     def pull(self, gradients: dict[int, np.ndarray]) -> list[Any]:
-        """The gradients of all inputs from those of the outputs; None where none is wanted."""
+        """The gradients of all inputs from those of the outputs; None where nothing arrives."""
         scan = self.scan
         count = len(scan.step.y_slots)
         dtype = scan.dtype
@@ -381,8 +385,8 @@ class _Run:
         if len(self.shapes) > len(given):
             given += resets
         return [
-            (xp.zeros(shape, dtype) if wanted else None) if g is None else _shaped(g, shape)
-            for g, shape, wanted in zip(given, self.shapes, self.wanted, strict=False)
+            None if g is None else _shaped(g, shape)
+            for g, shape in zip(given, self.shapes, strict=True)
         ]
 
     def pull_recorded(self, gradients: dict[int, Tensor], inputs: Sequence[Tensor]) -> list[Any]:

@@ -51,6 +51,7 @@ from tinygrad_seq.tensors import Tensor, is_traced, wrap
 from tinygrad_seq.trees import leaves, map_leaves, rebuild
 
 MOST = 256  # precedents that are kept
+EXACT = 2**24  # whole numbers up to here are float32's too
 PATIENCE = 8  # how often, one after another, a cell may do something else before it is let be
 OF_A_CALL = ("captured", "numbers", "seeds", "captures", "events", "leaves")  # in a trace
 
@@ -156,7 +157,7 @@ class Number:
     new = True  # it has a row of its own
 
     def fits(self, given: Any, captures: dict[Any, int]) -> bool:
-        return type(given) is float or (type(given) is int and abs(given) < 2**53)
+        return type(given) is float or (type(given) is int and abs(given) <= EXACT)
 
 
 class Exactly(Number):

@@ -84,7 +84,7 @@ def run_steps(
 
 def _run(cell: Cell, given: Given, reverse: bool, draws: Draws) -> tuple[Any, Any]:
     state = given.state
-    stand_in = None if given.lengths is None else StandIn(_last_steps(given), given.state)
+    stand_in = None if given.lengths is None else StandIn(*_last_steps(given))
     ys: list[Any] = []
     for t in reversed(range(given.T)) if reverse else range(given.T):
         for tape in recording.tapes:
@@ -133,18 +133,20 @@ def _step(
     return y, after, stand_in
 
 
-def _last_steps(given: Given) -> Any:
-    """For each row the input of its own last step: something the cell can surely compute with.
+def _last_steps(given: Given) -> tuple[Any, Any]:
+    """For each row the input of its own last step, and its first state.
 
-    A row of length 0 has none and gets that of the longest row; ones, if all are empty.
+    With these the cell can surely compute. A row of length 0 gets those of the longest row; ones
+    and zeros, if all are empty.
     """
     assert given.lengths is not None
     longest = int(given.lengths.argmax())
     if not given.lengths[longest]:
-        return map_leaves(_plain, given.xs)
+        return map_leaves(_plain, given.xs), map_leaves(_zeros, given.state)
     rows = np.where(given.lengths > 0, np.arange(given.B), longest)
     steps = given.lengths[rows] - 1
-    return map_leaves(lambda leaf: leaf.detach()[_on(steps, leaf), _on(rows, leaf)], given.xs)
+    x = map_leaves(lambda leaf: leaf.detach()[_on(steps, leaf), _on(rows, leaf)], given.xs)
+    return x, map_leaves(lambda leaf: leaf.detach()[_on(rows, leaf)], given.state)
 
 
 def _plain(leaf: Tensor) -> Tensor:
@@ -152,6 +154,10 @@ def _plain(leaf: Tensor) -> Tensor:
     xp = devices.namespace(leaf._data)
     make = xp.ones if leaf.dtype.kind == "f" else xp.zeros
     return wrap(make(leaf.shape[1:], leaf.dtype), None)
+
+
+def _zeros(leaf: Tensor) -> Tensor:
+    return wrap(devices.namespace(leaf._data).zeros(leaf.shape, leaf.dtype), None)
 
 
 def _on(array: np.ndarray, like: Tensor) -> Tensor:

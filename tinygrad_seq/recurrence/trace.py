@@ -39,6 +39,7 @@ WAY_OUT = "tgs.unroll runs any cell, step by step on the tape"
 BESIDE, MATRIX, TRANSPOSED = "beside", "matrix", "transposed"
 ROLES = {"matmul": MATRIX, "linear": TRANSPOSED}
 
+DOUBLE = np.dtype("float64")
 _ALL = slice(None)
 _ONE, _TWO = (False,), (False, False)
 _new = tuple.__new__  # a NamedTuple in half the time
@@ -366,8 +367,8 @@ class Trace(Source):
     def refuse_foreign(self) -> NoReturn:
         raise TraceError(
             f"scan: at line %{len(self.rows)} of the step stands a value from another call of the "
-            "cell; what goes from step to step belongs into the state, not into an attribute or a "
-            "global"
+            "cell, or from a cell around it; what goes from step to step belongs into the state, "
+            "not into an attribute or a global, and what an inner scan reads into its xs"
         )
 
     def _unknown(self, name: str, inputs: Sequence[Any], why: str = "") -> NoReturn:
@@ -406,6 +407,8 @@ class Trace(Source):
             for value in inputs:
                 if type(value) is Tensor and type(value._data) is not Traced:
                     shape = self._beside(name, inputs, shape, value)
+                elif type(value) is int and traced[0].dtype.kind in "iu":
+                    self._check_exact(value)
             slots = [self._operand(value, len(shape)) for value in inputs]
         width = shape[1] if len(shape) == 2 else 1
         widths, single = self.widths, self.single
@@ -434,11 +437,18 @@ class Trace(Source):
             slot: int = value._data.slot
             return slot
         tracked = value._entry is not None and value._entry.requires_grad
-        if not value.ndim and not tracked and value.dtype != self.dtype:
-            return self._weak(value._data)  # made of a Python number
+        if not value.ndim and not tracked and value.dtype not in (self.dtype, DOUBLE):
+            return self._weak(value._data)  # most likely made of a Python number
         if ndim == 1 and value.ndim == 1:  # (B,) counts as (B, 1)
             value = value.reshape(value.shape[0], 1)
         return self.capture(value)
+
+    def _check_exact(self, value: int) -> None:
+        if abs(value) > 2 ** (np.finfo(self.dtype).nmant + 1):
+            raise ValueError(
+                f"scan: the integer {value} stands beside integers at line %{len(self.rows)} of "
+                f"the step, which computes in {self.dtype} and does not hold it exactly; {WAY_OUT}"
+            )
 
     def _weak(self, value: Any) -> int:
         try:
