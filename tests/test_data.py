@@ -79,6 +79,8 @@ def test_padding():
     assert padded.dtype == np.int64
     padded, _ = data.pad_sequences([np.ones(2, np.int8), np.ones(1, np.int8)], value=-128)
     assert padded.T.tolist() == [[1, 1], [1, -128]]
+    padded, _ = data.pad_sequences([["a", "b"], ["c"]], value="")
+    assert padded.T.tolist() == [["a", "b"], ["c", ""]]
     padded, _ = data.pad_sequences([[True, True], [True]])
     assert padded.T.tolist() == [[True, True], [True, False]]
 
@@ -340,7 +342,26 @@ def test_bad_csv(words, tmp_path):
 BAD = {
     "length: 0 was given": lambda: data.windows([1.0, 2.0], 0),
     "horizon: 1.5 was given": lambda: data.windows([1.0, 2.0], 1, 1.5),
-    "expected a series": lambda: data.windows(3.0, 1),
+    "windows: one float was given, expected a series": lambda: data.windows(3.0, 1),
+    "windows: one str was given, .* encode a text with vocabulary.encode": lambda: data.windows(
+        "abc", 1
+    ),
+    "windows: one NoneType was given": lambda: data.windows(None, 1),
+    "dense_windows: one str was given": lambda: data.dense_windows("abc", 1),
+    "windows: the rows given differ in length, .* pad_sequences makes one": lambda: data.windows(
+        [[1], [1, 2]], 1
+    ),
+    "mask_of: the rows given differ in length": lambda: data.mask_of([[1], [1, 2]], 2),
+    "Batches: the rows given differ in length": lambda: data.Batches([[1], [1, 2]], batch_size=1),
+    "train_test_split: the rows given differ": lambda: data.train_test_split(
+        [[1], [1, 2]], held_out=1
+    ),
+    "pad_sequences: None was given, expected a list of seq": lambda: data.pad_sequences(None),
+    "pad_sequences: sequence 1: one str was given": lambda: data.pad_sequences([[1], "ab"]),
+    "pad_sequences: sequence 0: the rows given differ": lambda: data.pad_sequences([[[1], [1, 2]]]),
+    "Buckets: None was given, expected a list of sequences": lambda: data.Buckets(
+        None, [1], batch_size=1
+    ),
     "no sequences": lambda: data.pad_sequences([]),
     "equal further axes": lambda: data.pad_sequences([np.ones((2, 3)), np.ones((2, 2))]),
     "batch_size: 0 was given": lambda: data.Batches([1, 2], batch_size=0),
@@ -351,6 +372,9 @@ BAD = {
     "pad int64 with": lambda: data.pad_sequences([[1, 2], [1]], value=np.nan),
     "300 was given to pad uint8": lambda: data.pad_sequences([np.ones(2, np.uint8)], value=300),
     "0.5 was given to pad int64": lambda: data.pad_sequences([[1, 2], [1]], value=0.5),
+    "None was given to pad float64": lambda: data.pad_sequences([[1.0]], value=None),
+    "None was given to pad int64": lambda: data.pad_sequences([[1]], value=None),
+    "'a' was given to pad float64": lambda: data.pad_sequences([[1.0]], value="a"),
     "2 was given to pad bool": lambda: data.pad_sequences([[True]], value=2),
     r"shape \(3, 2\) was given, expected \(T, B, F\)": lambda: data.dense_windows(
         np.ones((3, 2)), 1
@@ -391,10 +415,18 @@ BAD = {
         ([[1, 2]], [[1]]), [[1, 2]], batch_size=1, per_step=True
     ),
     "a tuple is as many arrays, a list is one": lambda: data.Batches((1, 2, 3), batch_size=1),
+    "axis None were given": lambda: data.Batches([1, 2], batch_size=1, axis=None),
+    "axis 'a' were given": lambda: data.Batches([1, 2], batch_size=1, axis="a"),
     "no arrays": lambda: data.Batches(batch_size=1),
     "held_out = 2 of 2": lambda: data.train_test_split([1, 2], held_out=2),
     r"\[2, 1\] examples": lambda: data.train_test_split([1, 2], [1], held_out=1),
 }
+
+
+@pytest.mark.parametrize("held_out", [True, "3", None, "a", np.nan, np.inf, 0, 1.5, -0.5])
+def test_no_number_and_no_fraction(held_out):
+    with pytest.raises(ValueError, match=f"held_out, unless .*: {held_out!r} was given, expected"):
+        data.train_test_split([1, 2, 3, 4], held_out=held_out)
 
 
 @pytest.mark.parametrize("words", BAD)

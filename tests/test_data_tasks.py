@@ -452,6 +452,9 @@ BAD = {
     ),
     "friction = nan was given": lambda: data.bouncing_ball(1, 1, friction=math.nan),
     "interval = 0 was given, expected more": lambda: data.bouncing_ball(1, 1, interval=0),
+    "interval = 1000000000.0 was given, expected a number from 0 to 100": lambda: (
+        data.bouncing_ball(3, 5, interval=1e9)
+    ),
     "interval = inf was given": lambda: data.bouncing_ball(1, 1, interval=math.inf),
     "noise = 'much' was given": lambda: data.kinds_of_trajectory(1, noise="much"),
     "kinds_of_trajectory: shortest: 2 was given, expected an integer from 3": lambda: (

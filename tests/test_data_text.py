@@ -187,6 +187,10 @@ BAD = {
         "a b", minimum_count=2
     ),
     "minimum_count: 0 was given": lambda: Vocabulary.of_tokens("a", minimum_count=0),
+    "of_characters: None was given, expected a text": lambda: Vocabulary.of_characters(None),
+    "of_characters: 3 was given, expected a text": lambda: Vocabulary.of_characters(3),
+    "of_tokens: None was given, expected a str or a list": lambda: Vocabulary.of_tokens(None),
+    "of_tokens: 3 was given, expected a str or a list": lambda: Vocabulary.of_tokens([3]),
     "a list was given among the texts, expected a str; of_tokens": lambda: Vocabulary.of_characters(
         [["a"]]
     ),
@@ -210,12 +214,19 @@ BAD = {
     ),
     "'d' was given at place 1.* 2 tokens": lambda: Vocabulary.of_tokens("a b").encode("a d"),
     "encode: 1 was given at place 0": lambda: Vocabulary.of_tokens("a", unknown="?").encode([1]),
+    "encode: None was given, expected a text or a list of symbols": lambda: V.encode(None),
+    r"encode: \['a'\] was given at place 0": lambda: V.encode([["a"]]),
+    "decode: the rows given differ in length": lambda: V.decode([[0], [0, 1]]),
     "id 3 was given at place 1, expected 0 to 2; use": lambda: V.decode([0, 3]),
     "id -1 was given at place 0": lambda: V.decode([-1, 3]),
     r"ids of shape \(1, 1\) .* take one column": lambda: V.decode([[0]]),
     "dtype float64 were given, expected integers": lambda: V.decode([0.5]),
     r"keys \['symbols'\] were given, expected \['symbols', 'kind'": lambda: Vocabulary.from_state(
         {"symbols": ["a"]}
+    ),
+    "a NoneType was given, expected the dict that state": lambda: Vocabulary.from_state(None),
+    "symbols: None was given, expected a list of them": lambda: Vocabulary.from_state(
+        {**STATE, "symbols": None}
     ),
     "the state was changed since it was saved": lambda: Vocabulary.from_state(
         {**STATE, "symbols": ["a", "c", "b"]}
@@ -226,7 +237,10 @@ BAD = {
         lambda: Streams(range(10), batch_size=3, length=4)
     ),
     "a series of 0 makes 1 streams of 0 steps": lambda: Streams([], batch_size=1, length=1),
-    "a single number was given, expected a series": lambda: Streams(3, batch_size=1, length=1),
+    "Streams: one int was given, expected a series": lambda: Streams(3, batch_size=1, length=1),
+    "Streams: one str was given, .* encode a text with vocabulary.encode": lambda: Streams(
+        "hello world", batch_size=1, length=1
+    ),
 }
 
 

@@ -18,6 +18,15 @@ def language_model(rng=0, V=7):
     )
 
 
+def model_of(logits):
+    """A language model whose logits are these, whatever it reads."""
+    V = len(logits)
+    model = nn.Sequential(nn.Embedding(V, 2, rng=0), nn.RNN(2, 3, rng=0), nn.Linear(3, V))
+    model.layers[2].weight.data = np.zeros((V, 3), "f4")
+    model.layers[2].bias.data = np.array(logits, "f4")
+    return model
+
+
 class TestStepper:
     @pytest.mark.parametrize("B", [1, 3])
     def test_it_does_what_scan_does(self, B):
@@ -82,10 +91,8 @@ class TestGenerate:
         assert tgs.generate(model, [1, 3, 5], 6, temperature=0).tolist() == made[:, 0].tolist()
 
     def test_symbols_are_drawn_as_their_logits_say(self):
-        V = 4
-        model = nn.Sequential(nn.Embedding(V, 2, rng=0), nn.RNN(2, 3, rng=0), nn.Linear(3, V))
-        model.layers[2].weight.data = np.zeros((V, 3), "f4")
-        model.layers[2].bias.data = logits = np.array([0.0, 1.0, 2.0, -1.0], "f4")
+        V, logits = 4, np.array([0.0, 1.0, 2.0, -1.0], "f4")
+        model = model_of(logits)
         for temperature in (1.0, 2.0):
             drawn = tgs.generate(model, np.zeros((1, 400), int), 10, temperature=temperature, rng=0)
             expected = np.exp(logits / temperature)
@@ -95,6 +102,25 @@ class TestGenerate:
         assert set(drawn.ravel().tolist()) == {1, 2}
         again = tgs.generate(model, np.zeros((1, 50), int), 10, top_k=2, rng=0)
         assert (again == drawn).all()
+
+    @pytest.mark.parametrize("temperature", [1e-3, 1e-40, 1e-320, np.float32(1e-40)])
+    def test_a_temperature_near_0_is_one_of_0(self, temperature):
+        drawn = tgs.generate(model_of([1, 2, 3, 2.5]), [0], 20, temperature=temperature, rng=0)
+        assert set(drawn.tolist()) == {2}
+
+    @pytest.mark.parametrize("k", [1, 2, 3, 6, 9])
+    def test_as_many_stay_as_top_k_says(self, k):
+        """Of equal logits the first."""
+        model = model_of([1, 2, 2, 3, 2, 0])
+        for temperature in (3.0, np.inf):
+            drawn = tgs.generate(
+                model, np.zeros((1, 200), int), 5, temperature=temperature, top_k=k, rng=0
+            )
+            assert set(drawn.ravel().tolist()) == set([3, 1, 2, 4, 0, 5][:k])
+
+    def test_a_symbol_of_minus_infinity_is_never_drawn(self):
+        drawn = tgs.generate(model_of([0, -np.inf, 1]), np.zeros((1, 50), int), 5, rng=0)
+        assert set(drawn.ravel().tolist()) == {0, 2}
 
     def test_roll_out(self):
         model = nn.Sequential(nn.LSTM(2, 4, rng=0), nn.Linear(4, 2, rng=0))
@@ -107,6 +133,8 @@ class TestGenerate:
             so_far = np.concatenate([so_far, y[None]])
         with pytest.raises(tgs.ShapeError, match=r"predicts \(2, 3\), expected \(2, 2\)"):
             tgs.roll_out(nn.Sequential(nn.RNN(2, 3)), start, 2)
+        with pytest.raises(ValueError, match="roll_out: a Linear was given, expected a recurrent"):
+            tgs.roll_out(nn.Linear(2, 2), start, 2)
 
     def test_errors(self):
         model = language_model()
@@ -116,6 +144,12 @@ class TestGenerate:
             "temperature -1 was given": lambda: tgs.generate(model, [1], 2, temperature=-1),
             "temperature 'hot' was given": lambda: tgs.generate(model, [1], 2, temperature="hot"),
             "expected an nn.Sequential that begins": lambda: tgs.generate(nn.GRU(3, 4), [1], 2),
+            "generate: the model's logits at step 0 hold NaN": lambda: tgs.generate(
+                model_of([0, np.nan, 1]), [0], 2
+            ),
+            "step 0 hold NaN, or their largest is infinite": lambda: tgs.generate(
+                model_of([-np.inf, -np.inf]), [0], 2, temperature=0
+            ),
             "top_k: 0 was given": lambda: tgs.generate(model, [1], 2, top_k=0),
             "the model has no recurrent layer": lambda: tgs.generate(
                 nn.Sequential(nn.Embedding(3, 2), nn.Linear(2, 3)), [1], 2
@@ -171,6 +205,44 @@ def test_beam_search_finds_the_likeliest(seed):
     assert search(2)[0].score >= search(1)[0].score
     with pytest.raises(ValueError, match="beam_search: width: 0 was given"):
         search(0)
+
+
+LOGITS = np.log([[0.5, 0.3, 0.2]] * 2)
+
+
+def search(logits=LOGITS, state=(), **options):
+    def step(ids, state):
+        return logits, state
+
+    given = {"start": 0, "end": 2, "width": 2, "longest": 3, "step": step, **options}
+    return tgs.beam_search(given.pop("step"), state, **given)
+
+
+@pytest.mark.parametrize("kind", [np.ndarray.tolist, tgs.tensor], ids=["list", "tensor"])
+def test_logits_may_be_a_list_or_a_tensor(kind):
+    assert search(kind(LOGITS)) == search()
+
+
+BAD_SEARCH = {
+    "the model's logits at step 0 hold NaN": lambda: search(LOGITS * np.nan),
+    "end = 99 was given, expected a symbol from 0 to 2": lambda: search(end=99),
+    "end: 'a' was given, expected an integer from 0": lambda: search(end="a"),
+    "start: 'a' was given, expected an integer from 0": lambda: search(start="a"),
+    "length_penalty nan was given, expected a finite": lambda: search(length_penalty=np.nan),
+    "length_penalty 'a' was given": lambda: search(length_penalty="a"),
+    "None was given as step, expected a function": lambda: search(step=None),
+    r"step returned a ndarray, expected a pair \(l": lambda: search(step=lambda ids, state: LOGITS),
+    r"step gave logits <U2\(\), expected numbers \(2, V\)": lambda: search("ab"),
+    r"step gave logits float64\(1, 3\), expected numbers \(2, V\)": lambda: search(LOGITS[:1]),
+    r"a leaf of shape \(\), expected \(2, ...\); without a state": lambda: search(state=None),
+    r"a leaf of shape \(1,\), expected": lambda: search(state={"h": np.zeros(1)}),
+}
+
+
+@pytest.mark.parametrize("words", BAD_SEARCH)
+def test_bad_search(words):
+    with pytest.raises(ValueError, match=f"beam_search: .*{words}"):
+        BAD_SEARCH[words]()
 
 
 class TestAttention:
@@ -281,6 +353,11 @@ class TestSeq2Seq:
         assert model.greedy(source[:, :0], **options) == []
 
     def test_errors(self):
+        def without_numbers():
+            model = nn.Seq2Seq(3, 3, 4)
+            model.output.bias.data = np.full(3, np.nan, "f4")
+            return model
+
         bad = {
             "no attention, expected attention=True": lambda: nn.Seq2Seq(
                 3, 3, 4, attention=False
@@ -288,6 +365,12 @@ class TestSeq2Seq:
             "start = 9 was given, expected a symbol from 0 to 2": lambda: nn.Seq2Seq(
                 3, 3, 4
             ).greedy(np.array([[1]]), start=9, end=1, longest=3),
+            "Seq2Seq: end: 'a' was given, expected an integer": lambda: nn.Seq2Seq(3, 3, 4).beam(
+                np.array([[1]]), start=0, end="a", longest=3
+            ),
+            "greedy: the model's logits at step 0 hold NaN": lambda: without_numbers().greedy(
+                np.array([[1]]), start=0, end=1, longest=3
+            ),
             r"target has shape \(1, 2\), expected \(T, 1\)": lambda: nn.Seq2Seq(3, 3, 4)(
                 np.array([[1]]), np.array([[0, 0]])
             ),

@@ -1,6 +1,6 @@
 """Sequences made by a model: its own output fed back in, drawn by chance or as it is.
 
-Imports the engine, recurrence and nn.
+Imports the engine, recurrence, search and nn.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from tinygrad_seq.nn.layers import Embedding, Sequential
 from tinygrad_seq.nn.module import Module, in_mode
 from tinygrad_seq.nn.one_step import as_cell
 from tinygrad_seq.recurrence import Stepper
+from tinygrad_seq.search import largest
 from tinygrad_seq.tensors import Tensor, as_tensor
 
 Array = np.ndarray
@@ -88,8 +89,8 @@ def generate(
     ``prompt`` (T,) or (T, B), integers, at least one step; ``model`` gives logits (B, V) a step
     and begins with an ``nn.Embedding`` of V symbols. A symbol k is drawn with probability
     proportional to exp(logit_k / temperature), the likeliest one taken if the temperature is 0;
-    with ``top_k`` only so many of the likeliest have a chance. Returns the new symbols, (steps,) or
-    (steps, B), int64.
+    with ``top_k`` only so many of the likeliest have a chance, of equal ones the first. Returns the
+    new symbols, (steps,) or (steps, B), int64. Raises ValueError for logits that hold NaN.
 
     The model runs compiled, a step at a time, with the cell that it was trained with.
     """
@@ -116,21 +117,29 @@ def generate(
         logits = run(row)
     made = np.empty((steps, rows.shape[1]), np.int64)
     for s in range(steps):
-        made[s] = _drawn(logits, temperature, top_k, chance)
+        peak = largest(logits, s, "generate")
+        made[s] = _drawn(logits, peak, temperature, top_k, chance)
         if s + 1 < steps:
             logits = run(made[s])
     return made if ids.ndim == 2 else made[:, 0]
 
 
-def _drawn(logits: Array, temperature: float, top_k: int | None, rng: np.random.Generator) -> Any:
-    """A symbol for each row of logits (B, V)."""
+def _drawn(
+    logits: Array, peak: Array, temperature: float, top_k: int | None, rng: np.random.Generator
+) -> Any:
+    """A symbol for each row of logits (B, V), the largest of which are ``peak`` (B, 1)."""
     if temperature == 0:
         return logits.argmax(axis=-1)
+    with np.errstate(over="ignore"):  # near 0 all but the largest tend to -inf
+        scaled = (logits - peak).astype(np.float64) / temperature
     if top_k is not None and top_k < logits.shape[-1]:
         least = np.partition(logits, -top_k, axis=-1)[:, -top_k, None]
-        logits = np.where(logits < least, -np.inf, logits)
+        above, equal = logits > least, logits == least
+        room = top_k - above.sum(axis=-1, keepdims=True)
+        stays = above | (equal & (equal.cumsum(axis=-1) <= room))
+        scaled = np.where(stays, scaled, -np.inf)
     # The largest of logits with Gumbel's noise is distributed as the softmax of the logits.
-    return (logits / temperature + rng.gumbel(size=logits.shape)).argmax(axis=-1)
+    return (scaled + rng.gumbel(size=logits.shape)).argmax(axis=-1)
 
 
 def roll_out(model: Any, start: Any, steps: int, state: Any = None) -> Array:
@@ -144,6 +153,11 @@ def roll_out(model: Any, start: Any, steps: int, state: Any = None) -> Array:
     if begun.ndim != 3 or not len(begun):
         raise ShapeError(f"roll_out: start is {begun.shape}, expected (T, B, F), one step at least")
     steps = whole(steps, "roll_out: steps", least=0)
+    if state is None and not hasattr(as_cell(model), "initial_state"):
+        raise ValueError(
+            f"roll_out: a {type(model).__name__} was given, expected a recurrent layer, an "
+            "nn.Sequential with one or a cell; pass state= for a cell without initial_state"
+        )
     run = ModelSteps(model, begun[0], state)
     for x in begun:
         y = run(x)

@@ -1,6 +1,6 @@
 """Beam search: the likeliest sequences of a model that gives one symbol after another.
 
-Imports errors and trees.
+Imports errors, tensors and trees.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tinygrad_seq.errors import ShapeError, whole
+from tinygrad_seq.tensors import host_array
 from tinygrad_seq.trees import map_leaves
 
 Array = np.ndarray
@@ -41,7 +42,18 @@ def beam_search(
     comes to ``end`` or to ``longest`` symbols. Scores are log-probabilities, divided by
     (length)^length_penalty. With ``width=1`` this is the greedy sequence.
     """
+    if not callable(step):
+        raise ValueError(
+            f"beam_search: {step!r} was given as step, expected a function: logits, state = "
+            "step(ids, state)"
+        )
     width, longest = whole(width, "beam_search: width"), whole(longest, "beam_search: longest")
+    start = whole(start, "beam_search: start", least=0)
+    end = whole(end, "beam_search: end", least=0)
+    if not isinstance(length_penalty, (int, float, np.number)) or not np.isfinite(length_penalty):
+        raise ValueError(
+            f"beam_search: length_penalty {length_penalty!r} was given, expected a finite number"
+        )
     ids, sums = np.full(width, start), np.full(width, -np.inf)
     sums[0] = 0.0  # at first all rows are the same one
     so_far: list[list[int]] = [[] for _ in range(width)]
@@ -52,12 +64,24 @@ def beam_search(
         found.append(Hypothesis(symbols, float(total) / max(length, 1) ** length_penalty, ended))
 
     for n in range(longest):
-        logits, state = step(ids, state)
-        if np.ndim(logits) != 2 or len(logits) != width:
-            raise ShapeError(
-                f"beam_search: step gave logits {np.shape(logits)}, expected ({width}, V)"
+        returned = step(ids, state)
+        if not isinstance(returned, tuple) or len(returned) != 2:
+            raise ValueError(
+                f"beam_search: step returned a {type(returned).__name__}, expected a pair "
+                "(logits, state)"
             )
-        peak = logits.max(axis=1, keepdims=True)
+        logits, state = host_array(returned[0], "beam_search: logits"), returned[1]
+        if logits.ndim != 2 or len(logits) != width or logits.dtype.kind not in "fi":
+            raise ShapeError(
+                f"beam_search: step gave logits {logits.dtype}{logits.shape}, expected numbers "
+                f"({width}, V)"
+            )
+        if end >= logits.shape[1]:
+            raise ValueError(
+                f"beam_search: end = {end} was given, expected a symbol from 0 to "
+                f"{logits.shape[1] - 1}, of which step gives logits"
+            )
+        peak = largest(logits, n, "beam_search")
         scores = logits - peak - np.log(np.exp(logits - peak).sum(axis=1, keepdims=True))
         total = sums[:, None] + scores
         best = np.argsort(-total, axis=None, kind="stable")[: 2 * width]
@@ -80,8 +104,29 @@ def beam_search(
             chosen.append((*chosen[0][:2], -np.inf))
         so_far = [[*so_far[row], symbol] for row, symbol, _ in chosen]
         rows, ids, sums = (np.array(column) for column in zip(*chosen, strict=True))
-        state = map_leaves(lambda leaf, rows=rows: leaf[rows], state)
+        state = map_leaves(lambda leaf, rows=rows: _rows_of(leaf, rows), state)
     return sorted(found, key=lambda each: -each.score)[:width]
+
+
+def largest(logits: Array, step: int, name: str) -> Array:
+    """The largest of each row of logits, (B, 1); ``step`` and ``name`` are for the error."""
+    found: Array = logits.max(axis=-1, keepdims=True)
+    if not np.isfinite(found).all():
+        raise ValueError(
+            f"{name}: the model's logits at step {step} hold NaN, or their largest is infinite, "
+            "expected a finite one; tgs.find_nan says where a NaN began"
+        )
+    return found
+
+
+def _rows_of(leaf: Any, rows: Array) -> Any:
+    """These rows of a leaf of the state, which has as many."""
+    if np.shape(leaf)[:1] != rows.shape:
+        raise ShapeError(
+            f"beam_search: step returned a state with a leaf of shape {np.shape(leaf)}, expected "
+            f"({len(rows)}, ...); without a state pass and return ()"
+        )
+    return leaf[rows]
 
 
 def _settled(found: list[Hypothesis], chosen: list[tuple[int, int, float]], width: int) -> bool:

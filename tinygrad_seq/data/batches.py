@@ -1,6 +1,6 @@
 """Mini-batches in a new random order each epoch, and a part held out.
 
-Imports creation, trees and errors.
+Imports creation, trees, errors and sequences.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from tinygrad_seq.creation import Rng, generator
+from tinygrad_seq.data.sequences import as_values
 from tinygrad_seq.errors import ShapeError, whole
 from tinygrad_seq.trees import leaves, map_arrays, rebuild
 
@@ -39,7 +40,7 @@ class Batches:
         axis: int | tuple[int, ...] = 0,
         rng: Rng = None,
     ) -> None:
-        self._given = map_arrays(np.asarray, arrays)
+        self._given = map_arrays(lambda each: as_values(each, "Batches"), arrays)
         self.arrays: list[np.ndarray] = leaves(self._given)
         self.batch_size = whole(batch_size, "Batches: batch_size")
         self._axes, counts = _examples(self.arrays, axis, "Batches")
@@ -76,11 +77,13 @@ def train_test_split(
     ``held_out`` is a number of examples, or a fraction of them between 0 and 1. The last ones are
     held out, as fits a series in time, or random ones with ``shuffle``.
     """
-    made = [np.asarray(array) for array in arrays]
+    made = [as_values(array, "train_test_split") for array in arrays]
     axes, counts = _examples(made, axis, "train_test_split")
     count = counts[0]
-    is_part = isinstance(held_out, (float, np.floating))
-    number = round(float(held_out) * count) if is_part else int(held_out)
+    if isinstance(held_out, (float, np.floating)) and 0 < held_out < 1:
+        number = round(float(held_out) * count)
+    else:
+        number = whole(held_out, "train_test_split: held_out, unless a fraction below 1")
     if not 0 < number < count:
         raise ValueError(
             f"train_test_split: held_out = {held_out} of {count} examples was given, expected a "
@@ -105,11 +108,12 @@ def _examples(
     given = axis if isinstance(axis, tuple) else (axis,) * len(arrays)
     shapes = [array.shape for array in arrays]
     fits = len(given) == len(arrays) and all(
-        a.ndim and 0 <= k < max(a.ndim, 2) for a, k in zip(arrays, given, strict=True)
+        a.ndim and isinstance(k, (int, np.integer)) and 0 <= k < max(a.ndim, 2)
+        for a, k in zip(arrays, given, strict=True)
     )
     if not fits:
         raise ShapeError(
-            f"{name}: arrays of shapes {shapes} and axis {axis} were given, expected arrays with "
+            f"{name}: arrays of shapes {shapes} and axis {axis!r} were given, expected arrays with "
             "examples along an axis from 0 on, and as many axes as arrays; a tuple is as many "
             "arrays, a list is one"
         )

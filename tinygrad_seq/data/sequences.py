@@ -6,6 +6,7 @@ Arrays in, arrays out; imports errors.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -20,10 +21,8 @@ def windows(series: ArrayLike, length: int, horizon: int = 1) -> tuple[np.ndarra
     (N − length − horizon + 1, ...), in the order of time; both are read-only views of the series.
     Raises ValueError if the series is too short for one window.
     """
-    values = np.asarray(series)
+    values = as_series(series, "windows")
     length, horizon = whole(length, "windows: length"), whole(horizon, "windows: horizon")
-    if not values.ndim:
-        raise ShapeError("windows: a single number was given, expected a series (N, ...)")
     count = len(values) - length - horizon + 1
     if count < 1:
         raise ValueError(
@@ -47,7 +46,7 @@ def dense_windows(
     The first M rows are those of the first series in the order of time, so that series held out
     are the last rows. For a convolution reshape the inputs to (B · M, length, F).
     """
-    values = np.asarray(series)
+    values = as_series(series, "dense_windows")
     if values.ndim != 3:
         raise ShapeError(
             f"dense_windows: a series of shape {values.shape} was given, expected (T, B, F); add "
@@ -64,7 +63,7 @@ def mask_of(lengths: ArrayLike, T: int) -> np.ndarray:
 
     A loss takes it as ``mask=``. ``1 - mask_of(lengths, T).mean()`` is the share of padding.
     """
-    steps, given = whole(T, "mask_of: T", least=0), np.asarray(lengths)
+    steps, given = whole(T, "mask_of: T", least=0), as_values(lengths, "mask_of")
     if given.ndim != 1 or (given.size and given.dtype.kind not in "iu"):
         raise ShapeError(
             f"mask_of: lengths of shape {given.shape} and dtype {given.dtype} were given, expected "
@@ -93,7 +92,7 @@ def pad_sequences(
     dtype = np.result_type(*arrays)
     if not _holds(dtype, value):
         raise ValueError(
-            f"pad_sequences: {value} was given to pad {dtype} with, which cannot hold it"
+            f"pad_sequences: {value!r} was given to pad {dtype} with, which cannot hold it"
         )
     padded = np.full(shape, value, dtype)
     for row, array in zip(padded, arrays, strict=True):
@@ -103,20 +102,53 @@ def pad_sequences(
 
 def _holds(dtype: np.dtype, value: float) -> bool:
     """Whether an array of this dtype can hold ``value``; the default 0.0 fits integers too."""
+    if dtype.kind not in "biufc":
+        return True
+    if not isinstance(value, (int, float, np.number, np.bool_)):
+        return False
     if dtype.kind == "b":
         return value in (0, 1)
-    if dtype.kind not in "iu":
+    if dtype.kind in "fc":
         return True
     limits = np.iinfo(dtype)
     return float(value).is_integer() and limits.min <= value <= limits.max
 
 
+def as_values(data: ArrayLike, name: str) -> np.ndarray:
+    """``data`` as an array; ``name`` is for the errors, here and below."""
+    try:
+        return np.asarray(data)
+    except ValueError:
+        raise ShapeError(
+            f"{name}: the rows given differ in length, expected an array; pad_sequences makes one"
+        ) from None
+
+
+def as_series(series: ArrayLike, name: str) -> np.ndarray:
+    """``series`` as an array (N, ...)."""
+    values = as_values(series, name)
+    if not values.ndim:
+        raise ShapeError(
+            f"{name}: one {type(series).__name__} was given, expected a series (N, ...); encode a "
+            "text with vocabulary.encode first"
+        )
+    return values
+
+
+def several(values: Any, name: str, expected: str) -> Any:
+    """``values``, of which one can take each; a ValueError names what was ``expected``."""
+    if not np.iterable(values):
+        raise ValueError(f"{name}: {values!r} was given, expected {expected}")
+    return values
+
+
 def as_sequences(sequences: Sequence[ArrayLike], name: str) -> list[np.ndarray]:
-    """Each sequence as an array (T_b, ...), the further axes equal; ``name`` is for the errors."""
-    arrays = [np.asarray(sequence) for sequence in sequences]
+    """Each sequence as an array (T_b, ...), the further axes equal."""
+    given = several(sequences, name, "a list of sequences")
+    arrays = [as_series(each, f"{name}: sequence {k}") for k, each in enumerate(given)]
     if not arrays:
         raise ValueError(f"{name}: no sequences were given")
-    if any(not a.ndim for a in arrays) or len({a.shape[1:] for a in arrays}) > 1:
+    if len({a.shape[1:] for a in arrays}) > 1:
         shapes = ", ".join(str(shape) for shape in dict.fromkeys(a.shape for a in arrays[:8]))
         raise ShapeError(
             f"{name}: shapes {shapes} were given, expected (T_b, ...) with equal further axes"

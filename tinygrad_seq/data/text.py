@@ -1,4 +1,7 @@
-"""Text as integers: vocabularies, and one long text as parallel streams. Imports errors."""
+"""Text as integers: vocabularies, and one long text as parallel streams.
+
+Imports errors and sequences.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from tinygrad_seq.data.sequences import as_series, as_values, several
 from tinygrad_seq.errors import ShapeError, whole
 
 _SEPARATORS = {"characters": "", "tokens": " "}
@@ -73,7 +77,8 @@ class Vocabulary:
         ValueError for texts without a character, and for a padding that they hold.
         """
         found: set[str] = set()
-        for text in [texts] if isinstance(texts, str) else texts:
+        given = [texts] if isinstance(texts, str) else texts
+        for text in several(given, "Vocabulary.of_characters", "a text or several"):
             if not isinstance(text, str):
                 raise ValueError(
                     f"Vocabulary.of_characters: a {type(text).__name__} was given among the texts, "
@@ -103,8 +108,10 @@ class Vocabulary:
         """
         minimum_count = whole(minimum_count, "Vocabulary.of_tokens: minimum_count")
         counts: Counter[str] = Counter()
-        for text in [texts] if isinstance(texts, str) else texts:
-            counts.update(text.split() if isinstance(text, str) else text)
+        given = [texts] if isinstance(texts, str) else texts
+        what = "Vocabulary.of_tokens", "a str or a list of tokens for each text"
+        for text in several(given, *what):
+            counts.update(text.split() if isinstance(text, str) else several(text, *what))
         found = [s for s, n in sorted(counts.items(), key=_frequent_first) if n >= minimum_count]
         special = {"padding": padding, "start": start, "end": end, "unknown": unknown}
         return cls._built("tokens", found, special)
@@ -148,10 +155,11 @@ class Vocabulary:
 
         A symbol that is not known becomes ``unknown``; without one it raises ValueError.
         """
-        symbols = text.split() if isinstance(text, str) and self.kind == "tokens" else list(text)
-        ids = [self._ids.get(symbol, self.unknown) for symbol in symbols]
+        given = several(text, "encode", "a text or a list of symbols")
+        symbols = given.split() if isinstance(text, str) and self.kind == "tokens" else list(given)
+        ids = [self._ids.get(s, self.unknown) if isinstance(s, str) else None for s in symbols]
         for place, (symbol, k) in enumerate(zip(symbols, ids, strict=True)):
-            if k is None or not isinstance(symbol, str):
+            if k is None:
                 raise ValueError(
                     f"encode: {symbol!r} was given at place {place}, counted from 0, which is "
                     f"not among the vocabulary's {len(self)} {self.kind}; build it from texts that "
@@ -165,7 +173,7 @@ class Vocabulary:
         Padding and start are left out; tokens are joined by spaces. To see every symbol:
         ``[v.symbols[k] for k in ids]``.
         """
-        given = np.asarray(ids)
+        given = as_values(ids, "decode")
         if given.ndim != 1 or (given.size and given.dtype.kind not in "iu"):
             raise ShapeError(
                 f"decode: ids of shape {given.shape} and dtype {given.dtype} were given, expected "
@@ -224,11 +232,17 @@ class Vocabulary:
     def from_state(cls, state: Mapping[str, Any]) -> Vocabulary:
         """The vocabulary whose ``state`` this is. Raises ValueError if it was changed since."""
         expected = ["symbols", "kind", *_ROLES, "fingerprint"]
+        if not isinstance(state, Mapping):
+            raise ValueError(
+                f"Vocabulary.from_state: a {type(state).__name__} was given, expected the dict "
+                "that state() gave"
+            )
         if set(state) != set(expected):
             raise ValueError(
                 f"Vocabulary.from_state: keys {list(state)} were given, expected {expected}"
             )
-        given = {**state, "symbols": tuple(state["symbols"])}
+        symbols = several(state["symbols"], "Vocabulary.from_state: symbols", "a list of them")
+        given = {**state, "symbols": tuple(symbols)}
         kept = given.pop("fingerprint")
         made = cls(**given)
         if made.fingerprint != kept:
@@ -257,11 +271,9 @@ class Streams:
     """
 
     def __init__(self, series: ArrayLike, *, batch_size: int, length: int) -> None:
-        values = np.asarray(series)
+        values = as_series(series, "Streams")
         batch_size = whole(batch_size, "Streams: batch_size")
         self.length = whole(length, "Streams: length")
-        if not values.ndim:
-            raise ShapeError("Streams: a single number was given, expected a series (N, ...)")
         steps = max(len(values) - 1, 0) // batch_size
         if steps < self.length:
             raise ValueError(

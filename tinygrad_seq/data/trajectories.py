@@ -33,7 +33,7 @@ def bouncing_ball(
     random place with a velocity between −1 and 1 in x and y. ``gravity`` pulls down; a wall gives
     back ``restitution`` (from 0 to 1) of the speed towards it; ``friction`` is the rate at which
     the air takes speed, dv/dt = −friction · v. With restitution 1 and friction 0 no energy is lost.
-    Raises ValueError for numbers below 0, an interval of 0 and a restitution above 1.
+    Raises ValueError for numbers below 0, an interval of 0 or above 100 and a restitution above 1.
 
     The prediction task of the lecture notes: from 5 to 10 positions the next, where 3 tell the
     acceleration; ``dense_windows`` cuts them. Who knows nothing says the last position again, a
@@ -45,7 +45,7 @@ def bouncing_ball(
     gravity = _number(gravity, "bouncing_ball: gravity")
     restitution = _number(restitution, "bouncing_ball: restitution", high=1)
     friction = _number(friction, "bouncing_ball: friction")
-    pieces = math.ceil(_number(interval, "bouncing_ball: interval") / _PIECE)
+    pieces = math.ceil(_number(interval, "bouncing_ball: interval", high=100) / _PIECE)
     if not pieces:
         raise ValueError("bouncing_ball: interval = 0 was given, expected more")
     draw, time = generator(rng), interval / pieces

@@ -20,7 +20,7 @@ from tinygrad_seq.nn.module import Module, in_mode
 from tinygrad_seq.nn.one_step import as_cell
 from tinygrad_seq.nn.recurrent import GRU, LSTM, RNN
 from tinygrad_seq.recurrence import Stepper
-from tinygrad_seq.search import Hypothesis, beam_search
+from tinygrad_seq.search import Hypothesis, beam_search, largest
 from tinygrad_seq.structural import concat
 from tinygrad_seq.tape import no_grad
 from tinygrad_seq.tensors import Tensor, array_of, host_array
@@ -123,7 +123,7 @@ class Seq2Seq(Module):
     def _check_symbols(self, start: int, end: int) -> None:
         size = len(self.target_embedding.weight)
         for name, symbol in {"start": start, "end": end}.items():
-            if not 0 <= symbol < size:
+            if whole(symbol, f"Seq2Seq: {name}", least=0) >= size:
                 raise ValueError(
                     f"Seq2Seq: {name} = {symbol} was given, expected a symbol from 0 to {size - 1}"
                 )
@@ -152,8 +152,10 @@ class Seq2Seq(Module):
             B = encoded.there.shape[1]
             ids, done = np.full(B, start), np.zeros(B, bool)
             made: list[list[int]] = [[] for _ in range(B)]
-            for _ in range(whole(longest, "greedy: longest")):
-                ids = steps(ids).argmax(axis=-1)
+            for n in range(whole(longest, "greedy: longest")):
+                logits = steps(ids)
+                largest(logits[~done], n, "greedy")
+                ids = logits.argmax(axis=-1)
                 done |= ids == end
                 if done.all():
                     break
