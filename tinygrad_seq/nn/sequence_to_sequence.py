@@ -78,8 +78,9 @@ class Seq2Seq(Module):
         more: dict[str, Any] = {"dtype": dtype, "rng": rng}
         self.source_embedding = Embedding(source_size, E, **more)
         self.target_embedding = Embedding(target_size, E, **more)
-        self.encoder = LAYERS[layer](E, H, num_layers, dropout=dropout, **more)
-        self.decoder = LAYERS[layer](E, H, num_layers, dropout=dropout, **more)
+        between = dropout if whole(num_layers, "num_layers") > 1 else 0.0
+        self.encoder = LAYERS[layer](E, H, num_layers, dropout=between, **more)
+        self.decoder = LAYERS[layer](E, H, num_layers, dropout=between, **more)
         self.dropout = Dropout(dropout, rng=rng)
         self.combine = Linear(2 * H, H, **more) if attention else None
         self.output = Linear(H, target_size, **more)
