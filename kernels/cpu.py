@@ -29,7 +29,7 @@ class Rows(NamedTuple):
     """In which order rows and steps are run through.
 
     Row r of a run is row ``batch[r]`` of the batch, the longest first. At step s it is at time
-    ``begin[r] + s * onward``, and rows 0 to ``active[s]`` have not ended.
+    ``begin[r] + s * onward``, and the rows below ``active[s]`` have not ended.
     """
 
     T: int

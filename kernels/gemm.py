@@ -8,7 +8,7 @@ registers while k runs: for each k one load of the panel's row, and one number o
 The sum over k runs in the same order for every row and every number of rows, so a row's result does
 not depend on which rows it is computed with.
 
-Imports simd, Numba and llvmlite.
+Imports machine, simd, Numba and llvmlite.
 """
 
 from __future__ import annotations

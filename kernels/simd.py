@@ -9,7 +9,8 @@ means all of them).
 Conditions are vectors too, of ones and zeros.
 
 With Numba's compiler switched off (NUMBA_DISABLE_JIT=1) the same functions are plain Python over
-one lane, so that a kernel can be stepped through. Imports vecmath, Numba and llvmlite.
+one lane, so that a kernel can be stepped through. Imports machine, philox, vecmath, Numba and
+llvmlite.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from tinygrad_seq.kernels.machine import vector_bits
 
 I64, I32, I1 = ir.IntType(64), ir.IntType(32), ir.IntType(1)
 WORD = types.int64  # an address, an index, a size
-FLAGS = ()  # no licence to reorder or fuse: a row has the same bits in every kernel
+FLAGS = ()  # operators are neither reordered nor fused: a row has the same bits in every kernel
 Build = Any  # an llvmlite IRBuilder
 
 

@@ -3,8 +3,9 @@
 Names: s step, r row of those that are at work, j unit, m rows that have not ended. %k is line k of
 the step tape, v7 its value, z7 where its rows are in scratch, w7 its width. Everything that a
 kernel must be told, addresses and sizes, is a *word*, decided here by name; a layout fills them in.
-Words ending in _t and _b are bytes from step to step and from row to row, others in _row or _bytes
-are bytes too; state0_mask wraps the number of a step into the ring of that state.
+Words ending in _t and _b are bytes from step to step and from row to row, those in _bytes are
+sizes, those in _row how far rows are apart, in bytes or, for scratch and matrices, in elements;
+state0_mask wraps the number of a step into the ring of that state.
 
 ``Writer`` knows rows in memory and expressions; ``cpu_text.py`` and ``cuda_text.py`` know who does
 what and when. Imports nothing but the standard library.

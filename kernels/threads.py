@@ -5,8 +5,9 @@ that it is about; a phase begins when the one before has ended. Tasks are taken 
 counter, so a helper that comes late takes fewer, and one that never comes is not missed: the caller
 goes on until all is done. Which thread does a task changes nothing in its result.
 
-A helper that has run out of work looks for more for a moment and then sleeps. To wake it takes as
-long; so one that was woken soon after it had gone to sleep looks longer the next time.
+A helper that has run out of work looks for more for a moment and then sleeps. Waking it takes about
+as long as that moment; so one that was woken soon after it had gone to sleep looks longer the next
+time.
 It is kept off the caller's own core, where Linux likes to wake it. A second Python thread that
 comes while the helpers are busy does its job alone. A forked child has no helpers until it needs
 some. Imports build, machine, memory, simd and Numba.

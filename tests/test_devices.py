@@ -757,9 +757,7 @@ def test_a_clipped_norm_stays_on_the_device(place):
 
 def tagger():
     tgs.manual_seed(1)
-    return nn.Sequential(
-        nn.Embedding(7, 4), nn.GRU(4, 5, backend="tape"), nn.Linear(5, 3)
-    )
+    return nn.Sequential(nn.Embedding(7, 4), nn.GRU(4, 5, backend="tape"), nn.Linear(5, 3))
 
 
 def test_fit_moves_its_batches(place):

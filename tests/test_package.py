@@ -6,6 +6,7 @@ import ast
 import os
 import platform
 import re
+import runpy
 import subprocess
 import sys
 import tomllib
@@ -212,6 +213,27 @@ def test_readme_snippets_run(code, capsys, tmp_path, monkeypatch):
         text = (ROOT / "README.md").read_text(encoding="utf-8")
         table = capsys.readouterr().out.split("tensor(")[0].strip()
         assert table in text
+
+
+def test_the_reference_lists_what_there_is():
+    pytest.importorskip("matplotlib")
+    made = runpy.run_path(str(ROOT / "docs" / "reference.py"))["page"]()
+    found = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
+    assert made == found, "run python docs/reference.py"
+
+
+def test_from_a_cell_to_its_kernel(capsys):
+    """What docs/scan.md shows is what is printed."""
+    text = (ROOT / "docs" / "scan.md").read_text(encoding="utf-8")
+    space: dict = {}
+    for code in re.findall(r"```python\n(.*?)```", text, re.S):
+        exec(code, space)
+    shown = re.findall(r"```text\n(.*?)```", text, re.S)
+    step, derivative, rest = shown
+    assert capsys.readouterr().out == step + rest + derivative
+    (excerpt,) = re.findall(r"```py\n(.*?)```", text, re.S)
+    source = tgs.kernel_source(space["cell"], space["xs"], space["h0"])
+    assert excerpt in str(source)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="for glibc")

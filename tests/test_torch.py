@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import runpy
 import subprocess
 import sys
@@ -20,6 +21,15 @@ agreement = runpy.run_path(str(BENCHMARKS / "agreement.py"))
 def test_layers_agree(kind, both):
     for shape in ((4, 3, 2, 5), (1, 1, 1, 1), (9, 2, 3, 4)):
         assert agreement["compare"](kind, shape, 2, both) < 1e-9
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_weights_are_taken_over(capsys):
+    """As docs/pytorch.md has it."""
+    text = (BENCHMARKS.parent / "docs" / "pytorch.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.S)
+    exec(code, {})
+    assert capsys.readouterr().out == "RNN True\nLSTM True\nGRU True\n"
 
 
 def test_a_small_operation_costs_no_more():

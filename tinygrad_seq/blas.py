@@ -27,6 +27,10 @@ WORTH_TWO = 2**23  # from here on there are two blocks: to wake a thread costs s
 BLOCK = 2**25  # and of this size where there are more
 NARROWEST = 48  # rows or columns of a block at least
 
+# OpenBLAS computes with what stands beyond the ends of small matrices too, and NumPy then warns of
+# an invalid value that is in none of them (as in its issues 13173 and 24067).
+_matmul = np.errstate(invalid="ignore")(np.matmul)
+
 
 class _Library(NamedTuple):
     get_threads: Any
@@ -92,16 +96,16 @@ def matmul(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """
     work = a.size * b.shape[-1]
     if work <= ALONE_ANYWAY or type(a) is not np.ndarray:
-        return np.matmul(a, b)  # type: ignore[no-any-return]
+        return _matmul(a, b)  # type: ignore[no-any-return]
     if a.shape[-1] == 1 and a.ndim == 2 == b.ndim and len(b) == 1:
         return np.multiply(a, b)  # type: ignore[no-any-return]  # in a quarter of the time
     library = _library()
     if library is None:
-        return np.matmul(a, b)  # type: ignore[no-any-return]
+        return _matmul(a, b)  # type: ignore[no-any-return]
     with _one_thread(library):
         fits = a.ndim == 2 == b.ndim and a.dtype == b.dtype and a.shape[1] == b.shape[0]
         if work < WORTH_TWO or not fits:
-            return np.matmul(a, b)  # type: ignore[no-any-return]
+            return _matmul(a, b)  # type: ignore[no-any-return]
         return _by_blocks(a, b, max(2, work // BLOCK))
 
 
@@ -112,9 +116,9 @@ def _by_blocks(a: np.ndarray, b: np.ndarray, most: int) -> np.ndarray:
 
     def block(low: int, high: int) -> None:
         if by_rows:
-            np.matmul(a[low:high], b, out=y[low:high])
+            _matmul(a[low:high], b, out=y[low:high])
         else:
-            np.matmul(a, b[:, low:high], out=y[:, low:high])
+            _matmul(a, b[:, low:high], out=y[:, low:high])
 
     count = n if by_rows else m
     in_blocks(block, count, max(NARROWEST, -(-count // most)))

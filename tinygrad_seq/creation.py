@@ -2,7 +2,7 @@
 
 ``device`` is where they are to be, ``"cpu"`` unless it says ``"cuda"``. Random numbers are drawn on
 the host and then moved, so that a seed gives the same ones on both.
-Imports tensors, devices and errors.
+Imports tape, tensors, devices and errors.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Each function takes tensors, arrays and Python numbers, broadcasts them as NumPy does, and gives a
 tensor. Python numbers are weak: they take the dtype of what they meet. NumPy's own float64 scalars
 (``np.sqrt(2)``) are Python floats too, and as weak.
-Imports rules, tensors, devices and errors.
+Imports rules, tape, tensors, devices and errors.
 """
 
 from __future__ import annotations
@@ -162,9 +162,8 @@ def power(a: TensorLike, b: TensorLike) -> Tensor:
     if isinstance(b, (float, int)) and not isinstance(b, bool):
         return square(a) if type(b) is int and b == 2 else _scalar_power(a, b)
     if isinstance(a, (float, int)) and isinstance(b, Tensor) and b.dtype.kind == "f":
-        a = wrap(
-            devices.namespace(b._data).asarray(a, b.dtype), None
-        )  # so that log(a) is taken in b's dtype
+        # A tensor, so that log(a) is taken in b's dtype.
+        a = wrap(devices.namespace(b._data).asarray(a, b.dtype), None)
     return _power(a, b)
 
 

@@ -3,7 +3,7 @@
 A function is run while a tape looks at every value that is recorded, and scans go step by step as
 ``unroll`` does, so that a step and a line of the cell can be named. If all values are numbers, the
 way back is gone through in the same manner.
-Imports listing, structural, tape, tensors, devices and trees.
+Imports listing, structural, tape, tensors, devices, trees and errors.
 """
 
 from __future__ import annotations

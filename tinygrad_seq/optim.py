@@ -2,7 +2,7 @@
 
 An update computes new values and puts them in the parameter's place; nothing that is recorded or
 that somebody looks at changes under them. All of it happens where the parameters are, and nothing
-waits for a GPU. Imports the engine, devices and nn's Module.
+waits for a GPU. Imports the engine, devices, parallel and nn's Module.
 """
 
 from __future__ import annotations

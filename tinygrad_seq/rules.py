@@ -136,7 +136,9 @@ rule(
     "power",
     "a ** b",
     "a to the power b; where b wants a gradient, a must not be negative",
-    a="g * b * a ** (b - ((a != 0) | (b != 0)))",  # a⁰ is flat, at a = 0 too
+    # a⁰ is flat, at a = 0 too; elsewhere the exponent is b − 1, also for b = 0, so that this line
+    # has the right derivative by b.
+    a="g * b * a ** (b - ((a != 0) | (b != 0)))",
     b="g * y * log(a + (a == 0))",  # and so is 0ᵇ
 )
 rule(

@@ -3,7 +3,7 @@
 Each is an ``Operation`` whose derivatives are written with methods and operators that arrays and
 tensors share, so that one text serves the backward and its own derivative. What can be made of
 these without a derivative of its own is in ``composites.py``.
-Imports rules, tape, tensors, devices and errors.
+Imports rules, tape, tensors, blas, devices and errors.
 """
 
 from __future__ import annotations
@@ -407,9 +407,10 @@ SCATTER = Operation(
 
 
 def index_part(part: Any, x: Tensor) -> Any:
-    """One part of an index of x: an int, a slice, None, ... or an array of its own. Or ValueError.
+    """One part of an index of x: an int, a slice, None, ... or an array of its own.
 
-    A list goes to the device of x; an array must be there, or a DeviceError is raised.
+    A list goes to the device of x. Raises DeviceError for an array elsewhere, and ValueError for
+    what is no index.
     """
     if isinstance(part, Tensor):
         part = part._data

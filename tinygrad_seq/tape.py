@@ -62,9 +62,8 @@ class Leaf(Entry):
         self.requires_grad = requires_grad
         self.grad: Any = None  # a Tensor of the same shape and dtype
         self.device: str | None = None  # where its tensor was moved to, if it was
-        self.successor: Leaf | None = (
-            None  # the tensor's next leaf, once it was frozen, thawed, converted or moved
-        )
+        # The tensor's next leaf, once it was frozen, thawed, converted or moved.
+        self.successor: Leaf | None = None
 
     def newest(self) -> Leaf:
         leaf = self
@@ -170,7 +169,8 @@ class Arithmetic(NamedTuple):
 
     fit: Callable[[Any, Entry], Any]  # undo broadcasting and promotion
     assemble: Callable[[Entry, Sequence[Piece]], Any]  # the pieces as one gradient
-    # What an entry kept as tensors, from the entry, its parents and `saved`; None: as it is.
+    # Makes tensors of what an entry kept, from the entry, its parents and `saved`; None: use it as
+    # it is.
     reattach: Callable[[Entry, Any, Any], Sequence[Any]] | None
 
 
@@ -212,7 +212,8 @@ def walk(
         if op is None or entry in ends:
             result[entry] = gradient
             continue
-        # Freeing clears `saved` first, so in this order another thread's backward is noticed.
+        # Parents are read before `saved`, and freeing clears `saved` before parents: so another
+        # thread's backward is noticed.
         parents, saved, vjps = entry.parents, entry.saved, op.vjps
         if saved is None:
             raise TapeError(FREED)

@@ -2,10 +2,14 @@
 
 ``arguments.py`` checks what a driver is given; ``stepwise.py`` is ``unroll``, the reference that
 runs the cell step by step on the tape. ``compiled.py`` is ``scan``: ``trace.py`` writes down what
-the cell does in a step, ``derive.py`` continues that with its derivative, ``plan.py`` lays it out,
-and the kernels do the rest; ``stepping.py`` runs them a step at a time. ``replay.py`` is for
-derivatives of derivatives, ``flow.py`` for the size of gradients at each step, ``showing.py`` for
-readers.
+the cell does in a step, ``derive.py`` continues that with its derivative, as more rows, ``plan.py``
+says when and where each is computed, and the kernels do the rest. ``docs/scan.md`` goes that way
+with a small cell.
+
+``following.py`` makes tracing faster and may be skipped: without it everything is the same.
+``draws.py`` is random numbers in a cell, ``stepping.py`` runs the kernels a step at a time,
+``replay.py`` is for derivatives of derivatives, ``flow.py`` for the size of gradients at each step,
+``naming.py`` and ``showing.py`` are for readers.
 """
 
 from tinygrad_seq.recurrence.compiled import scan

@@ -2,8 +2,8 @@
 
 The cell is traced on every call, so nothing that it closes over can be out of date. Its rows are
 looked up; only if they were never seen is anything derived, planned and compiled. On the tape a
-scan is one entry. A derivative of its derivative is had by running the rows step by step there.
-Imports the engine, transforms and its own room.
+scan is one entry, followed by one for each of its outputs. A derivative of its derivative is had by
+running the rows step by step there. Imports the engine and its own room.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ class Call:
         given: Given,
         reverse: bool = False,
         checkpoint: int | None = None,
-        anew: bool = False,  # traced along nothing, for who looks on
+        anew: bool = False,  # traced from scratch, for who wants to see how
     ) -> None:
         self.cell, self.given, self.reverse, self.checkpoint = cell, given, reverse, checkpoint
         self.dtype = _dtype(given)
@@ -412,7 +412,7 @@ def _operation(inputs: int) -> Bundle:
 
 
 def _recorded(run: _Run, inputs: Sequence[Tensor], values: Sequence[np.ndarray]) -> list[Tensor]:
-    """The outputs as tensors of one entry."""
+    """The outputs as tensors: the scan's entry, and one for each that takes it out of there."""
     op = _operation(len(inputs))
     parents = tuple([entry_of(t) for t in inputs])
     saved = (*[t._data for t in inputs], None, run)

@@ -429,7 +429,7 @@ class Precedent(Source):
         return form.made
 
     def uniform(self, shape: tuple[int, ...], rng: Rng, per_sequence: bool = False) -> Tensor:
-        form = self.forms[self.at] if self.departed is None else END
+        form = self.forms[self.at]
         if form.op != "uniform" or not _equal((shape, per_sequence), form.params):
             return self.depart().uniform(shape, rng, per_sequence)
         seed = new_seed(rng)

@@ -900,6 +900,9 @@ def describe(plan: Plan) -> str:
         if program is None:
             continue
         lines.append(f"{program.direction}:")
+        if program.direction == "backward":
+            arriving = [s for s, row in enumerate(plan.rows) if row.op in ("dy", "dstate")]
+            lines.append(f"  arriving: {', '.join(row_text(plan, slot) for slot in arriving)}")
         packed = [f"matrix {k}{' transposed' * transposed}" for k, transposed in program.matrices]
         if packed:
             lines.append(f"  packed before: {', '.join(packed)}")

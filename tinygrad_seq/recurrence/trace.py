@@ -7,7 +7,7 @@ Operations on tensors that were there before (a weight transposed, a bias cut) h
 the tape, once.
 
 A value inside a step is (B, n), or (B,), which counts as n = 1; axis 0 is the batch, and rows do
-not mix. Imports the engine and arguments.
+not mix. Imports the engine, arguments and draws.
 """
 
 from __future__ import annotations
