@@ -526,6 +526,8 @@ BAD = {
     r"x of shape \(1, 4\) has 1 value for each channel.*larger batches or call eval": (
         lambda: nn.BatchNorm1d(4)(np.zeros((1, 4)))
     ),
+    "BatchNorm1d: eps: 'a' was given": lambda: nn.BatchNorm1d(4, eps="a"),
+    "BatchNorm1d: momentum: 'a' was given": lambda: nn.BatchNorm1d(4, momentum="a"),
     "momentum = 2 was given, expected 0 to 1, or None": lambda: nn.BatchNorm1d(1, momentum=2),
     "expected a floating one": lambda: nn.BatchNorm1d(1, affine=False, dtype="int64"),
 }

@@ -154,6 +154,10 @@ class TestGenerate:
             "the model has no recurrent layer": lambda: tgs.generate(
                 nn.Sequential(nn.Embedding(3, 2), nn.Linear(2, 3)), [1], 2
             ),
+            "as_cell: a Linear was given, expected a": lambda: nn.as_cell(nn.Linear(2, 2)),
+            "as_cell: a Conv1d was given": lambda: nn.as_cell(nn.Conv1d(2, 2, 1)),
+            "as_cell: None was given": lambda: nn.as_cell(None),
+            "as_cell: .* was given.*, not a class": lambda: nn.as_cell(nn.GRU),
             "runs from the last step": lambda: nn.as_cell(nn.GRU(2, 3, bidirectional=True)),
         }
         for words, call in bad.items():

@@ -160,6 +160,39 @@ def test_registering():
         module(1)
 
 
+def test_a_list_that_holds_itself():
+    module = nn.Module()
+    module.inner = [nn.Linear(1, 1)]
+    module.inner += [module.inner, {"again": module.inner}]
+    assert [name for name, _ in module.named_modules()] == ["", "inner.0"]
+    assert list(module.modules()) == [module, module.inner[0]]
+    assert list(module.state_dict()) == ["inner.0.weight", "inner.0.bias"]
+
+
+def test_names_follow_the_walk():
+    """A module that stands in several places has the name of the first."""
+    shared, module = nn.LayerNorm(1), nn.Module()
+    module.outer = nn.Module()
+    module.outer.two = [shared, shared]
+    module.direct, module.last = shared, nn.LayerNorm(2)
+    names, modules = zip(*module.named_modules("at"), strict=True)
+    assert names == ("at", "at.outer", "at.outer.two.0", "at.last")
+    assert list(modules) == list(module.modules())
+
+
+def test_functions_among_modules_are_shown():
+    shown = repr(nn.Sequential(nn.Dropout(0.5), tgs.tanh, nn.Sequential(tgs.relu))).splitlines()
+    assert shown == [
+        "Sequential(",
+        "  layers.0: Dropout(p=0.5)",
+        "  layers.1: tanh",
+        "  layers.2: Sequential(",
+        "    layers.0: relu",
+        "  )",
+        ")",
+    ]
+
+
 def test_train_and_eval_reach_every_module():
     model = nn.Sequential(nn.Linear(2, 2), nn.Sequential(nn.Dropout(0.5)))
     model.eval()
@@ -232,6 +265,30 @@ def test_sequential_passes_the_sequence_on():
         nn.Sequential(3)
     with pytest.raises(ValueError, match="no module in it takes them"):
         nn.Sequential(nn.Linear(2, 1))(np.zeros((4, 5, 2), "f4"), lengths=[4] * 5)
+
+
+BAD_LAYERS = {
+    "Linear: in_features: 0 was given": lambda: nn.Linear(0, 2),
+    "Linear: out_features: 2.5 was given": lambda: nn.Linear(1, 2.5),
+    "Embedding: num_embeddings: 0 was given": lambda: nn.Embedding(0, 2),
+    "Embedding: embedding_dim: 0 was given": lambda: nn.Embedding(1, 0),
+    "Dropout: p: True was given, expected a probability": lambda: nn.Dropout(True),
+    "LayerNorm: size: 0 was given": lambda: nn.LayerNorm(0),
+    "LayerNorm: eps: -1 was given, expected a finite number from 0": lambda: nn.LayerNorm(3, -1),
+    "LayerNorm: eps: True was given": lambda: nn.LayerNorm(3, True),
+    "Sequential: <class .*Linear'> was given.*, not a class": lambda: nn.Sequential(nn.Linear),
+    r"Sequential: \[.* was given, expected modules or functions, one by": lambda: nn.Sequential([]),
+    "glorot: rows: -1 was given": lambda: nn.init.glorot(-1, 2),
+    "glorot: rows: 'a' was given": lambda: nn.init.glorot("a", 2),
+    "orthogonal: rows: 2.5 was given": lambda: nn.init.orthogonal(2.5, 2),
+    "identity: columns: -1 was given": lambda: nn.init.identity(1, -1),
+}
+
+
+@pytest.mark.parametrize("words", BAD_LAYERS)
+def test_bad_layers(words):
+    with pytest.raises(ValueError, match=words):
+        BAD_LAYERS[words]()
 
 
 def test_half_precision(rng):

@@ -325,6 +325,11 @@ BAD = {
     "limit = -1": lambda: optim.clip_grad_value_([W], -1),
     "step_size: 0": lambda: optim.StepLR(optim.SGD([W]), 0),
     "steps: 0": lambda: optim.CosineAnnealingLR(optim.SGD([W]), 0),
+    "dtype int64 was given, expected floating ones": lambda: optim.SGD([tgs.arange(3)]),
+    "SGD: a NoneType was given": lambda: optim.SGD([{"params": None}]),
+    "clip_grad_norm_: a ndarray was given": lambda: optim.clip_grad_norm_([np.ones(2)], 1.0),
+    "clip_grad_norm_: a int was given": lambda: optim.clip_grad_norm_(3, 1.0),
+    "clip_grad_value_: a str was given": lambda: optim.clip_grad_value_("abc", 1),
 }
 
 
@@ -332,6 +337,26 @@ BAD = {
 def test_bad_input(words):
     with pytest.raises(ValueError, match=words):
         BAD[words]()
+
+
+BAD_SCHEDULES = {
+    "StepLR: gamma: 'a' was given, expected a finite number": lambda o: optim.StepLR(o, 3, "a"),
+    "ExponentialLR: gamma: None was given": lambda o: optim.ExponentialLR(o, None),
+    "ExponentialLR: gamma: nan was given": lambda o: optim.ExponentialLR(o, math.nan),
+    "ExponentialLR: gamma: -1.0 was given": lambda o: optim.ExponentialLR(o, -1.0),
+    "LambdaLR: function: None was given": lambda o: optim.LambdaLR(o, None),
+    r"LambdaLR: factor\(0\): None was given": lambda o: optim.LambdaLR(o, lambda n: None),
+    "CosineAnnealingLR: final: 'x'": lambda o: optim.CosineAnnealingLR(o, 5, "x"),
+}
+
+
+@pytest.mark.parametrize("words", BAD_SCHEDULES)
+def test_a_bad_schedule_leaves_its_optimiser_alone(words):
+    optimizer = optim.SGD([W])
+    with pytest.raises(ValueError, match=words):
+        BAD_SCHEDULES[words](optimizer)
+    assert optimizer.factors == []
+    assert "initial_lr" not in optimizer.param_groups[0]
 
 
 def test_one_tensor_will_do():

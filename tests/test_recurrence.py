@@ -337,8 +337,8 @@ BAD = {
     "expected one": lambda: nn.RNN(2, 3, bidirectional=True, reverse=True),
     "num_layers: 0": lambda: nn.RNN(2, 3, num_layers=0),
     "expected cells": lambda: nn.Recurrent([1]),
-    "p = None": lambda: nn.Dropout(None),
-    "p = 1.5": lambda: nn.LSTM(2, 3, dropout=1.5),
+    "p: None": lambda: nn.Dropout(None),
+    "p: 1.5": lambda: nn.LSTM(2, 3, dropout=1.5),
 }
 
 

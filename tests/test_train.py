@@ -435,6 +435,53 @@ def test_lengths_pass_through_sequential(rng):
     np.testing.assert_array_equal(train.predict(model, x, lengths), model[2](tgs.tanh(ys)))
 
 
+X, Y = np.ones((4, 3)), np.ones((4, 1))
+LAYER, PAIR = nn.Linear(3, 1), nn.Sequential(nn.GRU(3, 1))
+
+
+def fit_once(model=LAYER, batches=((X, Y),), loss=mse, **options):
+    optimizer = optim.SGD(LAYER.parameters())
+    return train.fit(model, batches, loss, optimizer, epochs=1, progress=False, **options)
+
+
+BAD = {
+    r"fit: the model Linear cannot be called with one input and lengths=\.\.\.: got an": (
+        lambda: fit_once(batches=[(X, Y, [1] * 4)])
+    ),
+    "fit: the model function cannot be called with one input and lengths": lambda: fit_once(
+        lambda x: x, [(X, Y, [1] * 4)]
+    ),
+    r"the model Linear .* one input and state=\.\.\.: .*; leave out": lambda: train.predict(
+        LAYER, X, state=None
+    ),
+    r"Sequential .* with a tuple of 2 inputs: an input of shape \(4, 3\) would be its lengths": (
+        lambda: train.predict(PAIR, (X, X))
+    ),
+    "fit: loss: 'mse' was given, expected a function of": lambda: fit_once(loss="mse"),
+    "fit: loss: None was given": lambda: fit_once(loss=None),
+    "evaluate: loss: None was given": lambda: train.evaluate(LAYER, [(X, Y)], None),
+    "fit: batches: None was given, expected a list of": lambda: fit_once(batches=None),
+    "fit: validation: 3 was given": lambda: fit_once(validation=3),
+    "evaluate: batches: None was given": lambda: train.evaluate(LAYER, None, mse),
+    "fit: model: None was given, expected a module or a function": lambda: fit_once(None),
+    "fit: model: <class .*Linear'> was given.*, not a class": lambda: fit_once(nn.Linear),
+    "evaluate: model: 'm' was given": lambda: train.evaluate("m", [(X, Y)], mse),
+    "predict: model: None was given": lambda: train.predict(None, X),
+    "fit: lengths has dtype <U1, expected integers": lambda: fit_once(PAIR, [(X, Y, "a")]),
+    "a tuple of 0 inputs and lengths": lambda: fit_once(PAIR, [((), Y, [1] * 4)]),
+}
+
+
+@pytest.mark.parametrize("words", BAD)
+def test_bad_input(words):
+    with pytest.raises(ValueError, match=words):
+        BAD[words]()
+
+
+def test_lengths_of_none_are_none():
+    assert train.evaluate(LAYER, [(X, Y, None)], mse) == train.evaluate(LAYER, [(X, Y)], mse)
+
+
 def test_arguments_of_another_kind(rng):
     x, y = problem(rng)
     model, optimizer = model_and_optimizer()

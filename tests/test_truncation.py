@@ -220,6 +220,8 @@ class TestLastOutput:
 X, Y = data(np.random.default_rng(0), 6, 2)
 PLAIN = model_of(np.random.default_rng(0))
 BAD = {
+    "tbptt: model: None was given": lambda: train.tbptt(None, X, Y, mse, 2, 2),
+    "tbptt: loss: 'mse' was given": lambda: train.tbptt(PLAIN, X, Y, "mse", 2, 2),
     "tbptt: k1: 0 was given": lambda: train.tbptt(PLAIN, X, Y, mse, 0, 2),
     "tbptt: k2: -1 was given": lambda: train.tbptt(PLAIN, X, Y, mse, 2, -1),
     r"expected \(6, 2\) first in all of inputs and targets": lambda: train.tbptt(

@@ -1,4 +1,4 @@
-"""The errors this package raises about shapes, traces, tapes, devices, and one check for all.
+"""The errors this package raises about shapes, traces, tapes, devices, and checks for all.
 
 Each message names the operation and the argument, what was given, what was expected and what to
 do. Any other bad value raises a plain ``ValueError``. Imports nothing of this package.
@@ -6,10 +6,20 @@ do. Any other bad value raises a plain ``ValueError``. Imports nothing of this p
 
 from __future__ import annotations
 
+from math import inf, nan
 from operator import index
 from typing import Any
 
-__all__ = ["DeviceError", "ShapeError", "TapeError", "TraceError", "whole"]
+__all__ = [
+    "DeviceError",
+    "ShapeError",
+    "TapeError",
+    "TraceError",
+    "called",
+    "number",
+    "probability",
+    "whole",
+]
 
 
 class ShapeError(ValueError):
@@ -37,3 +47,29 @@ def whole(value: Any, name: str, least: int = 1) -> int:
     if isinstance(value, bool) or made < least:
         raise ValueError(f"{name}: {value!r} was given, expected an integer from {least} on")
     return made
+
+
+def number(
+    value: Any, name: str, below: float = inf, expected: str = "a finite number from 0 on"
+) -> float:
+    """``value`` as a float from 0 up to but without ``below``; a ValueError as above for others."""
+    try:
+        made = nan if isinstance(value, (bool, str, bytes)) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        made = nan
+    if not 0 <= made < below:
+        raise ValueError(f"{name}: {value!r} was given, expected {expected}")
+    return made
+
+
+def probability(value: Any, name: str) -> float:
+    """A number from 0 up to but without 1, for what is divided by 1 − p."""
+    return number(value, name, 1.0, "a probability, 0 ≤ p < 1")
+
+
+def called(value: Any, name: str, expected: str) -> Any:
+    """``value`` itself if it can be called and is no class; a ValueError as above for others."""
+    if isinstance(value, type) or not callable(value):
+        hint = ", not a class" if isinstance(value, type) else ""
+        raise ValueError(f"{name}: {value!r:.60} was given, expected {expected}{hint}")
+    return value

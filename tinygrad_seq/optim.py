@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from tinygrad_seq import devices
-from tinygrad_seq.errors import TapeError, whole
+from tinygrad_seq.errors import TapeError, called, number, whole
 from tinygrad_seq.nn.module import Module
 from tinygrad_seq.parallel import in_blocks
-from tinygrad_seq.tensors import Tensor, array_of, boxed, replace_data, wrap
+from tinygrad_seq.tensors import FLOATS, Tensor, array_of, boxed, replace_data, wrap
 
 __all__ = [
     "SGD",
@@ -50,17 +50,7 @@ class Optimizer:
     """
 
     def __init__(self, parameters: Iterable[Any], settings: Group) -> None:
-        if isinstance(parameters, Module):
-            raise ValueError(
-                f"{type(self).__name__}: a module was given, expected its parameters; pass "
-                "model.parameters()"
-            )
-        if not isinstance(parameters, Iterable):
-            raise ValueError(
-                f"{type(self).__name__}: a {type(parameters).__name__} was given, expected "
-                "parameters; pass model.parameters(), with ()"
-            )
-        given = [parameters] if isinstance(parameters, Tensor) else list(parameters)
+        given = _listed(parameters, type(self).__name__)
         if not given:
             raise ValueError(f"{type(self).__name__}: no parameters were given")
         groups: list[Any] = given if isinstance(given[0], Mapping) else [{"params": given}]
@@ -73,9 +63,8 @@ class Optimizer:
                     f"{type(self).__name__}: a group with {sorted(group)} was given, expected "
                     f"'params' and any of {sorted(settings)}"
                 )
-            params = group["params"]
             made = {**settings, **group}
-            made["params"] = [params] if isinstance(params, Tensor) else list(params)
+            made["params"] = _listed(group["params"], type(self).__name__)
             for parameter in made["params"]:
                 self._check(parameter, seen)
             made.update(checked_settings(made, type(self).__name__))
@@ -85,10 +74,11 @@ class Optimizer:
 
     def _check(self, parameter: Any, seen: set[int]) -> None:
         name = type(self).__name__
-        if not isinstance(parameter, Tensor):
+        _check_tensor(parameter, name)
+        if parameter.dtype not in FLOATS:
             raise ValueError(
-                f"{name}: a {type(parameter).__name__} was given, expected tensors; pass "
-                "model.parameters()"
+                f"{name}: a tensor of dtype {parameter.dtype} was given, expected floating ones, "
+                "which have gradients"
             )
         if not parameter.is_leaf:
             raise TapeError(f"{name}: a computed tensor was given, expected leaves")
@@ -197,6 +187,24 @@ class Optimizer:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(str(_settings(g)) for g in self.param_groups)})"
+
+
+def _listed(parameters: Any, name: str) -> list[Any]:
+    """What is given as parameters, as a list."""
+    if not isinstance(parameters, Iterable):
+        raise ValueError(
+            f"{name}: a {type(parameters).__name__} was given, expected parameters; pass "
+            "model.parameters(), with ()"
+        )
+    return [parameters] if isinstance(parameters, Tensor) else list(parameters)
+
+
+def _check_tensor(parameter: Any, name: str) -> None:
+    if not isinstance(parameter, Tensor):
+        raise ValueError(
+            f"{name}: a {type(parameter).__name__} was given, expected tensors; pass "
+            "model.parameters()"
+        )
 
 
 def _copied(state: Mapping[str, Any]) -> State:
@@ -406,9 +414,6 @@ class Schedule:
                 "optimiser"
             )
         self.optimizer, self.count, self._place = optimizer, 0, len(optimizer.factors)
-        for group in optimizer.param_groups:
-            group.setdefault("initial_lr", group["lr"])
-        optimizer.factors.append(1.0)
         self._set()
 
     def factor(self, n: int) -> float:
@@ -421,8 +426,10 @@ class Schedule:
         self._set()
 
     def _set(self) -> None:
-        self.optimizer.factors[self._place] = float(self.factor(self.count))
+        now = number(self.factor(self.count), f"{type(self).__name__}: factor({self.count})")
+        self.optimizer.factors[self._place : self._place + 1] = [now]  # the first time it is added
         for group in self.optimizer.param_groups:
+            group.setdefault("initial_lr", group["lr"])
             group["lr"] = group["initial_lr"] * math.prod(self.optimizer.factors)
 
     def state_dict(self) -> dict[str, Any]:
@@ -441,6 +448,7 @@ class LambdaLR(Schedule):
     """Multiplies the learning rate by ``function(n)``."""
 
     def __init__(self, optimizer: Optimizer, function: Callable[[int], float]) -> None:
+        called(function, "LambdaLR: function", "a function of a number of steps")
         self.function = function
         super().__init__(optimizer)
 
@@ -452,7 +460,8 @@ class StepLR(Schedule):
     """Multiplies the learning rate by ``gamma`` every ``step_size`` steps."""
 
     def __init__(self, optimizer: Optimizer, step_size: int, gamma: float = 0.1) -> None:
-        self.step_size, self.gamma = whole(step_size, "StepLR: step_size"), gamma
+        self.step_size = whole(step_size, "StepLR: step_size")
+        self.gamma = number(gamma, "StepLR: gamma")
         super().__init__(optimizer)
 
     def factor(self, n: int) -> float:
@@ -463,7 +472,7 @@ class ExponentialLR(Schedule):
     """Multiplies the learning rate by ``gamma`` every step."""
 
     def __init__(self, optimizer: Optimizer, gamma: float) -> None:
-        self.gamma = gamma
+        self.gamma = number(gamma, "ExponentialLR: gamma")
         super().__init__(optimizer)
 
     def factor(self, n: int) -> float:
@@ -477,7 +486,8 @@ class CosineAnnealingLR(Schedule):
     """
 
     def __init__(self, optimizer: Optimizer, steps: int, final: float = 0.0) -> None:
-        self.steps, self.final = whole(steps, "CosineAnnealingLR: steps"), final
+        self.steps = whole(steps, "CosineAnnealingLR: steps")
+        self.final = number(final, "CosineAnnealingLR: final")
         super().__init__(optimizer)
 
     def factor(self, n: int) -> float:
@@ -499,16 +509,20 @@ class WarmupLR(Schedule):
 # Clipping ------------------------------------------------------------------------------------
 
 
-def _with_gradients(parameters: Tensor | Module | Iterable[Tensor]) -> list[tuple[Tensor, Any]]:
+def _with_gradients(
+    parameters: Tensor | Module | Iterable[Tensor], name: str
+) -> list[tuple[Tensor, Any]]:
     """The tensors that have a gradient, each with that as an array."""
     if isinstance(parameters, Module):
         parameters = parameters.parameters()
-    given = [parameters] if isinstance(parameters, Tensor) else list(parameters)
+    given = _listed(parameters, name)
     if not given:
         raise ValueError(
-            "clipping: no parameters were given; an iterator such as model.parameters() can be "
+            f"{name}: no parameters were given; an iterator such as model.parameters() can be "
             "used only once, pass it anew"
         )
+    for tensor in given:
+        _check_tensor(tensor, name)
     return [(tensor, tensor.grad._data) for tensor in given if tensor.grad is not None]
 
 
@@ -528,7 +542,7 @@ def clip_grad_norm_(
     norm that is not finite leaves the gradients as they are; whoever gets it decides.
     """
     max_norm = _positive(max_norm, "clip_grad_norm_: max_norm")
-    pairs = _with_gradients(parameters)
+    pairs = _with_gradients(parameters, "clip_grad_norm_")
     if {type(g) for _, g in pairs} - {np.ndarray}:
         devices.check_one_device("clip_grad_norm_", (), [g for _, g in pairs])
         return _clip_there(pairs, max_norm)
@@ -555,5 +569,5 @@ def _clip_there(pairs: list[tuple[Tensor, Any]], max_norm: float) -> Tensor:
 def clip_grad_value_(parameters: Tensor | Module | Iterable[Tensor], limit: float) -> None:
     """Bound every element of every gradient to ±``limit``."""
     limit = _positive(limit, "clip_grad_value_: limit")
-    for tensor, g in _with_gradients(parameters):
+    for tensor, g in _with_gradients(parameters, "clip_grad_value_"):
         tensor.grad = wrap(boxed(np.clip(g, -limit, limit)), None)

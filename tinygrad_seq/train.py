@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tinygrad_seq.errors import whole
+from tinygrad_seq.errors import called, whole
 from tinygrad_seq.nn.module import Module, in_mode
 from tinygrad_seq.optim import Optimizer, Schedule, clip_grad_norm_
 from tinygrad_seq.tape import no_grad
@@ -21,6 +21,8 @@ from tinygrad_seq.tensors import FLOATS, Tensor, as_tensor, host_array
 from tinygrad_seq.transforms import detach
 from tinygrad_seq.trees import leaves, map_arrays
 from tinygrad_seq.truncation import (
+    LOSS,
+    MODEL,
     Block,
     arguments,
     bind,
@@ -112,6 +114,7 @@ def fit(
     validation loss that is not finite, after its epoch. To see that, each update waits for a GPU
     once, for its loss, once more for the norm if it is clipped, and once for each metric.
     """
+    _check_given("fit", model, batches=batches, validation=() if validation is None else validation)
     epochs = whole(epochs, "fit: epochs", least=0)
     if patience is not None:
         patience = whole(patience, "fit: patience")
@@ -130,7 +133,7 @@ def fit(
         check_forward(model, "fit")
     if blocks is not None:
         check_time_first(model, "fit: tbptt")
-    how = _How(_Measured(loss, metrics), blocks, carry_state)
+    how = _How(_Measured(loss, metrics, "fit"), blocks, carry_state)
     history, best = History(), _Best(model if patience is not None else None)
     bar = _progress_bar(epochs, progress if isinstance(progress, str) else "") if progress else None
     try:
@@ -172,7 +175,8 @@ def evaluate(
     The loss may be any function of (prediction, targets) that gives a number, such as a metric.
     Batches, their inputs and ``carry_state`` are as in ``fit``.
     """
-    return _evaluate(model, batches, _How(_Measured(loss, None), None, carry_state))[0]
+    _check_given("evaluate", model, batches=batches)
+    return _evaluate(model, batches, _How(_Measured(loss, None, "evaluate"), None, carry_state))[0]
 
 
 def _evaluate(model: Any, batches: Iterable[Any], how: _How) -> list[float]:
@@ -195,23 +199,35 @@ def predict(model: Any, inputs: Any, lengths: Any = None, **more: Any) -> Any:
     of inputs is as many arguments. Arrays become tensors, floating ones in the dtype of the model's
     parameters, and go to where these are, as in ``fit``.
     """
+    _check_given("predict", model)
     with in_mode(model, training=False), no_grad():
         given = _as_tensors(inputs, model, "predict")
         more = more if lengths is None else {**more, "lengths": lengths}
         return _called(model, given, more, "predict")
 
 
+def _check_given(caller: str, model: Any, **batches: Any) -> None:
+    """Raise a ValueError for what is no model, and for batches that cannot be iterated."""
+    called(model, f"{caller}: model", MODEL)
+    for name, given in batches.items():
+        if not isinstance(given, Iterable):
+            raise ValueError(
+                f"{caller}: {name}: {given!r:.60} was given, expected a list of (inputs, targets) "
+                "or data.Batches"
+            )
+
+
 class _Measured:
     """The loss, which also measures what it is called with."""
 
-    def __init__(self, loss: Metric, metrics: Mapping[str, Metric] | None) -> None:
+    def __init__(self, loss: Metric, metrics: Mapping[str, Metric] | None, caller: str) -> None:
         metrics = {} if metrics is None else metrics
         if not isinstance(metrics, Mapping) or not all(map(callable, metrics.values())):
             raise ValueError(
                 f"fit: metrics is {metrics!r:.60}, expected a dict of functions of (prediction, "
                 'targets), such as {"accuracy": nn.functional.accuracy}'
             )
-        self.loss, self.metrics = loss, dict(metrics)
+        self.loss, self.metrics = called(loss, f"{caller}: loss", LOSS), dict(metrics)
         self.numbers: list[float] = []  # of the last call, one for each metric
 
     def __call__(self, prediction: Any, targets: Any) -> Any:
@@ -332,11 +348,13 @@ def _checked(model: Any, batch: Any, caller: str) -> _Batch:
         )
     inputs, targets = _as_tensors(batch[0], model, caller), _as_tensors(batch[1], model, caller)
     size = sum(t.size for t in leaves(targets))
-    if len(batch) == 2:
+    if len(batch) == 2 or batch[2] is None:
         return _Batch(inputs, targets, None, size)
     lengths = host_array(batch[2], f"{caller}: lengths")
-    steps_and_rows = leaves(inputs)[0].shape[:2]
-    if any(t.shape[:2] == steps_and_rows for t in leaves(targets)):  # a target for each step
+    if lengths.size and lengths.dtype.kind not in "iu":
+        raise ValueError(f"{caller}: lengths has dtype {lengths.dtype}, expected integers")
+    steps_and_rows = [x.shape[:2] for x in leaves(inputs)[:1]]
+    if any(t.shape[:2] in steps_and_rows for t in leaves(targets)):  # a target for each step
         size = int(lengths.sum())
     return _Batch(inputs, targets, lengths, size)
 
@@ -352,14 +370,20 @@ def _forward(model: Any, batch: _Batch, how: _How, state: Any, caller: str) -> t
 def _called(model: Any, inputs: Any, more: dict[str, Any], caller: str) -> Any:
     """What the model makes of its inputs."""
     given = arguments(inputs)
-    if given is inputs:
+    if given is inputs or more:
         try:
-            bind(model, given, more)
+            lengths = bind(model, given, more).get("lengths")
+            if isinstance(lengths, Tensor) and (lengths.dtype in FLOATS or lengths.ndim != 1):
+                raise TypeError(f"an input of shape {lengths.shape} would be its lengths")
         except TypeError as error:
+            what, hint = "one input", "leave out what it does not take"
+            if given is inputs:
+                what = f"a tuple of {len(given)} inputs"
+                hint = "such a tuple is as many arguments, a dict or a named tuple is one"
+            names = "".join(f" and {name}=..." for name in more)
             raise ValueError(
-                f"{caller}: the model {type(model).__name__} cannot be called with a tuple of "
-                f"{len(given)} inputs{' and lengths=...' if 'lengths' in more else ''}: {error}; "
-                "such a tuple is as many arguments, a dict or a named tuple is one"
+                f"{caller}: the model {type(model).__name__} cannot be called with {what}{names}: "
+                f"{error}; {hint}"
             ) from None
     return model(*given, **more)
 

@@ -12,13 +12,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tinygrad_seq.errors import ShapeError, whole
+from tinygrad_seq.errors import ShapeError, called, whole
 from tinygrad_seq.nn.module import Module
 from tinygrad_seq.nn.recurrent import Recurrent
 from tinygrad_seq.structural import concat
 from tinygrad_seq.tensors import Tensor, as_tensor, host_array
 from tinygrad_seq.transforms import detach
 from tinygrad_seq.trees import leaves, map_columns, map_leaves, paths
+
+MODEL = "a module or a function of the inputs"
+LOSS = "a function of (prediction, targets), such as nn.functional.mse_loss"
 
 
 class Block(NamedTuple):
@@ -72,6 +75,8 @@ def tbptt(
     runs backward in time or has the batch first, ShapeError for targets that do not fit.
     """
     k1, k2 = whole(k1, "tbptt: k1"), whole(k2, "tbptt: k2")
+    called(model, "tbptt: model", MODEL)
+    called(loss, "tbptt: loss", LOSS)
     check_forward(model, "tbptt")
     check_time_first(model, "tbptt")
     return _blocks(_Sequence(model, inputs, targets, lengths), loss, k1, k2, state)
@@ -201,9 +206,10 @@ def arguments(inputs: Any) -> tuple[Any, ...]:
     return inputs if type(inputs) is tuple else (inputs,)
 
 
-def bind(run: Any, given: tuple[Any, ...], more: dict[str, Any]) -> None:
-    """Raise a TypeError unless ``run(*given, **more)`` fits what it takes."""
-    signature(run.forward if isinstance(run, Module) else run).bind(*given, **more)
+def bind(run: Any, given: tuple[Any, ...], more: dict[str, Any]) -> dict[str, Any]:
+    """What ``run(*given, **more)`` takes each for, by name; a TypeError if it does not fit."""
+    takes = signature(run.forward if isinstance(run, Module) else run)
+    return takes.bind(*given, **more).arguments
 
 
 def check_forward(model: Any, caller: str) -> None:

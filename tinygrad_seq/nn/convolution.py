@@ -19,7 +19,7 @@ from tinygrad_seq import devices
 from tinygrad_seq.composites import mean, scaled_sum
 from tinygrad_seq.creation import Rng, generator
 from tinygrad_seq.elementwise import sqrt, square, where
-from tinygrad_seq.errors import ShapeError, whole
+from tinygrad_seq.errors import ShapeError, number, whole
 from tinygrad_seq.nn.module import Module, parameter
 from tinygrad_seq.rules import Array
 from tinygrad_seq.structural import max, pad, stack, sum
@@ -311,11 +311,11 @@ class BatchNorm1d(Module):
         dtype: DTypeLike | None = None,
     ) -> None:
         C = whole(num_features, "BatchNorm1d: num_features")
-        if momentum is not None and not 0 <= momentum <= 1:
+        if momentum is not None and number(momentum, "BatchNorm1d: momentum") > 1:
             raise ValueError(
                 f"BatchNorm1d: momentum = {momentum} was given, expected 0 to 1, or None"
             )
-        self.eps, self.momentum = eps, momentum
+        self.eps, self.momentum = number(eps, "BatchNorm1d: eps"), momentum
         start = parameter(np.ones(C), dtype)
         self.weight = start if affine else None
         self.bias = parameter(np.zeros(C), dtype) if affine else None

@@ -14,7 +14,7 @@ from numpy.typing import DTypeLike
 
 from tinygrad_seq.creation import Rng, generator, rand, zeros
 from tinygrad_seq.elementwise import clip, gelu, relu, sigmoid, silu, softplus, tanh, where
-from tinygrad_seq.errors import ShapeError, whole
+from tinygrad_seq.errors import ShapeError, probability, whole
 from tinygrad_seq.nn.init import stacked
 from tinygrad_seq.nn.layers import LayerNorm
 from tinygrad_seq.nn.module import Module, parameter
@@ -57,13 +57,6 @@ def find_activation(name: str | Activation, what: str = "nonlinearity") -> Activ
             "of a tensor"
         )
     return ACTIVATIONS[name]
-
-
-def probability(p: float, what: str) -> float:
-    """A number from 0 up to but without 1. Raises ValueError for others."""
-    if isinstance(p, bool) or not isinstance(p, (int, float, np.floating)) or not 0 <= p < 1:
-        raise ValueError(f"{what}: {p!r} was given, expected a probability, 0 ≤ p < 1")
-    return float(p)
 
 
 class Gate(Module):

@@ -17,7 +17,7 @@ from tinygrad_seq import devices
 from tinygrad_seq.composites import mean
 from tinygrad_seq.creation import Rng, generator, rand
 from tinygrad_seq.elementwise import sqrt, square, where
-from tinygrad_seq.errors import ShapeError, whole
+from tinygrad_seq.errors import ShapeError, called, number, probability, whole
 from tinygrad_seq.nn.init import glorot
 from tinygrad_seq.nn.module import Module, parameter
 from tinygrad_seq.structural import linear
@@ -41,7 +41,8 @@ class Linear(Module):
         dtype: DTypeLike | None = None,
         rng: Rng = None,
     ) -> None:
-        rows, columns = whole(out_features, "out_features"), whole(in_features, "in_features")
+        columns = whole(in_features, "Linear: in_features")
+        rows = whole(out_features, "Linear: out_features")
         self.weight = parameter(glorot(rows, columns, rng), dtype)
         self.bias = parameter(np.zeros(rows), dtype) if bias else None
 
@@ -70,8 +71,9 @@ class Embedding(Module):
         dtype: DTypeLike | None = None,
         rng: Rng = None,
     ) -> None:
-        shape = whole(num_embeddings, "num_embeddings"), whole(embedding_dim, "embedding_dim")
-        self.weight = parameter(generator(rng).standard_normal(shape), dtype)
+        rows = whole(num_embeddings, "Embedding: num_embeddings")
+        columns = whole(embedding_dim, "Embedding: embedding_dim")
+        self.weight = parameter(generator(rng).standard_normal((rows, columns)), dtype)
 
     def forward(self, indices: TensorLike) -> Tensor:
         at = as_tensor(indices, "Embedding")
@@ -97,9 +99,7 @@ class Dropout(Module):
     """
 
     def __init__(self, p: float = 0.5, *, rng: Rng = None) -> None:
-        if not isinstance(p, (int, float, np.floating)) or not 0 <= p < 1:
-            raise ValueError(f"Dropout: p = {p!r} was given, expected 0 ≤ p < 1")
-        self.p = float(p)
+        self.p = probability(p, "Dropout: p")
         self.rng = None if rng is None else generator(rng)
 
     def forward(self, x: TensorLike) -> Tensor:
@@ -121,8 +121,8 @@ class LayerNorm(Module):
     def __init__(
         self, size: int, eps: float = 1e-5, bias: bool = True, *, dtype: DTypeLike | None = None
     ) -> None:
-        self.eps = eps
-        self.weight = parameter(np.ones(whole(size, "size")), dtype)
+        self.eps = number(eps, "LayerNorm: eps")
+        self.weight = parameter(np.ones(whole(size, "LayerNorm: size")), dtype)
         self.bias = parameter(np.zeros(size), dtype) if bias else None
 
     def forward(self, x: TensorLike) -> Tensor:
@@ -174,9 +174,8 @@ class Sequential(Module):
     """
 
     def __init__(self, *modules: Any) -> None:
-        if any(not callable(module) for module in modules):
-            raise ValueError("Sequential: expected modules or functions, one by one")
-        self.layers = list(modules)
+        expected = "modules or functions, one by one"
+        self.layers = [called(module, "Sequential", expected) for module in modules]
 
     def __len__(self) -> int:
         return len(self.layers)

@@ -7,7 +7,7 @@ Imports the engine.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from reprlib import recursive_repr
 from types import FunctionType
@@ -120,34 +120,34 @@ class Module:
 
     def named_modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
         """This module and every one inside, each once, with its dotted path."""
-        seen: set[int] = set()
-        waiting: list[tuple[str, Module]] = [(prefix, self)]
-        while waiting:
-            path, module = waiting.pop()
-            if id(module) in seen:
-                continue
-            seen.add(id(module))
+        paths = {id(self): prefix}
+        for module in self.modules():
+            path = paths[id(module)]
             yield path, module
-            inner: list[tuple[str, Module]] = []
-            for name, value in vars(module).items():
+            for name, value in reversed(vars(module).items()):
                 if isinstance(value, HOLDERS):
-                    inner += _modules_in(f"{path}.{name}" if path else name, value)
-            waiting.extend(reversed(inner))
+                    inner = _modules_in(f"{path}.{name}" if path else name, value)
+                    # Of several paths to a module the walk takes the one noted last.
+                    paths.update((id(child), place) for place, child in reversed(inner))
 
     def modules(self) -> Iterator[Module]:
         """This module and every one inside, each once."""
         seen: set[int] = set()
+        entered: dict[int, int] = {}  # how many modules were seen when a list was last entered
         waiting: list[Any] = [self]
         while waiting:
             holder = waiting.pop()
-            inner = holder
             if isinstance(holder, Module):
                 if id(holder) in seen:
                     continue
                 seen.add(id(holder))
                 yield holder
-                inner = vars(holder)
-            values = inner.values() if isinstance(inner, dict) else inner
+                values: Any = holder.__dict__.values()
+            elif entered.get(id(holder)) == len(seen):
+                continue  # it holds itself, or nothing new
+            else:
+                entered[id(holder)] = len(seen)
+                values = holder.values() if isinstance(holder, dict) else holder
             for value in reversed(values):
                 if type(value) not in NO_HOLDERS and isinstance(value, HOLDERS):
                     waiting.append(value)
@@ -277,8 +277,10 @@ class Module:
         for name, value in vars(self).items():
             if isinstance(value, Tensor):
                 lines.append(f"  {name}: {value.dtype}{value.shape}")
-            for path, child in _modules_in(name, value):
-                lines.append(f"  {path}: " + repr(child).replace("\n", "\n  "))
+            kinds = (*HOLDERS, Callable) if isinstance(value, (list, tuple)) else HOLDERS
+            for path, child in _modules_in(name, value, kinds):
+                text = str(getattr(child, "__name__", child))
+                lines.append(f"  {path}: " + text.replace("\n", "\n  "))
         return lines[0] + ")" if len(lines) == 1 else "\n".join([*lines, ")"])
 
 
@@ -286,15 +288,21 @@ HOLDERS = (Module, list, tuple, dict)  # what modules may stand in
 NO_HOLDERS = {Tensor, int, float, bool, str, set, type(None), FunctionType}  # told quickly
 
 
-def _modules_in(name: str, value: Any) -> list[tuple[str, Module]]:
-    """The modules in an attribute, with their paths. Raises ValueError for parameters in lists."""
-    if isinstance(value, Module):
-        return [(name, value)]
-    found: list[tuple[str, Module]] = []
-    if isinstance(value, (list, tuple, dict)):
+def _modules_in(
+    name: str, value: Any, kinds: tuple[Any, ...] = HOLDERS, around: tuple[int, ...] = ()
+) -> list[tuple[str, Any]]:
+    """The modules in an attribute, with their paths. Raises ValueError for parameters in lists.
+
+    ``around`` are the lists that this one stands in, one of which may be itself.
+    """
+    if not isinstance(value, (list, tuple, dict)):
+        return [(name, value)] if isinstance(value, kinds) else []
+    found: list[tuple[str, Any]] = []
+    if id(value) not in around:
+        around = (*around, id(value))
         for key, item in value.items() if isinstance(value, dict) else enumerate(value):
-            if isinstance(item, HOLDERS):
-                found += _modules_in(f"{name}.{key}", item)
+            if isinstance(item, kinds):
+                found += _modules_in(f"{name}.{key}", item, kinds, around)
             elif isinstance(item, Tensor) and item.requires_grad and item.is_leaf:
                 raise ValueError(
                     f"{name}: a {type(value).__name__} holds a parameter, which would be neither "

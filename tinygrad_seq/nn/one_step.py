@@ -6,13 +6,18 @@ Imports the engine, module, layers and recurrent.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from inspect import signature
 from typing import Any
 
-from tinygrad_seq.errors import ShapeError
+from tinygrad_seq.errors import ShapeError, called
 from tinygrad_seq.nn.layers import Sequential
 from tinygrad_seq.nn.module import Module
 from tinygrad_seq.nn.recurrent import Recurrent
 from tinygrad_seq.trees import structure
+
+EXPECTED = (
+    "a recurrent layer, an nn.Sequential with one, or a cell, called as y, state = cell(x, state)"
+)
 
 
 class Stack(Module):
@@ -55,15 +60,28 @@ class Stack(Module):
 def as_cell(model: Any) -> Any:
     """One step of a recurrent layer or of an ``nn.Sequential``, as a cell with the same parameters.
 
-    Other callables are cells already and come back as they are. Raises ValueError for a model that
-    runs backward in time, which has no step, and for one without a recurrent layer.
+    Other callables of ``(x, state)`` are cells already and come back as they are. Raises ValueError
+    for a model that runs backward in time, which has no step, for one without a recurrent layer,
+    and for what is no cell.
     """
     if not isinstance(model, (Recurrent, Sequential)):
+        if not _is_cell(called(model, "as_cell", EXPECTED)):
+            raise ValueError(f"as_cell: a {type(model).__name__} was given, expected {EXPECTED}")
         return model
     parts = _parts(model)
     if not any(is_cell for _, is_cell in parts):
         raise ValueError("as_cell: the model has no recurrent layer, expected one at least")
     return Stack([part for part, _ in parts], [is_cell for _, is_cell in parts])
+
+
+def _is_cell(model: Any) -> bool:
+    """Whether it takes an input and a state; what takes lengths is for many steps, not for one."""
+    takes = signature(model.forward if isinstance(model, Module) else model)
+    try:
+        takes.bind(None, None)
+    except TypeError:
+        return False
+    return "lengths" not in takes.parameters
 
 
 def _parts(model: Any) -> list[tuple[Any, bool]]:
