@@ -133,7 +133,7 @@ class TestGenerate:
             so_far = np.concatenate([so_far, y[None]])
         with pytest.raises(tgs.ShapeError, match=r"predicts \(2, 3\), expected \(2, 2\)"):
             tgs.roll_out(nn.Sequential(nn.RNN(2, 3)), start, 2)
-        with pytest.raises(ValueError, match="roll_out: a Linear was given, expected a recurrent"):
+        with pytest.raises(ValueError, match="as_cell: a Linear was given, expected a recurrent"):
             tgs.roll_out(nn.Linear(2, 2), start, 2)
 
     def test_errors(self):

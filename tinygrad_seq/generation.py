@@ -153,11 +153,6 @@ def roll_out(model: Any, start: Any, steps: int, state: Any = None) -> Array:
     if begun.ndim != 3 or not len(begun):
         raise ShapeError(f"roll_out: start is {begun.shape}, expected (T, B, F), one step at least")
     steps = whole(steps, "roll_out: steps", least=0)
-    if state is None and not hasattr(as_cell(model), "initial_state"):
-        raise ValueError(
-            f"roll_out: a {type(model).__name__} was given, expected a recurrent layer, an "
-            "nn.Sequential with one or a cell; pass state= for a cell without initial_state"
-        )
     run = ModelSteps(model, begun[0], state)
     for x in begun:
         y = run(x)
