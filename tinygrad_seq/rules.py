@@ -165,7 +165,7 @@ rule(
     "σ(x) = 1/(1 + e⁻ˣ)",
     x="g * (y * (1 - y))",
 )
-rule("relu", "maximum(x, 0)", "max(0, x); its derivative at 0 is 0", x="where(x > 0, g, 0)")
+rule("relu", "maximum(x, 0)", "max(0, x); its derivative at 0 is 0", x="where(y > 0, g, 0)")
 rule(
     "leaky_relu",
     "where(x > 0, x, slope * x)",
