@@ -19,6 +19,8 @@ from tinygrad_seq.kernels.layout import Layout, Sizes, chunk, in_turns
 from tinygrad_seq.kernels.memory import address
 from tinygrad_seq.kernels.threads import PHASE_WORDS
 
+from tinygrad_seq.program import Plan
+
 Array = np.ndarray
 MOST_LAYOUTS = 256  # sizes whose layouts are kept
 PIECE = 8192  # bytes that are cleared in the time that it takes to begin with another row
@@ -108,10 +110,10 @@ class Gradients(NamedTuple):
 class Runner:
     """A plan and its compiled functions."""
 
-    def __init__(self, plan: Any, rules: Any) -> None:
+    def __init__(self, plan: Plan, rules: Any) -> None:
         self.plan, self.rules = plan, rules
         self.dtype = np.dtype(plan.dtype)
-        sums = () if plan.derivative is None else plan.derivative.sums
+        sums = () if plan.derivative is None else plan.gradients.sums
         # Captured arrays whose gradients are added up on the way.
         self.summed = tuple(dict.fromkeys(k for _, k in sums))
         self.functions: dict[str, Any] = {}
@@ -122,7 +124,7 @@ class Runner:
 
     def source(self, direction: str) -> str:
         """The text of a direction."""
-        program = getattr(self.plan, direction)
+        program = self.plan.program(direction)
         source, words = cpu_text.module_text(self.plan, self.rules, {direction: program})
         self._words[direction] = words[direction]
         return source
@@ -259,14 +261,14 @@ class Runner:
         rows, k = inputs.rows, inputs.checkpoint
         dxs: list[Array | None] = [
             None if slot is None else _outputs(rows, x.shape[2], self.dtype)
-            for slot, x in zip(plan.derivative.dx, inputs.xs, strict=True)
+            for slot, x in zip(plan.gradients.dx, inputs.xs, strict=True)
         ]
         steps = rows.steps if k is None else min(k, rows.steps)
         layout = self._layout("backward", inputs, steps, True)
         work = memory.Block(layout.bytes["work"])
         more = [
             0 if state is None or after is None else address(state)
-            for after, state in zip(plan.derivative.after, dlast, strict=True)
+            for after, state in zip(plan.gradients.after, dlast, strict=True)
         ]
         for dy in dys:
             more += address(dy), *dy.strides[:2]
@@ -318,7 +320,7 @@ class Runner:
                 if arriving is None
                 else layout.view(f"dstate{k}", work)[(s + 1) & 1, :, : layout.width(slot)]
                 for k, (arriving, slot) in enumerate(
-                    zip(self.plan.derivative.after, self.plan.state_slots, strict=True)
+                    zip(self.plan.gradients.after, self.plan.state_slots, strict=True)
                 )
             ]
             seen(s, share, after)
@@ -370,7 +372,7 @@ class Runner:
         plan, order = self.plan, _batch_order(inputs.rows)
         states: list[Array | None] = [None] * len(inputs.states)
         resets = list(states)
-        for k, after in enumerate(plan.derivative.after):
+        for k, after in enumerate(plan.gradients.after):
             # A ring has two places, and step s writes into place s & 1.
             if after is not None and plan.wanted_states[k]:
                 width = layout.width(plan.state_slots[k])

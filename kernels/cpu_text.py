@@ -7,7 +7,7 @@ to which it goes. It takes its rows through these steps by itself.
 Names are those of ``text.py``; besides, n are the units that are left, p7 is the address of a row,
 k0, s0 and b0 are the first steps of the run, of the phase and of the block; z7_row counts elements;
 inverse7 is that of scale7 v7, where scale7 keeps it from being too small.
-Imports text.
+Imports text and program.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tinygrad_seq.kernels.text import MATHEMATICS, REDUCTIONS, Writer
+from tinygrad_seq.kernels.text import MATHEMATICS, Writer
+
+from tinygrad_seq.program import REDUCTIONS, Plan, Product, Program, Rowwise, Stage
 
 IMPORTS = (
     *MATHEMATICS,
@@ -26,7 +28,7 @@ IMPORTS = (
 
 
 def kernel_text(
-    plan: Any, program: Any, rules: Mapping[str, tuple[tuple[str, ...], str]]
+    plan: Plan, program: Program, rules: Mapping[str, tuple[tuple[str, ...], str]]
 ) -> tuple[str, list[str]]:
     """The source of one direction, and the names of the words in its table.
 
@@ -39,7 +41,7 @@ def kernel_text(
 class CpuWriter(Writer):
     """Writes the function of a direction."""
 
-    def __init__(self, plan: Any, program: Any, rules: Any) -> None:
+    def __init__(self, plan: Plan, program: Program, rules: Any) -> None:
         super().__init__(plan, program, rules)
         self.distances: dict[str, str] = {}
 
@@ -115,7 +117,7 @@ class CpuWriter(Writer):
 
     def _block_section(self, stages: Any) -> None:
         for stage in stages:
-            if hasattr(stage, "passes"):
+            if isinstance(stage, Rowwise):
                 self.add(2, "for s in range(b0, b1):")
                 self.add(3, "m = min(word(active, s) - first, R)")
                 self._stage(stage, 3, "m")
@@ -306,8 +308,8 @@ class CpuWriter(Writer):
 
     # Stages
 
-    def _stage(self, stage: Any, depth: int, rows: str) -> None:
-        if not hasattr(stage, "passes"):
+    def _stage(self, stage: Stage, depth: int, rows: str) -> None:
+        if isinstance(stage, Product):
             self._comment(depth, stage.slot)
             self._product(stage, depth, rows)
             return
@@ -316,7 +318,7 @@ class CpuWriter(Writer):
         for each in stage.passes:
             self._pass(each, depth + 1, known)
 
-    def _operand(self, stage: Any) -> tuple[str, str]:
+    def _operand(self, stage: Product) -> tuple[str, str]:
         """Address, for r = 0, and distance of the rows that a product reads."""
         base = stage.a
         while base not in self.program.places:
@@ -334,7 +336,7 @@ class CpuWriter(Writer):
             distance = self.width(self.plan.state_slots[place.which])
         return address, distance
 
-    def _product(self, stage: Any, depth: int, rows: str) -> None:
+    def _product(self, stage: Product, depth: int, rows: str) -> None:
         address, distance = self._operand(stage)
         matrix = f"m{stage.matrix}" + ("t" if stage.transposed else "")
         self.add(depth, "r = 0")
@@ -350,7 +352,7 @@ class CpuWriter(Writer):
         in_tiles = f"{self.word(f'{matrix}_tiles')} * split"  # 0, or memory for tiles
         self.add(depth, f"product(p, {distance}, {rows}, {b}, to, {out}, {add}, {in_tiles})")
 
-    def _block_product(self, stage: Any) -> None:
+    def _block_product(self, stage: Product) -> None:
         """All steps of a block at once if their rows follow one another."""
         base = stage.a
         while base not in self.program.places:
@@ -477,7 +479,7 @@ class CpuWriter(Writer):
 
 
 def module_text(
-    plan: Any, rules: Any, sections: Mapping[str, Any]
+    plan: Plan, rules: Any, sections: Mapping[str, Any]
 ) -> tuple[str, dict[str, list[str]]]:
     """The module of a plan: its functions, and for each the words of its table."""
     functions, words = [], {}

@@ -22,7 +22,8 @@ from tinygrad_seq.kernels.cuda_order import base_of
 from tinygrad_seq.kernels.cuda_rows import RING
 from tinygrad_seq.kernels.cuda_source import Form
 from tinygrad_seq.kernels.layout import Sizes
-from tinygrad_seq.kernels.text import begins
+
+from tinygrad_seq.program import Plan, Product, Rowwise, begins
 
 Array = Any  # of the device
 MOST_LAYOUTS = 256
@@ -39,7 +40,7 @@ class Kept(NamedTuple):
 class Runner:
     """A plan and its compiled kernels."""
 
-    def __init__(self, plan: Any, rules: Any, xp: Any) -> None:
+    def __init__(self, plan: Plan, rules: Any, xp: Any) -> None:
         self.plan, self.rules, self.xp = plan, rules, xp
         self.dtype = np.dtype(plan.dtype)
         self.item = self.dtype.itemsize
@@ -137,7 +138,7 @@ class Runner:
         make = xp.zeros if rows.ragged else xp.empty
         dxs: list[Array | None] = [
             None if slot is None else make(x.shape, self.dtype)
-            for slot, x in zip(plan.derivative.dx, inputs.xs, strict=True)
+            for slot, x in zip(plan.gradients.dx, inputs.xs, strict=True)
         ]
         steps = rows.steps if kept.block is not None or k is None else min(k, rows.steps)
         layout = self._layout("backward", inputs, steps, True)
@@ -175,7 +176,7 @@ class Runner:
                 if arriving is None
                 else back.rows(f"dstate{k}", back.layout.width(slot))[place : place + B]
                 for k, (arriving, slot) in enumerate(
-                    zip(plan.derivative.after, plan.state_slots, strict=True)
+                    zip(plan.gradients.after, plan.state_slots, strict=True)
                 )
             ]
             seen(s, share, after)
@@ -213,7 +214,7 @@ class Runner:
         order = run.order if inputs.rows.ragged else None
         states: list[Array | None] = [None] * len(inputs.states)
         resets = list(states)
-        for k, after in enumerate(plan.derivative.after):
+        for k, after in enumerate(plan.gradients.after):
             if after is not None and plan.wanted_states[k]:
                 ring = run.rows(f"dstate{k}", run.layout.width(plan.state_slots[k]))
                 end = ring[: inputs.rows.B]  # step 0 has written into the ring's first place
@@ -358,7 +359,7 @@ class _Run:
         xp, layout = self.xp, self.layout
         self.view_bytes("clocks").fill(0)
         loop = layout.program.sections["loop"]
-        stages = [stage for stage in loop if not hasattr(stage, "passes")]
+        stages = [stage for stage in loop if isinstance(stage, Product)]
         products = cuda_blas.Products(xp)
         given = []
         for stage in stages:
@@ -399,7 +400,7 @@ class _Run:
     def _section(self, section: str) -> None:
         direction = self.layout.direction
         for number, stage in enumerate(self.layout.program.sections[section]):
-            if hasattr(stage, "passes"):
+            if isinstance(stage, Rowwise):
                 self._launch_alone(f"{direction}_{section}{number}")
             else:
                 self._multiply(stage)
@@ -442,7 +443,7 @@ class _Run:
             slot = program.inputs[slot][0]
         return rows[:, begin : begin + width]
 
-    def _multiply(self, stage: Any) -> None:
+    def _multiply(self, stage: Product) -> None:
         xp, layout = self.xp, self.layout
         a = self._operand(stage.a)
         matrix = self.inputs.captured[stage.matrix]
@@ -459,10 +460,10 @@ class _Run:
         """Gradients over all rows of all steps: of matrices aᵀ g, of others the sum of g."""
         plan, xp, B = self.layout.plan, self.xp, self.inputs.rows.B
         if end <= begin:
-            for k in (*(k for *_, k in plan.derivative.outer), *(k for _, k in plan.sums_later)):
+            for k in (*(k for *_, k in plan.gradients.outer), *(k for _, k in plan.sums_later)):
                 captured.setdefault(k, xp.zeros(self.inputs.captured[k].shape, self.runner.dtype))
             return
-        shares = [(k, self._side(a).T @ self._side(g)) for a, g, k in plan.derivative.outer]
+        shares = [(k, self._side(a).T @ self._side(g)) for a, g, k in plan.gradients.outer]
         for g, k in plan.sums_later:
             rows = self._side(g)
             if self.layout.values[f"capture{k}_b"]:

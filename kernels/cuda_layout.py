@@ -23,7 +23,8 @@ from tinygrad_seq.kernels.cuda_rows import RING
 from tinygrad_seq.kernels.cuda_source import Form
 from tinygrad_seq.kernels.cuda_text import COUNTER
 from tinygrad_seq.kernels.layout import Sizes
-from tinygrad_seq.kernels.text import REDUCTIONS
+
+from tinygrad_seq.program import REDUCTIONS, Plan, Rowwise
 
 TILE = 4  # a thread adds up TILE × TILE results of a product, or 1 × TILE
 WARP = 32
@@ -282,11 +283,11 @@ class Layout:
     """The layout of one direction for some sizes."""
 
     def __init__(
-        self, plan: Any, direction: str, steps: int, keep: bool, sizes: Sizes, machine: Machine
+        self, plan: Plan, direction: str, steps: int, keep: bool, sizes: Sizes, machine: Machine
     ) -> None:
         self.plan, self.sizes, self.steps, self.keep = plan, sizes, steps, keep
         self.direction, self.machine = direction, machine
-        self.program = getattr(plan, direction)
+        self.program = plan.program(direction)
         self.item = np.dtype(plan.dtype).itemsize
         self.values: dict[str, int] = {}
         self.memory = {"work": Memory(), "kept": Memory()}
@@ -328,7 +329,8 @@ class Layout:
         return [
             slot
             for stage in self.program.sections[section]
-            for each in getattr(stage, "passes", ())
+            if isinstance(stage, Rowwise)
+            for each in stage.passes
             for slot in slots_of(each)
             if self.plan.rows[slot].op in REDUCTIONS
         ]
@@ -434,7 +436,7 @@ class Layout:
         plan, B = self.plan, self.sizes.B
         for slot in plan.grads:
             self._rows("work", f"grads{slot}", self.steps * B, self.width(slot))
-        for k, after in enumerate(plan.derivative.after):
+        for k, after in enumerate(plan.gradients.after):
             if after is not None:
                 self._rows("work", f"dstate{k}", RING * B, self.width(plan.state_slots[k]))
                 self.values[f"dreset{k}"] = 0

@@ -4,13 +4,15 @@ A part computes what stands at its own units. Where something reads across units
 written, blocks wait for one another; where threads of a block read what others of it wrote, they
 meet. ``waits`` finds both from the regions of memory that the items of a step read and write.
 ``chains`` finds the columns of each product that a part computes: those that are read at its own
-units, so that their sums can stay with it. Imports nothing but the standard library.
+units, so that their sums can stay with it. Imports program.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
+
+from tinygrad_seq.program import Place, Plan, Product, Program, Rowwise
 
 JOINTS = ("concat", "assemble")
 SHARED = ("shares", "total")  # memory of a block that every step writes over
@@ -97,7 +99,7 @@ class Segment(NamedTuple):
 class Chain:
     """Products in the loop that add up to one value, its columns divided among parts."""
 
-    stages: list[Any]
+    stages: list[Product]
     segments: list[Segment]
     local: bool  # whether each part reads its own columns alone
     goes_on: bool  # from what stands where the value goes
@@ -107,16 +109,16 @@ class Chain:
         return next((n for n, each in enumerate(self.segments) if each.slot == slot), 0)
 
 
-def chains(plan: Any, program: Any) -> list[Chain]:
+def chains(plan: Plan, program: Program) -> list[Chain]:
     """The products of a loop."""
-    found: dict[Any, list[Any]] = {}
+    found: dict[Place, list[Product]] = {}
     for stage in program.sections["loop"]:
-        if not hasattr(stage, "passes"):
+        if isinstance(stage, Product):
             found.setdefault(stage.into, []).append(stage)
     return [_chain(plan, program, stages) for stages in found.values()]
 
 
-def _chain(plan: Any, program: Any, stages: list[Any]) -> Chain:
+def _chain(plan: Plan, program: Program, stages: list[Product]) -> Chain:
     """Divided as it is read: in slices, each at its own units, or as a whole."""
     last = stages[-1].slot
     whole = [Segment(last, plan.classes[last])]
@@ -126,7 +128,8 @@ def _chain(plan: Any, program: Any, stages: list[Any]) -> Chain:
     along = {  # computed along units, not one number a row, which any part may read
         slot
         for stage in program.sections["loop"]
-        for each in getattr(stage, "passes", ())
+        if isinstance(stage, Rowwise)
+        for each in stage.passes
         for loop in each.loops.values()
         for slot in loop
     }
@@ -147,7 +150,7 @@ def _chain(plan: Any, program: Any, stages: list[Any]) -> Chain:
     return Chain(stages, segments, True, stages[0].adds)
 
 
-def _repeated(plan: Any, slot: int, inputs: tuple[int, ...]) -> tuple[bool, ...]:
+def _repeated(plan: Plan, slot: int, inputs: tuple[int, ...]) -> tuple[bool, ...]:
     """Which inputs have one number for all units."""
     row = plan.rows[slot]
     if isinstance(row.detail, tuple) and len(row.detail) == len(inputs) and row.op not in JOINTS:
@@ -160,7 +163,7 @@ def slots_of(each: Any) -> list[int]:
     return [*each.singles, *(slot for loop in each.loops.values() for slot in loop)]
 
 
-def base_of(plan: Any, program: Any, slot: int) -> int:
+def base_of(plan: Plan, program: Program, slot: int) -> int:
     """The row that a slice is cut from, or the row itself."""
     while slot not in program.places and plan.rows[slot].op in ("slice", "detach"):
         slot = program.inputs.get(slot, plan.rows[slot].inputs)[0]

@@ -10,7 +10,9 @@ from __future__ import annotations
 from typing import Any
 
 from tinygrad_seq.kernels.cuda_order import Region, base_of, chains
-from tinygrad_seq.kernels.text import Writer, begins
+from tinygrad_seq.kernels.text import Writer
+
+from tinygrad_seq.program import Plan, Program, begins
 
 RING = 4  # newest steps of a state or its gradient that are there at once
 
@@ -18,7 +20,7 @@ RING = 4  # newest steps of a state or its gradient that are there at once
 class RowWriter(Writer):
     """Writes addresses, and loops over rows and units."""
 
-    def __init__(self, plan: Any, program: Any, rules: Any) -> None:
+    def __init__(self, plan: Plan, program: Program, rules: Any) -> None:
         super().__init__(plan, program, rules)
         self.captures = {
             row.detail: slot for slot, row in enumerate(plan.rows) if row.op == "capture"

@@ -11,6 +11,8 @@ from tinygrad_seq.kernels.cuda_order import chains
 from tinygrad_seq.kernels.cuda_steps import StepWriter
 from tinygrad_seq.kernels.cuda_text import CudaWriter
 
+from tinygrad_seq.program import Plan, Rowwise
+
 
 class Form(NamedTuple):
     """What the text of a loop depends on beside its plan."""
@@ -31,9 +33,9 @@ class Kernel(NamedTuple):
     divided: bool = False  # by steps: whether rows are shared by the parts of a group
 
 
-def kernel_texts(plan: Any, direction: str, rules: Any, form: Form) -> list[Kernel]:
+def kernel_texts(plan: Plan, direction: str, rules: Any, form: Form) -> list[Kernel]:
     """All kernels of a direction: the loop's first, then in the order in which they run."""
-    program = getattr(plan, direction)
+    program = plan.program(direction)
     found = []
 
     def keep(by: CudaWriter, text: str | None) -> None:
@@ -57,7 +59,7 @@ def kernel_texts(plan: Any, direction: str, rules: Any, form: Form) -> list[Kern
         keep(gather, gather.gathered())
     for section in ("early", "late"):
         for number, stage in enumerate(program.sections[section]):
-            if hasattr(stage, "passes"):
+            if isinstance(stage, Rowwise):
                 alone = writer()
                 keep(alone, alone.alone(section, number))
     return found
@@ -73,7 +75,7 @@ CALLED = (
 ).split()
 
 
-def module_text(plan: Any, kernels: list[Kernel]) -> str:
+def module_text(plan: Plan, kernels: list[Kernel]) -> str:
     """The module of some kernels."""
     body = "\n\n".join(kernel.text for kernel in kernels)
     head = f'"""{plan}\n"""\n\nfrom tinygrad_seq.kernels.cuda_library import cuda, functions\n\n'

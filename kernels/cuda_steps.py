@@ -16,6 +16,8 @@ from typing import Any
 from tinygrad_seq.kernels.cuda_order import Item, Region, slots_of, waits
 from tinygrad_seq.kernels.cuda_text import GROUP, HERE, PART, SHARED, CudaWriter
 
+from tinygrad_seq.program import Plan, Product, Program
+
 WHOLE_ROWS = ["parts, part, group = 1, 0, whole(block())"]
 CUT = Item(None)  # in the place of a product of the caller's
 
@@ -25,7 +27,7 @@ class StepWriter(CudaWriter):
 
     shares_far = True
 
-    def __init__(self, plan: Any, program: Any, rules: Any) -> None:
+    def __init__(self, plan: Plan, program: Program, rules: Any) -> None:
         super().__init__(plan, program, rules)
         self.divided = False  # whether rows are shared by the parts of a group
         self.copied: set[int] = set()  # operands that a step has copied
@@ -102,10 +104,10 @@ class StepWriter(CudaWriter):
 
     # Products
 
-    def _sums_items(self, stage: Any) -> list[Item]:
+    def _sums_items(self, stage: Product) -> list[Item]:
         return [*self._operand_items(stage.a), CUT]
 
-    def _share(self, stage: Any, n: int) -> str:
+    def _share(self, stage: Product, n: int) -> str:
         chain = self._chain(stage)
         row = f"(first + r) * {self.width(stage.slot)}"
         column = self._columns(chain, chain.segments[n])
@@ -142,7 +144,7 @@ class StepWriter(CudaWriter):
             return False
         for section, stages in self.program.sections.items():
             for stage in stages:
-                if not hasattr(stage, "passes"):
+                if isinstance(stage, Product):
                     if (stage.into.kind, stage.into.which) == memory:
                         return False
                     continue

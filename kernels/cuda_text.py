@@ -28,7 +28,8 @@ from tinygrad_seq.kernels.cuda_order import (
     waits,
 )
 from tinygrad_seq.kernels.cuda_rows import RING, RowWriter
-from tinygrad_seq.kernels.text import REDUCTIONS, begins
+
+from tinygrad_seq.program import REDUCTIONS, Plan, Product, Program, Stage, begins
 
 PART = ["group = whole(block() // parts)", "part = whole(block() - group * parts)"]
 GROUP = [
@@ -49,7 +50,7 @@ class CudaWriter(RowWriter):
     shares_far = False  # whether results of products are in global memory, not the block's own
 
     def __init__(
-        self, plan: Any, program: Any, rules: Any, streamed: frozenset[int] = frozenset()
+        self, plan: Plan, program: Program, rules: Any, streamed: frozenset[int] = frozenset()
     ) -> None:
         super().__init__(plan, program, rules)
         self.streamed = streamed  # products whose matrices do not fit shared memory
@@ -142,8 +143,8 @@ class CudaWriter(RowWriter):
             items += self._stage_items(stage)
         return [*items, *self._end_items()]
 
-    def _stage_items(self, stage: Any) -> list[Item]:
-        if not hasattr(stage, "passes"):
+    def _stage_items(self, stage: Stage) -> list[Item]:
+        if isinstance(stage, Product):
             return self._product_items(stage)
         computed = {slot for each in stage.passes for slot in slots_of(each)}
         items = []
@@ -158,7 +159,7 @@ class CudaWriter(RowWriter):
 
     # Products
 
-    def _take_in(self, chain: Chain, stage: Any) -> None:
+    def _take_in(self, chain: Chain, stage: Product) -> None:
         """A part's columns of a matrix, where the product reads them."""
         p, k = f"p{stage.slot}", stage.matrix
         row, column = self.word(f"{p}_row"), self.word(f"{p}_column")
@@ -199,7 +200,7 @@ class CudaWriter(RowWriter):
             (slot,) = self.program.inputs[slot]
         return "".join(f"{term} + " for term in terms)
 
-    def _product_items(self, stage: Any) -> list[Item]:
+    def _product_items(self, stage: Product) -> list[Item]:
         chain = self._chain(stage)
         items = self._sums_items(stage)
         if chain.local:
@@ -216,16 +217,16 @@ class CudaWriter(RowWriter):
             items.append(Item(write, reads, [into]))
         return items
 
-    def _sums_items(self, stage: Any) -> list[Item]:
+    def _sums_items(self, stage: Product) -> list[Item]:
         """The sums of a product, from the operand to where ``_share`` finds them."""
         reads = self._region(stage.a, "tile", anywhere=True)
         writes = [Region(("shares", stage.slot), (), 0, "tile")]
         return [Item(lambda depth: self._multiply(stage, depth), reads, writes)]
 
-    def _chain(self, stage: Any) -> Chain:
+    def _chain(self, stage: Product) -> Chain:
         return next(each for each in self.chains if stage in each.stages)
 
-    def _multiply(self, stage: Any, depth: int) -> None:
+    def _multiply(self, stage: Product, depth: int) -> None:
         p = f"p{stage.slot}"
         base = base_of(self.plan, self.program, stage.a)
         place = self.program.places[base]
@@ -243,7 +244,9 @@ class CudaWriter(RowWriter):
         given = f"{height}, shared, operand, {distance}, m, {at}, {C}, {p}_share, mine, on"
         self.add(depth, f"{name}product({given})")
 
-    def _put_together(self, chain: Chain, stage: Any, n: int, segment: Segment, depth: int) -> None:
+    def _put_together(
+        self, chain: Chain, stage: Product, n: int, segment: Segment, depth: int
+    ) -> None:
         kind, which, offset = stage.into
         with_offset = self._on(self._row(kind, which), offset)
 
@@ -256,7 +259,7 @@ class CudaWriter(RowWriter):
 
         self._over_units(self.units_of(segment.slot), depth, body)
 
-    def _share(self, stage: Any, n: int) -> str:
+    def _share(self, stage: Product, n: int) -> str:
         """A thread's result of a product."""
         p = f"p{stage.slot}"
         out, C, slices = (self.word(f"{p}_{name}") for name in ("out", "C", "slices"))

@@ -7,7 +7,7 @@ an array, the first step, whatever else is known only when a run begins. A layou
 alone, so that runs of the same sizes share it.
 
 Before the tables stand the phases of the run, as ``threads.py`` reads them.
-Imports gemm, memory, simd, threads, tiles and NumPy.
+Imports program, gemm, memory, simd, threads, tiles and NumPy.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from tinygrad_seq.kernels import gemm, memory, simd, tiles
 from tinygrad_seq.kernels.threads import PHASE_WORDS
+
+from tinygrad_seq.program import Plan, Product
 
 Array = np.ndarray
 MOST_CHUNKS = 16  # in so many parts, at most, sums over the batch are made
@@ -67,7 +69,7 @@ class Layout:
 
     def __init__(
         self,
-        plan: Any,
+        plan: Plan,
         words: Sequence[str],
         direction: str,
         steps: int,
@@ -76,7 +78,7 @@ class Layout:
     ) -> None:
         self.plan, self.sizes = plan, sizes
         self.direction, self.steps, self.keep = direction, steps, keep
-        self.program = getattr(plan, direction)
+        self.program = plan.program(direction)
         self.dtype = np.dtype(plan.dtype)
         self.item = self.dtype.itemsize
         self.bytes = {"work": 0, "kept": 0}
@@ -256,7 +258,7 @@ class Layout:
             int(np.prod(sizes.captured[stage.matrix][0])) * self.item
             for name in ("early", "late")
             for stage in program.sections[name]
-            if hasattr(stage, "matrix")
+            if isinstance(stage, Product)
         ]
         rows = FAR_BLOCK_ROWS if max(matrices, default=0) > NEAR else BLOCK_ROWS
         return max(1, min(self.segment, -(-rows * self.tasks // sizes.B)))
@@ -337,7 +339,7 @@ class Layout:
             return False
         stages = self.program.sections["loop"]
         in_loop = any(
-            hasattr(stage, "matrix") and (stage.matrix, stage.transposed) == (k, transposed)
+            isinstance(stage, Product) and (stage.matrix, stage.transposed) == (k, transposed)
             for stage in stages
         )
         rows = self.sizes.B * (1 if in_loop else self.values["block"])
@@ -350,7 +352,7 @@ class Layout:
         def take(name: str, shape: tuple[int, ...]) -> None:
             self.views[name] = self.take(name, int(np.prod(shape)) * self.item), shape
 
-        for k, after in enumerate(plan.derivative.after):
+        for k, after in enumerate(plan.gradients.after):
             if after is not None:
                 width, panel = self.width(plan.state_slots[k]), gemm.panel(plan.dtype)
                 distance = -(-width // panel) * panel
@@ -359,7 +361,7 @@ class Layout:
                 if self.sizes.resets:
                     take(f"dreset{k}", (B, width))
         slots = {row.detail: slot for slot, row in enumerate(plan.rows) if row.op == "capture"}
-        for k in {k for _, k in plan.derivative.sums}:
+        for k in {k for _, k in plan.gradients.sums}:
             per_row = self.values[f"capture{k}_b"] != 0
             width = self.sizes.widths[slots[k]]
             row, rows = width * self.item, chunk(B)
@@ -371,7 +373,7 @@ class Layout:
         """The table of the large products: those that share g stand together."""
         values, dtype = self.values, self.plan.dtype
         groups: dict[tuple[int, bool], list[Matrix]] = {}
-        for a, g, k in self.plan.derivative.outer:
+        for a, g, k in self.plan.gradients.outer:
             matrix = self._matrix(a, g, k)
             groups.setdefault((g, matrix.g_first), []).append(matrix)
         names = ["k0", "active", "batch", "begin", "onward"]

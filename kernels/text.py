@@ -8,7 +8,7 @@ sizes, those in _row how far rows are apart, in bytes or, for scratch and matric
 state0_mask wraps the number of a step into the ring of that state.
 
 ``Writer`` knows rows in memory and expressions; ``cpu_text.py`` and ``cuda_text.py`` know who does
-what and when. Imports nothing but the standard library.
+what and when. Imports program.
 """
 
 from __future__ import annotations
@@ -16,9 +16,18 @@ from __future__ import annotations
 import ast
 from typing import Any
 
+from tinygrad_seq.program import (
+    REDUCTIONS,
+    Place,
+    Plan,
+    Program,
+    Target,
+    begins,
+    row_text,
+)
+
 INFIX = {"add": "{} + {}", "subtract": "{} - {}", "multiply": "{} * {}", "divide": "{} / {}"}
 INFIX |= {"negative": "-{}", "copy": "{}", "broadcast": "{}"}
-REDUCTIONS = ("sum", "max", "min")
 COMPARISONS = {
     ast.Lt: "less",
     ast.LtE: "less_equal",
@@ -36,7 +45,7 @@ MATHEMATICS = (
 class Writer:
     """Writes one kernel."""
 
-    def __init__(self, plan: Any, program: Any, rules: Any) -> None:
+    def __init__(self, plan: Plan, program: Program, rules: Any) -> None:
         self.plan, self.program, self.rules = plan, program, rules
         self.words: list[str] = []
         self.constants: dict[float, str] = {}
@@ -127,9 +136,9 @@ class Writer:
     def _comment(self, depth: int, slot: int) -> None:
         self.add(depth, f"# {row_text(self.plan, slot, self.program.inputs.get(slot))}")
 
-    def _targets(self, slot: int) -> list[Any]:
+    def _targets(self, slot: int) -> list[Place | Target]:
         """Where a value goes; scratch too, if it is read from there."""
-        targets = list(self.program.targets.get(slot, []))
+        targets: list[Place | Target] = list(self.program.targets.get(slot, []))
         place = self.program.places.get(slot)
         if place is not None and place.kind == "scratch":
             targets.append(place)
@@ -197,28 +206,3 @@ class _Substitute(ast.NodeTransformer):
             name = ast.Name("power", ast.Load())
             return self.generic_visit(ast.Call(name, [node.left, node.right], []))
         return self.generic_visit(node)
-
-
-def begins(plan: Any, slot: int) -> Any:
-    """Where a slice begins in the row that it is cut from, as an offset."""
-    detail = plan.rows[slot].detail
-    if detail is None or detail[0] == "from":
-        return (("start", slot if detail is None else detail[1]),)
-    return tuple(("width", before) for before in detail[1])
-
-
-def row_text(plan: Any, slot: int, inputs: Any = None) -> str:
-    """A row as the tape would show it."""
-    row = plan.rows[slot]
-    if row.op in ("x", "state", "capture", "matrix", "dy", "dstate", "number"):
-        return f"%{slot} = {row.op} {row.detail}"
-    shown = []
-    for k in row.inputs if inputs is None else inputs:
-        source = plan.rows[k]
-        if source.op == "number" and source.detail >= plan.numbers:
-            shown.append(f"{plan.constants[source.detail - plan.numbers]:g}")
-        elif source.op in ("number", "matrix"):
-            shown.append(f"{source.op} {source.detail}")
-        else:
-            shown.append(f"%{k}")
-    return f"%{slot} = {row.op}({', '.join(shown)})"

@@ -3,8 +3,9 @@
 ``arguments.py`` checks what a driver is given; ``stepwise.py`` is ``unroll``, the reference that
 runs the cell step by step on the tape. ``compiled.py`` is ``scan``: ``trace.py`` writes down what
 the cell does in a step, ``derive.py`` continues that with its derivative, as more rows, ``plan.py``
-says when and where each is computed, and the kernels do the rest. ``docs/scan.md`` goes that way
-with a small cell.
+says when and where each is computed, after ``rewriting.py`` has brought them into better forms, and
+the kernels do the rest. What a plan consists of is in ``tinygrad_seq/program.py``. ``docs/scan.md``
+goes that way with a small cell.
 
 ``following.py`` makes tracing faster and may be skipped: without it everything is the same.
 ``draws.py`` is random numbers in a cell, ``stepping.py`` runs the kernels a step at a time,

@@ -29,7 +29,7 @@ from tinygrad_seq.tensors import FLOATS, Tensor, entry_of, wrap
 from tinygrad_seq.trees import leaves, rebuild
 
 if TYPE_CHECKING:
-    from tinygrad_seq.recurrence.plan import Plan
+    from tinygrad_seq.program import Plan
 
 SINGLE_OR_DOUBLE = (np.dtype("float32"), np.dtype("float64"))
 LONGEST_NAME = 40  # characters

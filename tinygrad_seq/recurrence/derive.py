@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tinygrad_seq.elementwise import maximum
+from tinygrad_seq.program import Derivative
 from tinygrad_seq.recurrence.trace import COMPARISONS, COMPUTED, Step, Traced, copied
 from tinygrad_seq.rules import RULES
 from tinygrad_seq.structural import sum
@@ -27,17 +28,6 @@ class Needs(NamedTuple):
     x: tuple[bool, ...]
     state: tuple[bool, ...]
     captured: tuple[bool, ...]
-
-
-class Derivative(NamedTuple):
-    """Where the gradients stand among the rows."""
-
-    dy: tuple[int, ...]  # rows where those of the outputs arrive
-    after: tuple[int | None, ...]  # and those of the state after the step, None where not needed
-    dx: tuple[int | None, ...]
-    before: tuple[int | None, ...]  # of the state before the step
-    outer: tuple[tuple[int, int, int], ...]  # (a, g, k): captured matrix k gets aᵀ g
-    sums: tuple[tuple[int, int], ...]  # (g, k): captured tensor k gets g, summed over rows
 
 
 def differentiate(step: Step, needs: Needs) -> Derivative:

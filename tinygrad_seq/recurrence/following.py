@@ -27,13 +27,13 @@ from weakref import getweakrefcount
 import numpy as np
 
 from tinygrad_seq.creation import Rng, new_seed
+from tinygrad_seq.program import Row
 from tinygrad_seq.recurrence.arguments import Cell, Given
 from tinygrad_seq.recurrence.draws import Source, check_drawn_anew, drawn
 from tinygrad_seq.recurrence.trace import (
     BESIDE,
     ROLES,
     Event,
-    Row,
     Step,
     Trace,
     Traced,

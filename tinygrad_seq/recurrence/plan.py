@@ -10,131 +10,30 @@ Of the forward pass only what the way back cannot compute from the rest is kept,
 Gradients of matrices are no part of the loop: both sides of each product stand in memory for a
 segment of steps, of which one large product is made, added to those of the segments before.
 
-A plan has no sizes and no tensors. ``print(plan)`` shows it. Imports trace, derive, and text for
-how a row is printed.
+What a plan consists of is in ``tinygrad_seq/program.py``. Imports that, rewriting and trace.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from collections.abc import Iterable
 
-from tinygrad_seq.kernels.text import row_text
-from tinygrad_seq.recurrence.derive import Derivative
-from tinygrad_seq.recurrence.trace import COMPUTED, Row, Step, Trace, copied
-
-REDUCTIONS = ("sum", "max", "min")
-PRODUCTS = ("matmul", "matmul_transposed", "add_matmul", "add_matmul_transposed")
-JOINTS = ("concat", "assemble")
-
-# An offset in elements is a sum of terms: ("width", slot) and ("start", slot) are run-time sizes.
-Offset = tuple[tuple[str, int], ...]
-
-
-class Place(NamedTuple):
-    """Where a value can be read: a kind of memory, which one of that kind, how far into a row."""
-
-    # x, dy, state, capture, kept, grads, scratch; after, the state after the step; dstate, the
-    # gradient of that; before, the gradient of the state before the step
-    kind: str
-    which: int
-    offset: Offset = ()
-
-
-class Target(NamedTuple):
-    """Where a computed value is written."""
-
-    kind: str  # after, before, kept, grads, scratch; y, dx, sum
-    which: int
-    offset: Offset = ()
-
-
-@dataclass
-class Product:
-    """A matrix product: rows of ``a`` times a packed matrix, written or added to a place."""
-
-    slot: int
-    a: int
-    matrix: int  # the number of the captured tensor
-    transposed: bool
-    into: Place  # scratch, or the gradient of a state
-    adds: bool  # to what stands there
-
-
-@dataclass
-class Pass:
-    """One way along a row: the values of one for all, then loops over units."""
-
-    singles: list[int] = field(default_factory=list)
-    loops: dict[int, list[int]] = field(default_factory=dict)  # width class: slots
-
-
-@dataclass
-class Rowwise:
-    """Passes over a row, for each row."""
-
-    passes: list[Pass]
-
-
-Stage = Product | Rowwise
-
-
-class Scratch(NamedTuple):
-    """A buffer that each task, a share of the rows, has for itself."""
-
-    slot: int
-    block: bool  # for all steps of a block, or for one step
-    panels: bool  # filled by a product: the width is rounded up to whole panels
-
-
-@dataclass
-class Program:
-    """One direction: sections of stages, and where everything is."""
-
-    direction: str
-    sections: dict[str, list[Stage]]
-    inputs: dict[int, tuple[int, ...]]  # of each row that is computed, copies put in
-    places: dict[int, Place]
-    targets: dict[int, list[Target]]
-    scratch: list[Scratch]
-    gathered: list[int]  # leaves (x, dy) copied into scratch at the start of a block
-    matrices: list[tuple[int, bool]]  # packed before: (captured tensor, transposed)
-
-
-@dataclass
-class Plan:
-    """What is done when; see the top of the file."""
-
-    name: str
-    dtype: str
-    rows: list[Row]
-    forward_count: int  # of these, how many are the cell's own
-    classes: list[int]  # for each row the row that gives its width
-    single: list[bool]  # whether that is 1 whatever the sizes
-    numbers: int  # how many numbers are the cell's own
-    constants: list[float]  # those that stand in derivatives, counted on from there
-    y_slots: tuple[int, ...]
-    state_slots: tuple[int, ...]
-    forward: Program
-    backward: Program | None
-    kept: list[int]  # forward values kept for the way back, at each step
-    states_kept: set[int]  # states whose value before each step is kept too
-    grads: list[int]  # what the large products after each segment of the loop are made of
-    derivative: Derivative | None
-    wanted_states: tuple[bool, ...]  # initial states that want a gradient
-    sums_later: tuple[tuple[int, int], ...] = ()  # (g, k) that are summed after each segment
-    divisions: Mapping[str, str] = field(default_factory=dict)  # on a GPU, of each direction
-    captured: tuple[str, ...] = ()  # what the cell closes over, in words
-
-    def sums_on_the_way(self) -> list[int]:
-        """The captures whose gradients, or shares of them, are added up step by step."""
-        assert self.backward is not None
-        targets = [t for each in self.backward.targets.values() for t in each]
-        return sorted({t.which for t in targets if t.kind == "sum"})
-
-    def __str__(self) -> str:
-        return describe(self)
+from tinygrad_seq.program import (
+    PRODUCTS,
+    REDUCTIONS,
+    Derivative,
+    Offset,
+    Pass,
+    Place,
+    Plan,
+    Product,
+    Program,
+    Rowwise,
+    Scratch,
+    Stage,
+    Target,
+)
+from tinygrad_seq.recurrence.rewriting import JOINTS, Rows
+from tinygrad_seq.recurrence.trace import COMPUTED, Step, Trace, copied
 
 
 def make_plan(
@@ -321,45 +220,28 @@ def _backward(
     return build.program(), tuple(build.later)
 
 
-class _Builder:
+class _Builder(Rows):
     """From the rows that are wanted to sections, stages and passes.
 
-    First sums of products become one, and what is only read in slices is computed slice by slice.
-    Everything gets its section. Copies are put in, so that states are read and written in the loop
-    alone, whatever is written is computed, whatever a product reads is in memory, and whatever is
-    joined is written part by part. Then everything gets its stage and its pass, and what is read in
-    another pass than its own gets memory.
+    First the rows are rewritten. Everything gets its section. Copies are put in, so that states are
+    read and written in the loop alone, whatever is written is computed, whatever a product reads is
+    in memory, and whatever is joined is written part by part. Then everything gets its stage and
+    its pass, and what is read in another pass than its own gets memory.
     """
 
     def __init__(self, trace: Trace, direction: str, carried: str, sums_apart: bool) -> None:
-        self.trace, self.direction, self.carried = trace, direction, carried
-        self.sums_apart = sums_apart
+        super().__init__(trace, carried)
+        self.direction, self.sums_apart = direction, sums_apart
         self.later: list[tuple[int, int]] = []  # sums of what is not computed in the loop
         self.apart = (*PRODUCTS, *(REDUCTIONS if sums_apart else ()))  # better outside the loop
-        self.leaves: dict[int, Place] = {}  # what is in memory before
-        self.outputs: list[tuple[int, Target]] = []
-        self.inputs: dict[int, tuple[int, ...]] = {}  # of each row that is computed
-        self.rank: dict[int, float] = {}  # where a row stands; copies stand between others
         self.targets: dict[int, list[Target]] = {}
         self.places: dict[int, Place] = {}
         self.scratch: dict[int, Scratch] = {}
         self.gathered: list[int] = []
         self.section: dict[int, str] = {}
-        # The slices of a row, where they follow one another from end to end.
-        self.cuts = {k: set(cut) for k, cut in trace.cuts.items() if k not in trace.gaps}
-        self.slices: dict[tuple[int, tuple[object, ...], int], int] = {}  # see ``_cut``
-
-    def op(self, slot: int) -> str:
-        return self.trace.rows[slot].op
-
-    def write(self, slot: int, target: Target) -> None:
-        self.outputs.append((slot, target))
 
     def program(self) -> Program:
-        self._collect([slot for slot, _ in self.outputs])
-        self._add_products()
-        self._join_after()
-        self._cut_before()
+        self.rewrite()
         self._put_in_sections()
         self._hold_states()
         self._write_outputs()
@@ -379,226 +261,10 @@ class _Builder:
             matrices=list(dict.fromkeys((s.matrix, s.transposed) for s in products)),
         )
 
-    # The rows
-
-    def source(self, slot: int) -> int:
-        """A row, looked through ``detach``, which computes nothing."""
-        while self.op(slot) == "detach":
-            slot = self.trace.rows[slot].inputs[0]
-        return slot
-
-    def base(self, slot: int) -> int:
-        """The row that a slice is cut from, or the row itself."""
-        while self.op(slot) == "slice" and slot not in self.leaves:
-            slot = self.source(self.inputs[slot][0])
-        return slot
-
-    def bases(self, slot: int) -> list[int]:
-        return [self.base(k) for k in self.inputs.get(slot, ())]
-
-    def _collect(self, roots: Iterable[int]) -> None:
-        """Everything that must be computed; slices compute nothing, but are looked through."""
-        stack = [self.source(slot) for slot in roots]
-        while stack:
-            slot = stack.pop()
-            if slot in self.inputs or slot in self.leaves or self.op(slot) in ("number", "matrix"):
-                continue
-            self.inputs[slot] = tuple(map(self.source, self.trace.rows[slot].inputs))
-            self.rank[slot] = slot
-            stack.extend(self.inputs[slot])
-
-    def order(self) -> list[int]:
-        return sorted(self.inputs, key=self.rank.__getitem__)
-
     def _copy(self, slot: int, section: str, rank: float) -> int:
         made = copied(self.trace, slot)
         self.inputs[made], self.rank[made], self.section[made] = (slot,), rank, section
         return made
-
-    # Rows in other forms
-
-    def _replace(self, old: int, new: int) -> None:
-        """Let everybody read ``new`` where they read ``old``, which is gone."""
-        del self.inputs[old]
-        for slot, inputs in self.inputs.items():
-            if old in inputs:
-                self.inputs[slot] = tuple([new if k == old else k for k in inputs])
-        self.outputs = [
-            (new if self.source(slot) == old else slot, target) for slot, target in self.outputs
-        ]
-
-    def _new(self, op: str, inputs: tuple[int, ...], detail: object, like: int) -> int:
-        trace = self.trace
-        made = trace.add(op, inputs, detail, trace.widths[like], trace.single[like])
-        trace.like[made] = like
-        self.inputs[made], self.rank[made] = inputs, self.rank.get(like, like)
-        return made
-
-    def _moved(self) -> set[int]:
-        """What depends on the state that is carried."""
-        moved = {slot for slot in self.leaves if self.op(slot) == self.carried}
-        for slot in self.order():
-            if not moved.isdisjoint(self.inputs[slot]):
-                moved.add(slot)
-        return moved
-
-    def _add_products(self) -> None:
-        """The sum of two products that nobody else reads: the second goes on from the first."""
-        for slot in self.order():
-            if self.op(slot) != "add" or any(self.trace.rows[slot].detail):
-                continue
-            moved, read = self._moved(), [slot for slot, _ in self.outputs]
-            terms = sorted(self.inputs[slot], key=lambda k: (k in moved, self.rank.get(k, 0)))
-            alone = [
-                self.op(k) in PRODUCTS
-                and k not in read
-                and [r for r in self.inputs if k in self.inputs[r]] == [slot]
-                for k in terms
-            ]
-            first, second = terms
-            if not all(alone) or first == second or len(self.inputs[second]) > 2:
-                continue
-            operand, matrix = self.inputs.pop(second)
-            op = f"add_{self.op(second)}"
-            self._replace(slot, self._new(op, (operand, matrix, first), None, slot))
-
-    def _cut(self, source: int, begins: tuple[object, ...], like: int, reader: int) -> int:
-        """A slice of a row, as wide as another, for a reader; one for all that want the same."""
-        width = like  # what it is as wide as in the end: others may begin there and end elsewhere
-        while width in self.trace.like:
-            width = self.trace.like[width]
-        made = self.slices.get((source, begins, width))
-        if made is None or made not in self.inputs:
-            made = self.slices[source, begins, width] = self._new("slice", (source,), begins, like)
-            self.rank[made] = self.rank[reader]
-            self.cuts.setdefault(source, set()).add(made)
-        # before its readers, for it may be computed there in turn
-        self.rank[made] = min(self.rank[made], self.rank[reader] - 1e-6)
-        return made
-
-    def _join_after(self) -> None:
-        """What is computed of a joint is computed of its parts, and joined after.
-
-        A part that is there early need not wait for the others: of what the GRU's gates pass on,
-        one goes through the next product and the other does not.
-        """
-        trace = self.trace
-        waiting = [slot for slot in self.order() if self.op(slot) in JOINTS]
-        while waiting:
-            slot = waiting.pop()
-            if slot not in self.inputs:
-                continue
-            begins, parts = self._begins(slot), self.inputs[slot]
-            if not begins or not self._goes_on_in_parts(slot):
-                continue
-            for reader in self._readers(slot):
-                op, repeated = self.op(reader), trace.rows[reader].detail
-                made = []
-                for part, where in zip(parts, begins, strict=True):
-                    inputs = []
-                    for source, once in zip(self.inputs[reader], repeated, strict=True):
-                        if source == slot:
-                            inputs.append(part)
-                        else:
-                            cut = source if once else self._cut(source, where, part, reader)
-                            inputs.append(cut)
-                    made.append(self._new(op, tuple(inputs), repeated, part))
-                    self.rank[made[-1]] = self.rank[reader]
-                joint = self._new(self.op(slot), tuple(made), trace.rows[slot].detail, reader)
-                self._replace(reader, joint)
-                waiting.append(joint)
-            del self.inputs[slot]
-
-    def _begins(self, slot: int) -> list[tuple[object, ...]]:
-        """Where the parts of a joint begin, as slices say it; none if they leave a gap."""
-        row, parts = self.trace.rows[slot], self.inputs[slot]
-        if row.op == "concat":
-            return [("after", parts[:k]) for k in range(len(parts))]
-        if all(len(offset) == 1 and offset[0][0] == "start" for offset in row.detail):
-            return [("from", offset[0][1]) for offset in row.detail]
-        return []
-
-    def _readers(self, slot: int) -> list[int]:
-        return [k for k in self.order() if slot in self.inputs[k]]
-
-    def _goes_on_in_parts(self, joint: int) -> bool:
-        """Whether rows are computed along a joint, it is read by these alone, they end in products,
-        in joints and in what is stored or summed, and all else that they read may be read in parts.
-        """
-        along: list[int] = []
-        waiting = [joint]
-        while waiting:
-            slot = waiting.pop()
-            for reader in self._readers(slot):
-                row = self.trace.rows[reader]
-                if row.op in JOINTS or row.op in PRODUCTS:
-                    continue
-                if row.op not in COMPUTED or row.op == "uniform":
-                    return False
-                if (slot, True) in zip(self.inputs[reader], row.detail, strict=True):
-                    return False
-                if reader not in along:
-                    along.append(reader)
-                    waiting.append(reader)
-        written = [(self.source(k), target.kind) for k, target in self.outputs]
-        return (
-            bool(along)
-            and set(along).issuperset(self._readers(joint))
-            and all(k != joint for k, _ in written)
-            and all(kind in ("grads", "sum") for k, kind in written if k in along)
-            and all(self._reads_in_parts(k, {joint, *along}) for k in along)
-        )
-
-    def _reads_in_parts(self, slot: int, along: set[int]) -> bool:
-        """Whether what a row reads is there before, or computed for it and for those along."""
-        for k, once in zip(self.inputs[slot], self.trace.rows[slot].detail, strict=True):
-            if once or k in along or self.base(k) in self.leaves:
-                continue
-            if self.op(k) not in COMPUTED or not along.issuperset(self._readers(k)):
-                return False
-            if not self._reads_in_parts(k, {k, *along}):
-                return False
-        return True
-
-    def _cut_before(self) -> None:
-        """What is read only in slices that follow one another is computed slice by slice."""
-        trace, cuts = self.trace, self.cuts
-        waiting = self.order()
-        while waiting:
-            slot = waiting.pop()
-            readers = self._readers(slot)
-            targets = [target for k, target in self.outputs if self.source(k) == slot]
-            if (
-                self.op(slot) not in COMPUTED
-                or self.op(slot) == "uniform"  # whose numbers are those of their columns
-                or trace.single[slot]  # one number: there is nothing to cut
-                or not readers
-                or not cuts.get(slot, set()).issuperset(readers)
-                or any(target.kind != "kept" for target in targets)
-                or (targets and len(readers) < len(cuts[slot]))
-            ):
-                continue
-            inputs, repeated = self.inputs[slot], trace.rows[slot].detail
-            for cut in readers:
-                begins = trace.rows[cut].detail or ("from", cut)
-                parts = []
-                for source, once in zip(inputs, repeated, strict=True):
-                    part = source
-                    if not once:
-                        part = self._cut(source, begins, cut, cut)
-                    parts.append(part)
-                made = self._new(self.op(slot), tuple(parts), repeated, cut)
-                if cut in cuts:  # slices of the slice
-                    cuts[made] = cuts.pop(cut)
-                    waiting.append(made)
-                for target in targets:
-                    offset = (("start", begins[1]),)
-                    self.outputs.append((made, target._replace(offset=target.offset + offset)))
-                self._replace(cut, made)
-            del self.inputs[slot]
-            self.outputs = [each for each in self.outputs if self.source(each[0]) != slot]
-
-    # Sections
 
     def _closure(self, roots: Iterable[int]) -> set[int]:
         """The rows to compute for these."""
@@ -885,81 +551,3 @@ class _Builder:
                 self.places[slot] = Place(kind, which)
                 return
         self._buffer(slot)
-
-
-# As text -------------------------------------------------------------------------------------
-
-
-def describe(plan: Plan) -> str:
-    """The plan, to be read."""
-    lines = [f"{plan.name}: {plan.forward_count} rows, computed in {plan.dtype}", "a step:"]
-    lines += [f"  {row_text(plan, slot)}" for slot in range(plan.forward_count)]
-    if plan.captured:
-        lines.append(f"closed over: {', '.join(plan.captured)}")
-    for program in (plan.forward, plan.backward):
-        if program is None:
-            continue
-        lines.append(f"{program.direction}:")
-        if program.direction == "backward":
-            arriving = [s for s, row in enumerate(plan.rows) if row.op in ("dy", "dstate")]
-            lines.append(f"  arriving: {', '.join(row_text(plan, slot) for slot in arriving)}")
-        packed = [f"matrix {k}{' transposed' * transposed}" for k, transposed in program.matrices]
-        if packed:
-            lines.append(f"  packed before: {', '.join(packed)}")
-        for name, stages in program.sections.items():
-            if not stages:
-                continue
-            what = {
-                "early": "before the loop, a block of steps at once",
-                "loop": "in the loop",
-                "late": "after the loop, a block of steps at once",
-            }[name]
-            lines.append(f"  {what}:")
-            for stage in stages:
-                lines += [f"    {line}" for line in _describe_stage(plan, program, stage)]
-        for what, block in (("a block of steps", True), ("one step", False)):
-            slots = [f"%{each.slot}" for each in program.scratch if each.block == block]
-            if slots:
-                lines.append(f"  buffers of each task, for {what}: {', '.join(slots)}")
-    kept = [row_text(plan, k) for k in plan.kept]
-    kept += [f"state {k}" for k in sorted(plan.states_kept)]
-    lines.append(f"kept at each step: {', '.join(kept) or 'nothing'}")
-    if plan.grads:
-        shared = ", ".join(f"%{slot}" for slot in plan.grads)
-        lines.append(f"buffers for a segment of steps, going backward: {shared}")
-    if plan.derivative is not None:
-        for a, g, k in plan.derivative.outer:
-            lines.append(f"after each segment: gradient of matrix {k} += %{a}ᵀ %{g}")
-        for g, k in plan.sums_later:
-            lines.append(f"after each segment: gradient of capture {k} += Σ %{g}")
-        for g, k in plan.derivative.sums:
-            if (g, k) not in plan.sums_later:
-                lines.append(f"summed on the way: gradient of capture {k} = Σ %{g}")
-    lines += [f"on the GPU, {direction}: {text}" for direction, text in plan.divisions.items()]
-    return "\n".join(lines)
-
-
-def _describe_stage(plan: Plan, program: Program, stage: Stage) -> list[str]:
-    def described(slot: int) -> str:
-        text: str = row_text(plan, slot, program.inputs.get(slot))
-        return text
-
-    if isinstance(stage, Product):
-        into = "" if stage.into.kind == "scratch" else f"  -> {stage.into.kind} {stage.into.which}"
-        return [f"product: {described(stage.slot)}{into}"]
-    lines: list[str] = []
-    shown: set[int] = set()
-    for k, each in enumerate(stage.passes):
-        slots = [*each.singles, *(slot for loop in each.loops.values() for slot in loop)]
-        lines.append(f"pass {k + 1}:")
-        for slot in slots:
-            for cut in program.inputs[slot]:  # slices are read where they stand
-                if plan.rows[cut].op == "slice" and cut not in (*program.places, *shown):
-                    shown.add(cut)
-                    detail = plan.rows[cut].detail
-                    where = f", where %{detail[1]} begins" if detail and detail[0] == "from" else ""
-                    lines.append(f"  {described(cut)}{where}")
-            stores = [f"{t.kind} {t.which}" for t in program.targets.get(slot, [])]
-            arrow = f"  -> {', '.join(stores)}" if stores else ""
-            lines.append(f"  {described(slot)}{arrow}")
-    return lines

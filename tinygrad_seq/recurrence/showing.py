@@ -13,7 +13,7 @@ from tinygrad_seq.recurrence.naming import Names, Widths, captured_text
 from tinygrad_seq.recurrence.trace import BESIDE
 
 if TYPE_CHECKING:
-    from tinygrad_seq.recurrence.plan import Plan
+    from tinygrad_seq.program import Plan
 
 
 class KernelSource(NamedTuple):

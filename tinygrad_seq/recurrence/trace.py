@@ -21,6 +21,7 @@ import numpy as np
 from tinygrad_seq import devices
 from tinygrad_seq.creation import Rng, new_seed
 from tinygrad_seq.errors import ShapeError, TraceError
+from tinygrad_seq.program import Row
 from tinygrad_seq.recurrence.arguments import Cell, Given, check_returned, check_state
 from tinygrad_seq.recurrence.draws import Source, check_drawn_anew, drawn
 from tinygrad_seq.rules import RULES, Operation, Rule
@@ -60,32 +61,6 @@ class Event(NamedTuple):
     begin: int  # how many rows there were
     made: Tensor
     several: bool = False  # whether it was made of what comes next
-
-
-class Row(NamedTuple):
-    """One line of a step tape: what happens in a step, whatever the sizes and numbers.
-
-    ============================================  ==================================================
-    op                                            detail
-    ============================================  ==================================================
-    x, state, capture, matrix, number, dy, dstate  which one, counted from 0
-    a rule's name, a comparison, copy, broadcast  for each input whether it is repeated along a row
-    uniform                                       ()
-    matmul, matmul_transposed, and with add_      None; inputs are rows, matrix and, for add_, what
-                                                  the product is added to
-    slice                                         None: ``Trace.starts`` says where it begins;
-                                                  ("from", slot): where that slice does;
-                                                  ("after", slots): after so many widths
-    concat                                        None
-    assemble                                      for each input the offset where it stands
-    gap                                           0 or 1: as wide as what is before or after a slice
-    sum, max, min, detach                         None
-    ============================================  ==================================================
-    """
-
-    op: str
-    inputs: tuple[int, ...] = ()  # the rows it takes
-    detail: Any = None
 
 
 class Traced:
