@@ -124,9 +124,7 @@ class Runner:
 
     def source(self, direction: str) -> str:
         """The text of a direction."""
-        program = self.plan.program(direction)
-        source, words = cpu_text.module_text(self.plan, self.rules, {direction: program})
-        self._words[direction] = words[direction]
+        source, self._words[direction] = cpu_text.module_text(self.plan, self.rules, direction)
         return source
 
     def file(self, direction: str) -> tuple[str, Any]:

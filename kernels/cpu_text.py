@@ -478,20 +478,14 @@ class CpuWriter(Writer):
             self._store_single(slot, depth)
 
 
-def module_text(
-    plan: Plan, rules: Any, sections: Mapping[str, Any]
-) -> tuple[str, dict[str, list[str]]]:
-    """The module of a plan: its functions, and for each the words of its table."""
-    functions, words = [], {}
-    for direction, program in sections.items():
-        text, words[direction] = kernel_text(plan, program, rules)
-        functions.append(text)
+def module_text(plan: Plan, rules: Any, direction: str) -> tuple[str, list[str]]:
+    """The module with the function of a direction, and the names of the words of its table."""
+    body, words = kernel_text(plan, plan.program(direction), rules)
     head = f'"""{plan}\n"""\n\n'
     head += "from tinygrad_seq.kernels.build import external\n"
     head += "from tinygrad_seq.kernels.simd import (\n"
     head += "    flag, flush_denormals, restore_denormals, vectors, word,\n)\n\n"
     head += f'_v = vectors("{plan.dtype}")\nLANES = _v.LANES\n'
-    body = "\n\n".join(functions)
     for name in ("copy_row", "product", "zero_row"):
         if f" {name}(" in body:
             head += f'{name} = external("{name}", "{plan.dtype}")\n'

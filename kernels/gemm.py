@@ -177,7 +177,7 @@ def _plain_micro_kernel(dtype: str, rows: int, panels: int) -> Any:
     return kernel
 
 
-def tile() -> str:
+def tile_text() -> str:
     """``tile(a, row, column, rows, b, K, c, ldc, add, ahead, step)`` as text.
 
     One block of rows times one panel.
@@ -189,7 +189,7 @@ def tile() -> str:
     return text
 
 
-def product(dtype: str) -> str:
+def product_text(dtype: str) -> str:
     """``product(a, row, M, b, K, panels, c, ldc, add, in_tiles)`` as text.
 
     Panel by panel, and a panel in parts along K: a part stays in the nearest cache while all rows

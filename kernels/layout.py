@@ -44,8 +44,8 @@ class Sizes(NamedTuple):
     captured: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]  # shapes and strides
 
 
-class Matrix(NamedTuple):
-    """A gradient of a captured matrix: aᵀ g, summed over all rows of all steps."""
+class MatrixGradient(NamedTuple):
+    """That of a captured matrix: aᵀ g, summed over all rows of all steps."""
 
     k: int  # which
     a: int  # the rows of the step whose values these are
@@ -85,7 +85,7 @@ class Layout:
         self.values: dict[str, int] = {}  # of each word
         self.base: dict[str, str] = {}  # what it is counted from
         self.views: dict[str, tuple[int, tuple[int, ...]]] = {}  # arrays that the run looks into
-        self.matrices: list[Matrix] = []
+        self.matrices: list[MatrixGradient] = []
         self._tables: dict[str, tuple[int, Sequence[str]]] = {}
         self._names: list[str] = []
         backward = self.direction == "backward"
@@ -372,7 +372,7 @@ class Layout:
     def _outer(self) -> None:
         """The table of the large products: those that share g stand together."""
         values, dtype = self.values, self.plan.dtype
-        groups: dict[tuple[int, bool], list[Matrix]] = {}
+        groups: dict[tuple[int, bool], list[MatrixGradient]] = {}
         for a, g, k in self.plan.gradients.outer:
             matrix = self._matrix(a, g, k)
             groups.setdefault((g, matrix.g_first), []).append(matrix)
@@ -428,7 +428,7 @@ class Layout:
         others = sum(share(width, gemm.ROWS) for width in widths)
         return mine * A + 11 * (mine + A) < G * others + 11 * (G + others)
 
-    def _matrix(self, a: int, g: int, k: int) -> Matrix:
+    def _matrix(self, a: int, g: int, k: int) -> MatrixGradient:
         """A gradient in the order in which the matrix lies, or in the one that costs much less."""
         panel = gemm.panel(self.plan.dtype)
 
@@ -440,7 +440,7 @@ class Layout:
         if 2 * cost(K, N) < cost(N, K) or 2 * cost(N, K) < cost(K, N):
             g_first = cost(N, K) < cost(K, N)
         shape = (N, K) if g_first else (K, N)
-        return Matrix(k, a, g, shape, -(-shape[1] // panel) * panel, g_first)
+        return MatrixGradient(k, a, g, shape, -(-shape[1] // panel) * panel, g_first)
 
     def _operand(self, name: str, slot: int) -> list[str]:
         """Words for where a side is: address, whose it is, distances, whence steps are counted."""

@@ -253,7 +253,7 @@ globals().update(gemm.micro_kernels("{dtype}"))
         if each != "tiles" or used:
             for name in functions:
                 made += f'{name} = external("{name}", "{dtype}")\n'
-    source = {"blocks": gemm.tile() + _ROWS, "products": gemm.product(dtype) + _GRAM}
+    source = {"blocks": gemm.tile_text() + _ROWS, "products": gemm.product_text(dtype) + _GRAM}
     source |= {"tiles": tiles.TEXT, "packing": _PACKING, "outer": _OUTER}
     if used:
         source["packing"] = tiles.PACKING + _PACKING

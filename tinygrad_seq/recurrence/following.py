@@ -236,8 +236,7 @@ class _Forms:
     def _form(self, event: Event, end: int) -> Form:
         inputs = [self._input(event, given) for given in event.inputs]
         form = Form(event, inputs)
-        numbers = sum(isinstance(each, Number) for each in inputs)
-        if not _is_plain(event.params) or (event.op is RULES["where"] and numbers > 1):
+        if not _is_plain(event.params):
             raise LookupError
         rows, made = end - self.at - len(form.new), event.made._data
         if event.several:  # these rows are those of the events that follow

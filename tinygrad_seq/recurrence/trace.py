@@ -27,7 +27,7 @@ from tinygrad_seq.recurrence.draws import Source, check_drawn_anew, drawn
 from tinygrad_seq.rules import RULES, Operation, Rule
 from tinygrad_seq.structural import concat, linear
 from tinygrad_seq.tape import recording
-from tinygrad_seq.tensors import DEFAULT_FLOAT, FLOATS, Tensor, as_tensor, is_traced, wrap
+from tinygrad_seq.tensors import FLOATS, Tensor, as_tensor, is_traced, wrap
 from tinygrad_seq.trees import leaves, rebuild
 
 COMPARISONS = ("less", "less_equal", "greater", "greater_equal", "equal", "not_equal")
@@ -373,9 +373,6 @@ class Trace(Source):
         else:
             if name == "scalar_power" and inputs[1] in (2, 3, 4):  # x³ = x · x · x
                 return power_of(*inputs)
-            if name == "where" and all(type(v) is float for v in inputs[1:]):
-                # two Python numbers alone make a tensor of the default dtype
-                inputs = [inputs[0], *(float(DEFAULT_FLOAT.type(v)) for v in inputs[1:])]
             for other in traced[1:]:
                 if other.shape != shape:
                     shape = self._broadcast(name, inputs, shape, other.shape)
