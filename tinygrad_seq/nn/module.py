@@ -246,8 +246,9 @@ class Module:
     def zero_grad(self) -> None:
         """Forget the gradients of all parameters."""
         for module in self.modules():
-            for name in module._registered()[0]:
-                vars(module)[name].grad = None
+            own = module.__dict__
+            for name in own.get("_parameters", ()):
+                own[name].grad = None
 
     def to(self, target: DTypeLike) -> Module:
         """Convert or move parameters and buffers, in place; returns the module.
