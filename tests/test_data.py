@@ -257,6 +257,9 @@ class TestBuckets:
         tgs.manual_seed(0)
         assert [one, two] == passes()
 
+    def test_an_empty_list_does_not_make_integers_floats(self):
+        assert data.pad_sequences([[1, 2], []])[0].dtype.kind == "i"
+
     def test_padding_of_integers_is_0(self):
         ((x, y, lengths),) = data.Buckets([[1, 2], [3]], [[4, 5], [6]], batch_size=2, per_step=True)
         order = np.argsort(-lengths)

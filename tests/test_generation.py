@@ -256,7 +256,10 @@ class TestAttention:
         q, k, v = (rng.standard_normal(shape) for shape in ((T, B, H), (S, B, H), (S, B, K)))
         mask = np.array([[1, 1], [1, 1], [1, 0], [0, 0]], bool)
         k[~mask] = v[~mask] = np.nan
-        seen, weights = nn.functional.dot_attention(q, np.nan_to_num(k), v, mask)
+        tracked = tgs.tensor(q, requires_grad=True)
+        seen, weights = nn.functional.dot_attention(tracked, k, v, mask)
+        seen.sum().backward()
+        assert np.isfinite(tracked.grad.numpy()).all()
         for t, b in np.ndindex(T, B):
             places = np.flatnonzero(mask[:, b])
             a = np.exp([q[t, b] @ k[s, b] for s in places])

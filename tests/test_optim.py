@@ -293,6 +293,10 @@ def test_clipping():
     optim.clip_grad_value_([a, b], 0.7)
     assert (a.grad.item(), b.grad.item()) == pytest.approx((0.6, -0.7))
     assert optim.clip_grad_norm_(none, 1.0) == 0
+    for kind, size in (("f2", 1e-4), ("f4", 1e-30)):  # whose squares are none
+        tiny = tgs.zeros(100, dtype=kind, requires_grad=True)
+        tiny.grad = np.full(100, size, kind)
+        assert optim.clip_grad_norm_(tiny, 1.0) == pytest.approx(10 * size, rel=1e-2)
     with pytest.raises(ValueError, match="no parameters were given; an iterator"):
         optim.clip_grad_norm_(iter([]), 1.0)
     a.grad = [1e30]  # its square overflows float32

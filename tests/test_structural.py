@@ -211,9 +211,32 @@ def test_small_integers():
     assert tgs.mean(np.ones(100_000, np.float16)).item() == 1
     assert tgs.var(np.array([0] * 9 + [300], np.float16)).item() == 8100
     assert tgs.logsumexp(tgs.tensor(1.0)).item() == 1
+    assert tgs.rand(10**5, dtype="float16", rng=0).numpy().max() < 1
     assert tgs.logsumexp([-np.inf, -np.inf]).item() == -np.inf
     assert tgs.stack([tgs.zeros(1, dtype="float64"), [0.1]]).numpy()[1, 0] == 0.1
     assert tgs.concat(tgs.ones(1) for _ in range(3)).shape == (3,)
+
+
+@given(
+    st.lists(st.integers(0, 3), max_size=4), st.integers(0, 4), st.sampled_from(["f4", "f8", "f2"])
+)
+def test_gradients_of_what_was_repeated(shape, axes, kind):
+    """Whatever axes are new or were 1, sums over them are the gradient."""
+    shape = tuple(shape)
+    small = tuple(1 if k < axes else n for k, n in enumerate(shape))
+    for source in (small, small[min(axes, len(small)) :]):
+        x = tgs.tensor(np.zeros(source, kind), requires_grad=True)
+        g = np.random.default_rng(0).integers(-3, 4, shape).astype(kind)
+        tgs.broadcast_to(x, shape).backward(g)
+        expected = g.sum(axis=tuple(range(len(shape) - len(source)))) if g.ndim else g
+        repeated = tuple(k for k, n in enumerate(source) if n != expected.shape[k])
+        np.testing.assert_array_equal(x.grad.numpy(), expected.sum(axis=repeated, keepdims=True))
+
+
+def test_a_long_sum_keeps_its_digits():
+    layer = tgs.nn.Linear(1, 2)
+    layer(np.zeros((10**6, 1), "f4")).backward(np.full((10**6, 2), 0.1, "f4"))
+    np.testing.assert_allclose(layer.bias.grad.numpy(), 1e5, rtol=1e-4)
 
 
 def test_many_slices_cost_their_own_size():

@@ -103,6 +103,11 @@ def test_lengths():
             whole = loss(model(x, lengths=lengths), tgs.tensor(target)).item()
             assert blocks[0].loss == pytest.approx(whole)
         assert all(np.isfinite(g).all() for g in gradients(model))
+    found = [
+        [block.size for block in train.tbptt(model, x, target, loss, 3, 3, lengths=given)]
+        for given in (lengths, lengths.astype("u1"))
+    ]
+    assert found == [[6, 4, 3]] * 2
 
 
 @pytest.mark.parametrize("k2", [8, 4, 3, 1])

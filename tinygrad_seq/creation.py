@@ -204,6 +204,8 @@ def rand(
     single = check_dtype(dtype or DEFAULT_FLOAT) == np.float32
     kind: Any = np.float32 if single else np.float64
     values = generator(rng).random(_shape(shape, "rand"), dtype=kind)
+    if check_dtype(dtype or DEFAULT_FLOAT) == np.float16:  # which would round some up to 1
+        values = np.minimum(values, np.nextafter(np.float16(1), np.float16(0)))
     return _random(values, dtype, requires_grad, device)
 
 

@@ -547,13 +547,18 @@ def clip_grad_norm_(
         devices.check_one_device("clip_grad_norm_", (), [g for _, g in pairs])
         return _clip_there(pairs, max_norm)
     with np.errstate(over="ignore"):
-        norm = math.sqrt(sum(float(np.square(g).sum()) for _, g in pairs))
-    if math.isinf(norm):  # float32 overflows long before the gradient does
+        norm = math.sqrt(sum(float(np.square(g, dtype=_wide(g)).sum()) for _, g in pairs))
+    if math.isinf(norm) or not norm:  # squares leave float32's range long before the gradient does
         norm = math.sqrt(sum(float(np.sum(np.square(g, dtype=np.float64))) for _, g in pairs))
     if max_norm < norm < math.inf:
         for tensor, g in pairs:
             tensor.grad = wrap(boxed(g * (max_norm / norm)), None)
     return norm
+
+
+def _wide(g: Any) -> np.dtype[Any]:
+    """A dtype in which its squares can be added."""
+    return np.promote_types(g.dtype, np.float32)
 
 
 def _clip_there(pairs: list[tuple[Tensor, Any]], max_norm: float) -> Tensor:

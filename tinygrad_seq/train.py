@@ -353,8 +353,8 @@ def _checked(model: Any, batch: Any, caller: str) -> _Batch:
     lengths = host_array(batch[2], f"{caller}: lengths")
     if lengths.size and lengths.dtype.kind not in "iu":
         raise ValueError(f"{caller}: lengths has dtype {lengths.dtype}, expected integers")
-    steps_and_rows = [x.shape[:2] for x in leaves(inputs)[:1]]
-    if any(t.shape[:2] in steps_and_rows for t in leaves(targets)):  # a target for each step
+    steps_and_rows = [x.shape[:2] for x in leaves(inputs)]  # of several inputs any may be meant
+    if len(steps_and_rows) == 1 and any(t.shape[:2] in steps_and_rows for t in leaves(targets)):
         size = int(lengths.sum())
     return _Batch(inputs, targets, lengths, size)
 

@@ -159,6 +159,7 @@ class _Sequence:
                     f"tbptt: lengths from {low} to {high}, {self.lengths.dtype}, were given, "
                     f"expected integers from 0 to T = {self.T}"
                 )
+            self.lengths = self.lengths.astype(np.int64)  # unsigned ones have no difference
 
     def lengths_of(self, s: int, e: int) -> np.ndarray | None:
         return None if self.lengths is None else np.clip(self.lengths - s, 0, e - s)

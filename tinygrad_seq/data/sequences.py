@@ -89,7 +89,7 @@ def pad_sequences(
     arrays = as_sequences(sequences, "pad_sequences")
     lengths = np.array([len(a) for a in arrays])
     shape = (len(arrays), int(lengths.max()), *arrays[0].shape[1:])
-    dtype = np.result_type(*arrays)
+    dtype = np.result_type(*([a for a in arrays if a.size] or arrays))  # [] says nothing of it
     if not _holds(dtype, value):
         raise ValueError(
             f"pad_sequences: {value!r} was given to pad {dtype} with, which cannot hold it"

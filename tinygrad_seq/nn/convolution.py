@@ -112,7 +112,7 @@ class _Windowed(Module):
 
     def output_lengths(self, lengths: Any) -> np.ndarray:
         """``output_length`` for each of an array of lengths; 0 for those where no window fits."""
-        W = host_array(lengths, f"{type(self).__name__}: lengths")
+        W = host_array(lengths, f"{type(self).__name__}: lengths").astype(np.int64)
         spare = W + self.around[0] + self.around[1] - self.dilation * (self.kernel_size - 1) - 1
         return np.where((W > 0) & (spare >= 0), spare // self.stride + 1, 0)
 

@@ -269,19 +269,22 @@ def dot_attention(
             f"dot_attention: queries {q.shape}, keys {k.shape} and values {v.shape} were given, "
             "expected (T, B, H), (S, B, H) and (S, B, K)"
         )
-    scores = permute_dims(q, (1, 0, 2)) @ permute_dims(k, (1, 2, 0))  # (B, T, S)
-    if mask is None:
-        weights = softmax(scores, axis=-1)
-    else:
-        there = array_of(mask)
+    there = None if mask is None else array_of(mask)
+    if there is not None:
         _check_places("dot_attention", ("queries", "mask"), q._data, there)
         if there.dtype != np.bool_ or there.shape != k.shape[:2]:
             raise ShapeError(
                 f"dot_attention: a mask {there.dtype}{there.shape} was given, expected booleans "
                 f"{k.shape[:2]}"
             )
+        own = v is k
+        k = where(there[:, :, None], k, 0.0)  # padding may be anything
+        v = k if own else where(there[:, :, None], v, 0.0)
+    scores = permute_dims(q, (1, 0, 2)) @ permute_dims(k, (1, 2, 0))  # (B, T, S)
+    if there is None:
+        weights = softmax(scores, axis=-1)
+    else:
         rows = there.T[:, None, :]
         weights = where(rows, softmax(where(rows, scores, -1e9), axis=-1), 0.0)
-        v = where(there[:, :, None], v, 0.0)  # padding may be anything
     seen = weights @ permute_dims(v, (1, 0, 2))
     return permute_dims(seen, (1, 0, 2)), permute_dims(weights, (1, 0, 2))

@@ -430,8 +430,18 @@ class _Builder(Rows):
         return [each._replace(block=each.slot in block) for each in self.scratch.values()]
 
     def _fill_joints(self) -> None:
-        """A joint has memory of its own; its parts are written there where they are computed."""
+        """A joint has memory of its own; its parts are written there where they are computed.
+
+        One that stands in other joints alone is nowhere: its parts are written there.
+        """
         joints = {slot: self._parts(slot) for slot in self.order() if self.op(slot) in JOINTS}
+        inner = []
+        for slot in joints:
+            readers = [k for k in self.inputs if slot in self.bases(k)]
+            if slot not in self.places and readers and set(readers) <= set(joints):
+                inner.append(slot)
+        for slot in inner:
+            del self.inputs[slot], joints[slot]
         copies: dict[tuple[int, str], int] = {}  # of parts that are computed elsewhere
         for slot, found in joints.items():
             section = self.section[slot]
@@ -488,7 +498,7 @@ class _Builder(Rows):
         return self.classes[at]
 
     def _passes(self, slots: list[int]) -> list[Pass]:
-        """Each row in the first pass in which what it reads is there."""
+        """Each row in the first pass in which what it reads is there, or else where it is read."""
         number: dict[int, int] = {}
 
         def there(reader: int, slot: int) -> int:
@@ -504,6 +514,7 @@ class _Builder(Rows):
 
         for slot in slots:
             number[slot] = max((there(slot, k) for k in self.inputs[slot]), default=0)
+        self._put_off(slots, number)
         passes = [Pass() for _ in range(max(number.values()) + 1)]
         for slot in slots:
             each = passes[number[slot]]
@@ -515,6 +526,31 @@ class _Builder(Rows):
             if slot not in self.places and self._is_read_elsewhere(slot, number):
                 self._give_memory(slot)
         return passes
+
+    def _put_off(self, slots: list[int], number: dict[int, int]) -> None:
+        """Compute in the pass where it is read what waits in memory until then, if no more has to
+        wait for it."""
+        for slot in reversed(slots):
+            written = slot in self.targets or slot in self.places
+            if written or self._is_single(slot) or self.op(slot) not in COMPUTED:
+                continue
+            readers = [k for k in self.inputs if slot in self.bases(k)]
+            if not all(
+                k in number and slot in self.inputs[k] and self._stays(k, slot, slot)
+                for k in readers
+            ):
+                continue
+            waiting = [k for k in self.inputs[slot] if self._would_wait(k, number)]
+            if readers and len(waiting) <= 1:
+                number[slot] = min(number[k] for k in readers)
+
+    def _would_wait(self, slot: int, number: dict[int, int]) -> bool:
+        """Whether a row, read in another pass than its own, needs memory that it does not have."""
+        if slot not in number or slot in self.places:
+            return False
+        if self._is_single(slot) or self.op(slot) in REDUCTIONS:
+            return False
+        return not self._is_read_elsewhere(slot, number)
 
     def _stays(self, reader: int, slot: int, at: int) -> bool:
         """Whether a reader in the same pass finds the value in a register."""

@@ -271,5 +271,3 @@ class Rows:
                 self._replace(cut, made)
             del self.inputs[slot]
             self.outputs = [each for each in self.outputs if self.source(each[0]) != slot]
-
-    # Sections
