@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 REDUCTIONS = ("sum", "max", "min")
 PRODUCTS = ("matmul", "matmul_transposed", "add_matmul", "add_matmul_transposed")
+JOINTS = ("concat", "assemble")
 
 
 class Row(NamedTuple):
@@ -205,6 +206,10 @@ def describe(plan: Plan) -> str:
             lines.append(f"  {what}:")
             for stage in stages:
                 lines += [f"    {line}" for line in _describe_stage(plan, program, stage)]
+        joints = [slot for slot in sorted(program.inputs) if plan.rows[slot].op in JOINTS]
+        if joints:
+            shown = [row_text(plan, slot, program.inputs[slot]) for slot in joints]
+            lines.append(f"  parts written side by side: {', '.join(shown)}")
         for what, block in (("a block of steps", True), ("one step", False)):
             slots = [f"%{each.slot}" for each in program.scratch if each.block == block]
             if slots:
@@ -229,24 +234,29 @@ def describe(plan: Plan) -> str:
 
 def _describe_stage(plan: Plan, program: Program, stage: Stage) -> list[str]:
     def described(slot: int) -> str:
-        text: str = row_text(plan, slot, program.inputs.get(slot))
-        return text
+        return row_text(plan, slot, program.inputs.get(slot))
 
     if isinstance(stage, Product):
         into = "" if stage.into.kind == "scratch" else f"  -> {stage.into.kind} {stage.into.which}"
         return [f"product: {described(stage.slot)}{into}"]
     lines: list[str] = []
-    shown: set[int] = set()
+    shown = set(program.places)
+
+    def show_cut(slot: int) -> None:
+        """Slices are read where they stand, a slice of a slice too."""
+        if plan.rows[slot].op == "slice" and slot not in shown:
+            shown.add(slot)
+            show_cut(program.inputs[slot][0])
+            detail = plan.rows[slot].detail
+            where = f", where %{detail[1]} begins" if detail and detail[0] == "from" else ""
+            lines.append(f"  {described(slot)}{where}")
+
     for k, each in enumerate(stage.passes):
         slots = [*each.singles, *(slot for loop in each.loops.values() for slot in loop)]
         lines.append(f"pass {k + 1}:")
         for slot in slots:
-            for cut in program.inputs[slot]:  # slices are read where they stand
-                if plan.rows[cut].op == "slice" and cut not in (*program.places, *shown):
-                    shown.add(cut)
-                    detail = plan.rows[cut].detail
-                    where = f", where %{detail[1]} begins" if detail and detail[0] == "from" else ""
-                    lines.append(f"  {described(cut)}{where}")
+            for read in program.inputs[slot]:
+                show_cut(read)
             stores = [f"{t.kind} {t.which}" for t in program.targets.get(slot, [])]
             arrow = f"  -> {', '.join(stores)}" if stores else ""
             lines.append(f"  {described(slot)}{arrow}")

@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from tinygrad_seq.program import (
+    JOINTS,
     PRODUCTS,
     REDUCTIONS,
     Derivative,
@@ -32,7 +33,7 @@ from tinygrad_seq.program import (
     Stage,
     Target,
 )
-from tinygrad_seq.recurrence.rewriting import JOINTS, Rows
+from tinygrad_seq.recurrence.rewriting import Rows
 from tinygrad_seq.recurrence.trace import COMPUTED, Step, Trace, copied
 
 

@@ -7,10 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from tinygrad_seq.program import PRODUCTS, Place, Target
+from tinygrad_seq.program import JOINTS, PRODUCTS, Place, Target
 from tinygrad_seq.recurrence.trace import COMPUTED, Trace
-
-JOINTS = ("concat", "assemble")
 
 
 class Rows:
