@@ -213,6 +213,7 @@ def test_small_integers():
     assert tgs.logsumexp(tgs.tensor(1.0)).item() == 1
     assert tgs.rand(10**5, dtype="float16", rng=0).numpy().max() < 1
     assert tgs.logsumexp([-np.inf, -np.inf]).item() == -np.inf
+    assert tgs.grad(tgs.logsumexp)(np.full(2, -np.inf)).tolist() == [0, 0]
     assert tgs.stack([tgs.zeros(1, dtype="float64"), [0.1]]).numpy()[1, 0] == 0.1
     assert tgs.concat(tgs.ones(1) for _ in range(3)).shape == (3,)
 

@@ -389,7 +389,7 @@ def test_no_grad_wants_parentheses():
         @tgs.no_grad
         def f() -> None: ...
 
-    with pytest.raises(ValueError, match="a generator function was given"):
+    with pytest.raises(ValueError, match="a generator or an async function was given"):
 
         @tgs.no_grad()
         def g():

@@ -144,9 +144,10 @@ def _logsumexp_vjp(g: Any, x: Any, y: Any, axes: tuple[int, ...], keepdims: bool
     if isinstance(g, Tensor) or isinstance(x, Tensor):
         e = exp(x - y)
         return e * (g / sum(e, axes, keepdims=True))
-    e = boxed(x - y)
+    e = boxed(x - np.where(y == -np.inf, 0, y))  # where every x is -inf, no element has a share
     np.exp(e, out=e)
-    e *= g / e.sum(axis=axes, keepdims=True)  # the sum is 1, but for y's rounding
+    total = e.sum(axis=axes, keepdims=True)  # 1, but for y's rounding
+    e *= g / np.where(total == 0, 1, total)
     return e
 
 

@@ -314,15 +314,16 @@ class Adam(Optimizer):
         lr, (beta1, beta2), decay = group["lr"], group["betas"], group["weight_decay"]
         if not state:
             state.update(step=0, mean=np.zeros_like(value), square=np.zeros_like(value))
-        if decay and self.decoupled:
-            value = value - lr * decay * value
-        elif decay:
-            gradient = gradient + decay * value
+        coupled, own = (0.0, decay) if self.decoupled else (decay, 0.0)
         state["step"] += 1
         m, v, new = state["mean"], state["square"], np.empty_like(value)
         correction1, correction2 = (1 - beta ** state["step"] for beta in (beta1, beta2))
 
         def some(w: Any, g: Any, m: Any, v: Any, new: Any) -> None:
+            if own:
+                w = w - lr * own * w
+            if coupled:
+                g = g + coupled * w
             m *= beta1
             np.multiply(g, 1 - beta1, out=new)  # `new` is room for what is on the way
             m += new

@@ -15,7 +15,7 @@ import itertools
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from functools import wraps
-from inspect import isgeneratorfunction
+from inspect import isasyncgenfunction, iscoroutinefunction, isgeneratorfunction
 from operator import attrgetter
 from typing import Any, NamedTuple, TypeVar
 
@@ -27,6 +27,7 @@ from tinygrad_seq.rules import Function, Operation
 F = TypeVar("F", bound=Callable[..., Any])
 next_index = itertools.count(1).__next__
 _index = attrgetter("index")
+RUN_LATER = (isgeneratorfunction, iscoroutinefunction, isasyncgenfunction)
 
 
 class Entry:
@@ -115,10 +116,10 @@ class no_grad(set_recording):  # noqa: N801
         super().__init__(False)
 
     def __call__(self, function: F) -> F:
-        if isgeneratorfunction(function):
+        if any(runs_later(function) for runs_later in RUN_LATER):
             raise ValueError(
-                "no_grad: a generator function was given, which runs after the call has returned; "
-                "write with tgs.no_grad(): inside it"
+                "no_grad: a generator or an async function was given, which runs after the call "
+                "has returned; write with tgs.no_grad(): inside it"
             )
 
         @wraps(function)
