@@ -180,7 +180,8 @@ LINEAR = Operation(
 def linear(x: TensorLike, weight: TensorLike, bias: TensorLike | None = None) -> Tensor:
     """x Wᵀ + b: x (..., in), weight (out, in) and, if given, bias (out,) give (..., out).
 
-    The same as ``x @ weight.T + bias``, with one line less on the tape. Raises ShapeError.
+    The same as ``x @ weight.T + bias``, dtypes too, with one line less on the tape. Raises
+    ShapeError for other shapes.
     """
     a, w = as_tensor(x, "linear"), as_tensor(weight, "linear")
     if a._data.dtype is not w._data.dtype:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,7 @@ from tinygrad_seq.recurrence.arguments import Cell, Given, check_arguments
 from tinygrad_seq.recurrence.derive import Needs, differentiate
 from tinygrad_seq.recurrence.following import trace_again
 from tinygrad_seq.recurrence.stepwise import no_steps, run_steps
-from tinygrad_seq.recurrence.trace import BESIDE, Step, as_used, trace_cell
+from tinygrad_seq.recurrence.trace import BESIDE, Step, as_used, exact_up_to, trace_cell
 from tinygrad_seq.rules import RULES, Operation
 from tinygrad_seq.tape import Bundle, Entry, Piece, recording
 from tinygrad_seq.tensors import FLOATS, Tensor, entry_of, wrap
@@ -122,11 +122,11 @@ class Call:
         given: Given,
         reverse: bool = False,
         checkpoint: int | None = None,
-        anew: bool = False,  # traced from scratch, for who wants to see how
+        trace: Callable[..., Step] = trace_again,
     ) -> None:
         self.cell, self.given, self.reverse, self.checkpoint = cell, given, reverse, checkpoint
         self.dtype = _dtype(given)
-        self.step = (trace_cell if anew else trace_again)(cell, given, self.dtype)
+        self.step = trace(cell, given, self.dtype)
         self.xs, self.states = given.x_leaves, given.state_leaves
         self.own_resets = given.reset_state is not given.state
         self.reset_states = leaves(given.reset_state) if given.resets is not None else self.states
@@ -219,7 +219,7 @@ class Call:
 def prepare(cell: Cell, xs: Any, state: Any) -> tuple[Call, Needs]:
     """A call with these arguments, and what needs a gradient: all that can, if nothing asks."""
     given = check_arguments(cell, xs, state, None, None, "scan")
-    scan = Call(cell, given, anew=True)
+    scan = Call(cell, given, trace=trace_cell)  # from scratch, for who wants to see how
     needs = scan.needs()
     if not any(any(each) for each in needs):
         floating = [x.dtype in FLOATS for x in scan.xs]
@@ -320,7 +320,7 @@ def _check_exact(x: Any, dtype: np.dtype[Any]) -> None:
     if x.dtype.kind not in "iu" or not x.size:
         return
     low, high = int(x.min()), int(x.max())
-    if max(-low, high) > 2 ** (np.finfo(dtype).nmant + 1):
+    if max(-low, high) > exact_up_to(dtype):
         raise ValueError(
             f"scan: integers from {low} to {high} were given, expected such as {dtype} holds "
             "exactly, in which the step computes; tgs.unroll keeps them integers"

@@ -52,6 +52,11 @@ def as_used(array: Any, role: str) -> Any:
     return array.T if role is TRANSPOSED else array
 
 
+def exact_up_to(dtype: np.dtype[Any]) -> int:
+    """The whole numbers from its negative to this one are all in a floating dtype."""
+    return 1 << (int(np.finfo(dtype).nmant) + 1)
+
+
 class Event(NamedTuple):
     """Something that a cell asked its trace for, and what it got; for ``following.py``."""
 
@@ -416,7 +421,7 @@ class Trace(Source):
         return self.capture(value)
 
     def _check_exact(self, value: int) -> None:
-        if abs(value) > 2 ** (np.finfo(self.dtype).nmant + 1):
+        if abs(value) > exact_up_to(self.dtype):
             raise ValueError(
                 f"scan: the integer {value} stands beside integers at line %{len(self.rows)} of "
                 f"the step, which computes in {self.dtype} and does not hold it exactly; {WAY_OUT}"
