@@ -599,6 +599,20 @@ def branch(x, h):
     return h, h
 
 
+def branches_on_all_rows(x, h):
+    return x, h if (h > 0) else h + x
+
+
+def loops(x, h):
+    while h.max(axis=-1) < 3:
+        h = h + x
+    return x, h
+
+
+def formats(x, h):
+    return x, h * len(f"{h:.3f}")
+
+
 def outside(x, h):
     h = h + tgs.tensor(np.asarray(h))
     return h, h
@@ -659,6 +673,9 @@ def another_dtype_inside(x, h):
 
 BAD = [
     (branch, tgs.TraceError, "mix rows"),
+    (branches_on_all_rows, tgs.TraceError, r"line %\d+ of the step \(greater\).*tgs.unroll"),
+    (loops, tgs.TraceError, r"line %\d+ of the step \(less\).*tgs.unroll"),
+    (formats, tgs.TraceError, r"line %\d+ of the step \(state\).*tgs.unroll"),
     (outside, tgs.TraceError, "its value was asked for.*tgs.unroll"),
     (item, tgs.TraceError, "line %"),
     (grows, ValueError, "keeps its shape from step to step"),

@@ -172,7 +172,7 @@ class Tensor:
 
     def item(self) -> Any:
         """The only element, as a Python number, copied to the host if need be."""
-        if self.size != 1:
+        if self.size != 1 and not is_traced((self,)):
             raise ShapeError(f"item: shape {self.shape} was given, expected exactly one element")
         return devices.to_host(self._data).item()
 
@@ -194,7 +194,7 @@ class Tensor:
         return (self[k] for k in range(len(self)))
 
     def __bool__(self) -> bool:
-        if self.size != 1:
+        if self.size != 1 and not is_traced((self,)):
             raise ShapeError(
                 f"bool: a tensor of shape {self.shape} is neither true nor false; "
                 "ask t.numpy().any() or t.numpy().all(), or choose elementwise with tgs.where"
