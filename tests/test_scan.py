@@ -530,7 +530,7 @@ def test_a_value_kept_from_another_call(rng):
 
     x = rng.standard_normal((3, 2, 4), "f4")
     tgs.scan(cell, x, np.zeros((2, 4), "f4"))
-    with pytest.raises(tgs.TraceError, match="from another call of the cell"):
+    with pytest.raises(tgs.TraceError, match="from another call of the cell.*tgs.unroll"):
         tgs.scan(cell, x, np.zeros((2, 4), "f4"))
 
 
@@ -655,6 +655,15 @@ def goes_back(x, h):
     return h, h
 
 
+def assigns(x, h):
+    h.data = np.zeros((2, 4), "f4")
+    return h, h
+
+
+def returns_a_condition(x, h):
+    return h > 0, h
+
+
 def draws_for_all_rows(x, h):
     return x, h * tgs.rand(4)
 
@@ -685,11 +694,13 @@ BAD = [
     (transposes, tgs.TraceError, "mix rows"),
     (unknown, tgs.TraceError, "stack of %0 float32.*cannot be compiled.*tgs.unroll"),
     (three_axes, tgs.TraceError, r"reshape .*\(B, n\) or \(B,\)"),
-    (goes_back, tgs.TraceError, "backward was called, for a value of the step"),
+    (goes_back, tgs.TraceError, r"line %3 of the step backward was called.*tgs.unroll"),
+    (assigns, tgs.TraceError, r"line %1 of the step data were assigned.*tgs.unroll"),
+    (returns_a_condition, tgs.TraceError, r"y of dtype bool, line %3 of the step.*tgs.unroll"),
     (draws_for_all_rows, tgs.TraceError, r"random numbers of shape \(4,\).*B = 2.*tgs.unroll"),
     (draws_a_leaf, ValueError, "requires_grad=True was given inside a cell"),
-    (draws_elsewhere, tgs.TraceError, "a NumPy generator.*tgs.rand"),
-    (another_dtype_inside, tgs.TraceError, r"dtype float64 and shape \(4, 4\).*float32"),
+    (draws_elsewhere, tgs.TraceError, "a NumPy generator.*tgs.rand.*tgs.unroll"),
+    (another_dtype_inside, tgs.TraceError, r"float64 and shape \(4, 4\).*line %2.*unroll"),
 ]
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from tinygrad_seq import devices
-from tinygrad_seq.errors import ShapeError, TraceError
+from tinygrad_seq.errors import WAY_OUT, ShapeError, TraceError
 from tinygrad_seq.tape import recording
 from tinygrad_seq.tensors import DEFAULT_FLOAT, FLOATS, Tensor, as_array, check_dtype, wrap
 
@@ -36,7 +36,7 @@ def generator(rng: Rng = None) -> np.random.Generator:
     if recording.tracer is not None:
         raise TraceError(
             "scan: the cell asks for a NumPy generator, whose numbers would be drawn once for all "
-            "steps; take tgs.rand, tgs.randn or nn.Dropout, which are compiled"
+            f"steps; take tgs.rand, tgs.randn or nn.Dropout, which are compiled; {WAY_OUT}"
         )
     return _chosen(rng)
 

@@ -11,6 +11,7 @@ from operator import index
 from typing import Any
 
 __all__ = [
+    "WAY_OUT",
     "DeviceError",
     "ShapeError",
     "TapeError",
@@ -20,6 +21,8 @@ __all__ = [
     "probability",
     "whole",
 ]
+
+WAY_OUT = "tgs.unroll runs any cell, step by step on the tape"  # where a cell cannot be compiled
 
 
 class ShapeError(ValueError):

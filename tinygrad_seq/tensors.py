@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
 from tinygrad_seq import devices
-from tinygrad_seq.errors import DeviceError, ShapeError, TapeError, TraceError
+from tinygrad_seq.errors import WAY_OUT, DeviceError, ShapeError, TapeError, TraceError
 from tinygrad_seq.rules import Array, Operation
 from tinygrad_seq.tape import Entry, Leaf, mark_written, recording
 
@@ -316,8 +316,8 @@ def refuse_traced(tensor: Tensor, what: str) -> None:
     """Raise a TraceError for a value of a cell that is traced: it is what the cell computes."""
     if type(tensor._data) is not ndarray and is_traced((tensor,)):
         raise TraceError(
-            f"scan: {what}, for a value of the step; a cell computes new values from those that it "
-            "is given, and returns them"
+            f"scan: at line %{tensor._data.slot} of the step {what}, for a value of the step; a "
+            f"cell computes new values from those that it is given, and returns them; {WAY_OUT}"
         )
 
 

@@ -20,7 +20,7 @@ import numpy as np
 
 from tinygrad_seq import devices
 from tinygrad_seq.creation import Rng, new_seed
-from tinygrad_seq.errors import ShapeError, TraceError
+from tinygrad_seq.errors import WAY_OUT, ShapeError, TraceError
 from tinygrad_seq.program import Row
 from tinygrad_seq.recurrence.arguments import Cell, Given, check_returned, check_state
 from tinygrad_seq.recurrence.draws import Source, check_drawn_anew, drawn
@@ -32,7 +32,6 @@ from tinygrad_seq.trees import leaves, rebuild
 
 COMPARISONS = ("less", "less_equal", "greater", "greater_equal", "equal", "not_equal")
 PIECES = 4  # slices that a choice of units may be joined from
-WAY_OUT = "tgs.unroll runs any cell, step by step on the tape"
 
 
 # What a cell uses a tensor as that it closes over: beside values of the step, as the right side of
@@ -190,8 +189,9 @@ class Trace(Source):
             if tensor.dtype != self.dtype and tensor.dtype in FLOATS:
                 raise TraceError(
                     f"scan: a tensor of dtype {tensor.dtype} and shape {tensor.shape} is used in a "
-                    f"step of dtype {self.dtype}, expected one dtype; convert it with "
-                    f"t.to('{self.dtype}'), or the cell with cell.to(...)"
+                    f"step of dtype {self.dtype}, at its line %{len(self.rows)}, expected one "
+                    f"dtype; convert it with t.to('{self.dtype}'), or the cell with cell.to(...); "
+                    f"{WAY_OUT}"
                 )
             shape = as_used(tensor._data, role).shape
             slot = self.add(
@@ -348,7 +348,8 @@ class Trace(Source):
         raise TraceError(
             f"scan: at line %{len(self.rows)} of the step stands a value from another call of the "
             "cell, or from a cell around it; what goes from step to step belongs into the state, "
-            "not into an attribute or a global, and what an inner scan reads into its xs"
+            "not into an attribute or a global, and what an inner scan reads into its xs; "
+            f"{WAY_OUT}"
         )
 
     def _unknown(self, name: str, inputs: Sequence[Any], why: str = "") -> NoReturn:
@@ -832,8 +833,9 @@ def trace_slot(trace: Trace, leaf: Tensor, what: str) -> int:
             trace.refuse_foreign()
         if data.dtype != trace.dtype:
             raise TraceError(
-                f"scan: the cell returned {what} of dtype {data.dtype}, expected {trace.dtype}; "
-                f"convert it with .to('{trace.dtype}') in the cell"
+                f"scan: the cell returned {what} of dtype {data.dtype}, line %{data.slot} of the "
+                f"step, expected {trace.dtype}; convert it with .to('{trace.dtype}') in the cell; "
+                f"{WAY_OUT}"
             )
         if trace.rows[data.slot].op in COMPUTED:
             return data.slot
