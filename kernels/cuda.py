@@ -109,7 +109,8 @@ class Runner:
         saved: Sequence[Array] = ()
         if keep and k is not None:
             count = max(-(-rows.steps // k) - 1, 0)  # segments after the first
-            saved = [xp.empty((count, *state.shape), self.dtype) for state in inputs.states]
+            # zeros for rows that have ended: nothing writes them, and products read them
+            saved = [make((count, *state.shape), self.dtype) for state in inputs.states]
         keep_all = keep and (k is None or not rows.steps)
         layout = self._layout("forward", inputs, rows.steps, keep_all)
         run = _Run(self, layout, inputs)

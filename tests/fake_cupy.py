@@ -3,8 +3,9 @@
 It does what CuPy 14 does, with NumPy's arithmetic, and refuses what CuPy refuses: a conversion to
 NumPy that nobody asked for, NumPy's arrays as operands, functions and keywords that CuPy has not
 (the tables below, which a test compares with CuPy where that is installed). Reductions give arrays
-without axes, integers in index arrays count round the end, as there. What goes from the host to the
-device and back is counted in ``transfers``. Addresses are real ones, of host memory.
+without axes, integers in index arrays count round the end, as there. Memory that nobody has written
+holds NaN, as the device's may. What goes from the host to the device and back is counted in
+``transfers``. Addresses are real ones, of host memory.
 
 ``with installed():`` puts it in CuPy's place.
 """
@@ -364,7 +365,10 @@ def _function(name: str, parameters: str) -> Any:
         if name == "where" and not isinstance(args[0], ndarray):
             raise TypeError(f"Unsupported type {type(args[0])}")
         given = [_argument(a) for a in args]
-        return _own(numpys(*given, **{k: _argument(v) for k, v in kwargs.items()}))
+        made = _own(numpys(*given, **{k: _argument(v) for k, v in kwargs.items()}))
+        if name in ("empty", "empty_like"):
+            made._host.ravel("K").view(np.uint8).fill(255)
+        return made
 
     function.__name__ = name
     return function
