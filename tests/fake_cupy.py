@@ -237,9 +237,8 @@ class ndarray:  # noqa: N801
         subok: Any = None,
         copy: bool = True,
     ) -> ndarray:
-        if not copy and self.dtype == np.dtype(dtype):
-            return self
-        return _own(self._host.astype(dtype, order=order))
+        made = self._host.astype(dtype, order=order, copy=copy)
+        return self if made is self._host else _own(made)
 
     def reshape(self, *shape: Any, order: str = "C") -> ndarray:
         return _own(self._host.reshape(*shape, order=order))
@@ -421,7 +420,7 @@ for _name, _parameters in METHODS.items():
 
 def asarray(a: Any, dtype: Any = None, order: Any = None) -> ndarray:
     if isinstance(a, ndarray):
-        return a if dtype is None else a.astype(dtype, copy=False)
+        return a.astype(a.dtype if dtype is None else dtype, order or "K", copy=False)
     if isinstance(a, np.ndarray):
         transfers["to_device"] += 1
     return _own(np.array(a, dtype, order=order or "K"))

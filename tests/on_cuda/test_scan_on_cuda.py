@@ -155,6 +155,20 @@ def test_nothing_comes_back_to_the_host(rng, device):
     assert fake.transfers["to_device"] <= 2  # the initial state's zeros are made there
 
 
+def test_a_gradient_that_is_one_number_everywhere(rng, device):
+    """As a sum's is: it takes the memory of one number, and kernels read whole rows."""
+    cell = nn.GRUCell(3, 4, rng=rng, dtype="float64")
+    x = rng.standard_normal((4, 2, 3))
+    found = []
+    for drive, place in ((tgs.unroll, "cpu"), (tgs.scan, device)):
+        moved = copy.deepcopy(cell).to(place)
+        ys, _ = drive(moved, tgs.tensor(x).to(place))
+        tgs.sum(ys).backward()
+        found.append([p.grad.numpy() for p in moved.parameters()])
+    for cpu, cuda in zip(*found, strict=True):
+        np.testing.assert_allclose(cuda, cpu, atol=1e-10)
+
+
 def test_stepper(rng, device):
     cell = nn.GRUCell(3, 4, rng=rng, dtype="float64").to(device)
     x = tgs.tensor(rng.standard_normal((4, 2, 3))).to(device)
