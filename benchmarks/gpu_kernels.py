@@ -162,7 +162,7 @@ SHARED_NUMBERS = 8192  # that read_shared goes through
 
 def read_shared(words: Any) -> None:
     """Words: how often, clocks, out. All threads read 16 bytes of shared memory."""
-    shared = cuda.shared.array(0, single)
+    shared = cuda.shared.array(0, single, 16)
     i = cuda.threadIdx.x
     while i < SHARED_NUMBERS:
         shared[i] = single(i)
