@@ -841,6 +841,26 @@ def test_what_cuda_reports_is_told_in_a_sentence(text, words):
         raise error
 
 
+@pytest.mark.parametrize("way", ["forward", "backward"])
+def test_what_a_launch_reports_is_told_in_a_sentence(way, monkeypatch, rng):
+    """What cuda.core raises is an Exception, and no RuntimeError as CuPy's are."""
+    from tinygrad_seq.kernels import cpu
+
+    cell = nn.RNNCell(2, 3, rng=rng)
+    ys, _ = tgs.scan(cell, tgs.zeros(3, 2, 2))
+
+    class CUDAError(Exception):
+        pass
+
+    def refuse(*_):
+        raise CUDAError("CUDA_ERROR_INVALID_VALUE: an argument is out of range")
+
+    monkeypatch.setattr(cpu.Runner, way, refuse)
+    run = {"forward": lambda: tgs.scan(cell, tgs.zeros(3, 2, 2)), "backward": tgs.sum(ys).backward}
+    with pytest.raises(tgs.DeviceError, match=r"scan: CUDA refused \(CUDA_ERROR_INVALID_VALUE"):
+        run[way]()
+
+
 def test_find_nan(place):
     x = tgs.tensor([1.0, -1.0], requires_grad=True, device="cuda")
     found = tgs.find_nan(lambda: tgs.sqrt(x).sum())

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
@@ -217,6 +218,18 @@ def check_one_device(operation: str, names: Sequence[str], arrays: Sequence[Any]
         f"{operation}: {', '.join(each[:6])}; bring them to one device with .to('cuda') or "
         ".to('cpu')"
     )
+
+
+@contextmanager
+def explaining(operation: str) -> Iterator[None]:
+    """Raise what ``explained`` makes of an error inside the block."""
+    try:
+        yield
+    except Exception as error:  # those of cuda.core and numba-cuda are no RuntimeErrors
+        said = explained(error, operation)
+        if said is error:
+            raise
+        raise said from None
 
 
 def explained(error: Exception, operation: str) -> Exception:

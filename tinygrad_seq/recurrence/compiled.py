@@ -199,10 +199,8 @@ class Call:
         runner = self.runner(needs if record else None)
         arrays = self.arrays(runner)
         y_leaves = leaves(step.y)
-        try:
+        with devices.explaining("scan"):
             ys, last, kept = runner.forward(arrays, record)
-        except (RuntimeError, MemoryError) as error:
-            raise devices.explained(error, "scan") from None
         likes = [*y_leaves, *self.states]  # (B, n), or (B,), which counts as (B, 1)
         values = [
             v if len(like._data.shape) == 2 else v.reshape(*v.shape[:-2], *like._data.shape)
@@ -372,7 +370,8 @@ class _Run:
             for k in range(len(scan.states))
         ]
         seen = None if recording.flow is None else recording.flow.of(self, dys)
-        found = self.runner.backward(self.kept, dys, dlast, seen)
+        with devices.explaining("scan"):
+            found = self.runner.backward(self.kept, dys, dlast, seen)
         resets = found.reset_states
         states = found.states
         if scan.given.resets is not None and not scan.own_resets:
