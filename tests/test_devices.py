@@ -832,6 +832,7 @@ def test_tf32_is_off_unless_it_is_asked_for(place):
     ("text", "words"),
     [
         ("CUDA_ERROR_ILLEGAL_ADDRESS: an illegal memory access", "works no more for this process"),
+        ("cudaErrorIllegalInstruction: an illegal instruction", "works no more for this process"),
         ("cudaErrorInvalidValue: invalid argument", r"scan: CUDA refused \(cudaErrorInvalid"),
     ],
 )
@@ -859,6 +860,20 @@ def test_what_a_launch_reports_is_told_in_a_sentence(way, monkeypatch, rng):
     run = {"forward": lambda: tgs.scan(cell, tgs.zeros(3, 2, 2)), "backward": tgs.sum(ys).backward}
     with pytest.raises(tgs.DeviceError, match=r"scan: CUDA refused \(CUDA_ERROR_INVALID_VALUE"):
         run[way]()
+
+
+def test_what_went_wrong_before_is_told_where_it_comes_to_light(monkeypatch):
+    """A kernel that fails is noticed by whoever waits for it first, as copies to the host do."""
+
+    def get(self):
+        raise fake_cupy.CUDARuntimeError(700, "cudaErrorIllegalAddress: an illegal memory access")
+
+    with fake_cupy.installed():
+        x = tgs.ones(2, device="cuda")
+        monkeypatch.setattr(fake_cupy.ndarray, "get", get)
+        for use in (x.numpy, x.tolist, lambda: x.to("cpu"), lambda: bool(x[0] > 0)):
+            with pytest.raises(tgs.DeviceError, match="a kernel did not end as it should"):
+                use()
 
 
 def test_find_nan(place):

@@ -27,7 +27,8 @@ CUDA_ERRORS = ("CUDAError", "CUDARuntimeError", "CUDADriverError", "CudaAPIError
 # Errors after which nothing more can be done in a process, as the driver names them.
 LASTING = (
     *("ILLEGAL_ADDRESS", "IllegalAddress", "LAUNCH_FAILED", "LaunchFailure", "LAUNCH_TIMEOUT"),
-    *("LaunchTimeout", "ILLEGAL_INSTRUCTION", "MISALIGNED_ADDRESS", "MisalignedAddress"),
+    *("LaunchTimeout", "ILLEGAL_INSTRUCTION", "IllegalInstruction"),
+    *("MISALIGNED_ADDRESS", "MisalignedAddress"),
 )
 
 _started: Any = None  # CuPy, once it has answered in this process
@@ -95,7 +96,8 @@ def to_host(array: Any) -> Any:
         return array
     if _forked:
         raise _after_a_fork()
-    return array.get()
+    with explaining("a copy to the host"):  # what went wrong before comes to light here
+        return array.get()
 
 
 def erf(x: Any) -> Any:
