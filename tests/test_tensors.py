@@ -232,6 +232,11 @@ class Foreign:
         return np.ones(2)
 
 
+def test_another_librarys_array_keeps_its_dtype():
+    assert tgs.tensor(Foreign()).dtype == np.float64
+    assert tgs.tensor(Foreign(), dtype="float32").dtype == np.float32
+
+
 BAD = {
     "rows given differ in length": lambda: tgs.tensor([[1.0], [1.0, 2.0]]),
     "complex128 was given": lambda: tgs.tensor(np.array(1j)),

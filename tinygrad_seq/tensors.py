@@ -429,7 +429,7 @@ def as_array(data: Any, dtype: DTypeLike | None = None, copy: bool = False) -> A
                 f"tensor: {data!r:.60} was given, expected a number, an array, or lists of numbers"
             )
         check_dtype(array.dtype)
-        if wanted is None and array.dtype == np.float64 and array is not data:
+        if wanted is None and array.dtype == np.float64 and not hasattr(data, "__array__"):
             wanted = None if _holds(data, (np.ndarray, np.generic)) else DEFAULT_FLOAT
     return array.astype(wanted or array.dtype, copy=copy)
 
