@@ -70,7 +70,7 @@ def three_steps() -> tuple[np.ndarray, np.ndarray]:
         loss = (ys[2] ** 2).sum()
     print(tape)
     print("The constants are the inputs x of each step and the zero state. The weights W, U and b")
-    print("have one line each; every step points to them (to W and U through their transposes).")
+    print("have one line each, and every step points to them; linear(x, W) is x Wᵀ.")
     loss.backward()
     shared = cell.weight_hh.grad.numpy()
 

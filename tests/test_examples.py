@@ -32,7 +32,10 @@ def test_read_the_tape(capsys):
     shared, by_step = example("read_the_tape")["main"]()
     np.testing.assert_allclose(shared, by_step.sum(axis=0), rtol=1e-12)
     assert (by_step[0] == 0).all()
-    assert "gradcheck: True" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "linear(%0, %1)" in shown
+    assert "linear(x, W) is x Wᵀ" in shown
+    assert "gradcheck: True" in shown
 
 
 def test_pictures(tmp_path, capsys):
