@@ -50,8 +50,8 @@ def chain() -> None:
     print(f"w.grad  {w.grad.item():.6f}   by hand, the product of three factors  {by_hand:.6f}")
 
 
-def used_twice() -> None:
-    heading("3. Used twice: gradients add up")
+def used_again() -> None:
+    heading("3. Used more than once: gradients add up")
     w = tgs.tensor(3.0, requires_grad=True)
     with tgs.Tape(w=w) as tape:
         y = w * w + w  # w is used three times
@@ -103,7 +103,7 @@ def main() -> tuple[np.ndarray, np.ndarray]:
     np.set_printoptions(precision=6, suppress=True)
     one_operation()
     chain()
-    used_twice()
+    used_again()
     result = three_steps()
     gradient_of_gradient()
     return result
