@@ -224,6 +224,20 @@ def test_the_reference_lists_what_there_is():
     assert made == found, "run python docs/reference.py"
 
 
+def test_the_notes_name_what_there_is():
+    pytest.importorskip("matplotlib")
+    from tinygrad_seq import data, drawing, nn, optim
+
+    rooms = {"tgs": tgs, "nn": nn, "optim": optim, "train": tgs.train, "data": data}
+    text = (ROOT / "docs" / "notes.md").read_text(encoding="utf-8")
+    for room, name in re.findall(r"`(\w+)\.(\w+)", text):
+        assert hasattr({**rooms, "drawing": drawing}[room], name), f"{room}.{name}"
+    shown_by = [row.split(" | ")[-1] for row in text.splitlines() if row.startswith("| ")]
+    for word in re.findall(r"[\w/.]+_\w+(?:\.py)?", re.sub("`.*?`", "", " ".join(shown_by))):
+        path = ROOT / word if word.endswith(".py") else ROOT / "examples" / f"{word}.py"
+        assert path.exists(), path
+
+
 def test_from_a_cell_to_its_kernel(capsys):
     """What docs/scan.md shows is what is printed."""
     text = (ROOT / "docs" / "scan.md").read_text(encoding="utf-8")
