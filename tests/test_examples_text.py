@@ -84,7 +84,10 @@ class TestTruncation:
         found = {name: row[4] for name, row in example("truncation")["main"](small).items()}
         assert found["k1 = 64, k2 = 4"] < 0.6
         assert min(found["whole"], found["k1 = 64, k2 = 16"], found["k1 = 16, k2 = 32"]) > 0.9
-        assert "k1 = 64, k2 = 8            " in capsys.readouterr().out
+        shown = capsys.readouterr().out
+        assert "k1 = 64, k2 = 8            " in shown
+        assert "0.25 is chance" in shown
+        assert "the time is that of all models of a row" in shown
         assert path.stat().st_size > 10_000
 
     def test_a_stream(self):
