@@ -170,7 +170,8 @@ def measure(model: Window, truth: np.ndarray) -> Result:
 
 
 def table(results: dict[str, Result]) -> None:
-    print("\nRMSE so many steps ahead, and the horizon: steps within 0.05 of the truth, median")
+    print("\nRMSE so many steps ahead, in sides of the box, and the horizon: the steps for which")
+    print(f"the prediction stays within {TOLERANCE} of the truth, the median of all trajectories")
     print(f"{'':27}parameters" + "".join(f"{k:>9}" for k in AHEAD) + "  horizon")
     for name, (count, rmse, _, _, horizons) in results.items():
         errors = "".join(f"{e:9.4f}" for e in rmse)
@@ -199,11 +200,11 @@ def picture(results: dict[str, Result], truth: np.ndarray, past: int, output: Pa
         axis.plot(*drawn[horizon:].T, ":", color="tab:red", label="beyond the horizon")
         axis.plot(*drawn[horizon], "X", color="tab:red", markersize=9)
         axis.set(xlim=(0, 1), ylim=(0, 1), xticks=[], yticks=[], aspect="equal")
-        axis.set_title(f"{name}: {horizon} steps")
+        axis.set_title(f"{name}: {horizon} step{'s' * (horizon != 1)}")
     axes["a"].legend(loc="best", fontsize="small")
     for name, result in results.items():
         axes["e"].semilogy(1 + np.arange(len(result.error)), np.median(result.error, 1), label=name)
-    axes["e"].axhline(TOLERANCE, color="black", linestyle="--")
+    axes["e"].axhline(TOLERANCE, color="black", linestyle="--", label=f"tolerance, {TOLERANCE}")
     axes["e"].set(xlabel="steps ahead, each prediction fed back in", ylim=(5e-4, 1))
     axes["e"].set_ylabel("median distance from the truth")
     axes["e"].legend(ncols=3, fontsize="small")

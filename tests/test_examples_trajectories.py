@@ -38,6 +38,7 @@ class TestBall:
         assert np.median(results["LSTM"].horizons) > 2 * np.median(results["no change"].horizons)
         shown = capsys.readouterr().out
         assert "600 × 30 positions give 22 blocks of 8 + 1 each" in shown
+        assert "in sides of the box" in shown
         assert all(f"{name:27}{r.parameters:10}" in shown for name, r in results.items())
         assert picture.stat().st_size > 10_000
 
