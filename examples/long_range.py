@@ -161,7 +161,8 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         if (task, T) == ("adding", longest):
             after[name] = trial.flow()
 
-    print(f"mean loss of the last 50 of {given.updates} updates")
+    print(f"mean loss of the last 50 of {given.updates} updates: of adding the squared error,")
+    print("of copy the cross-entropy, in nats for each step")
     print(" " * 16 + "".join(f"{f'{task} {T}':>12}" for task, T in columns))
     print("no memory       " + "".join(f"{TASKS[task][3](T):12.4f}" for task, T in columns))
     for name in LAYERS:
@@ -177,7 +178,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     print("order 20: the same, for an RNN whose recurrent weights U start larger")
     for name, flow in exploding.items():
         print(f"{name:16}{flow[0]:12.0e} before")
-    print(f"RNN, 1.5 U: a loss of {np.log(4):.4f} becomes", end=" ")
+    print(f"RNN, 1.5 U: a loss of {np.log(4):.4f} nats becomes", end=" ")
     print(f"{np.mean(clipped[-50:]):.4f} with clipping, {np.mean(free[-50:]):.4f} without")
     if not given.no_plot:
         curves = {f"adding {longest}, untrained": before, f"after {given.updates} updates": after}

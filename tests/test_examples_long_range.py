@@ -43,6 +43,7 @@ def test_long_range(tmp_path, capsys):
     assert np.mean(free[-50:]) > 1.2 * np.mean(clipped[-50:])
 
     shown = capsys.readouterr().out
+    assert "of adding the squared error" in shown
     assert "no memory             0.1667      0.1667      0.9452" in shown
     assert f"becomes {np.mean(clipped[-50:]):.4f} with clipping" in shown
     assert picture.stat().st_size > 10_000
