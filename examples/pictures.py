@@ -141,7 +141,7 @@ def main(arguments: list[str] | None = None) -> list[Path]:
     draw_cell(nn.RNNCell(2, 4, rng=0), xs, path=to("rnn"))
     draw_cell(lstm, xs, path=to("lstm"))
     four_steps(lstm, xs, to("lstm_four_steps"))
-    gru_parts = {"reset": ["r"], "update": ["z"], "candidate": ["n"]}
+    gru_parts = {"reset": ["r"], "update": ["z"], "candidate": ["from_h", "n"]}
     draw_cell(nn.GRUCell(2, 4, rng=0), xs, parts=gru_parts, path=to("gru"))
     draw_cell(MinimalGatedUnit(2, 4), xs, path=to("minimal_gated_unit"))
 
