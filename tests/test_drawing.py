@@ -399,6 +399,7 @@ class TestGates:
         assert forget.images[0].get_clim() == (0.0, 1.0)
         assert sum(state.images[0].get_clim()) == 0.0  # around zero
         assert (forget.get_ylabel(), state.get_ylabel()) == ("forget", "memory")
+        assert forget.yaxis.get_major_formatter()(1.0) == "unit 1"
 
     def test_lines_and_other_inputs(self, rng, tmp_path):
         gate = rng.random((9, 4))
@@ -406,6 +407,12 @@ class TestGates:
         top, panel = figure.axes
         assert (len(top.lines), len(panel.lines)) == (2, 4)
         np.testing.assert_array_equal(panel.lines[1].get_ydata(), gate[:, 1])
+        named = [text.get_text() for text in panel.get_legend().get_texts()]
+        assert named == ["unit 0", "unit 1", "unit 2", "unit 3"]
+        (one, _) = drawing.draw_gates({"g": gate[:, :1]}).axes
+        assert [tick for tick in one.get_yticks() if -0.5 <= tick <= 0.5] == [0.0]
+        many = drawing.draw_gates({"g": rng.random((9, 7))}, lines=True).axes[0]
+        assert many.get_legend() is None
         gate[3, 2] = np.nan
         drawing.draw_gates({"g": gate}, path=tmp_path / "nan.png")
         drawing.draw_gates({"g": gate * np.nan}, np.ones(9), path=tmp_path / "nan.png")

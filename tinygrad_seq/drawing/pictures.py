@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 COLOURS = (BLUE, RED, GREEN, PURPLE, ORANGE, GREY)
 BESIDE = 0.08  # half the distance between the ways there and back, in inches
+NAMED = 6  # so many lines of units get a legend
 
 
 def draw_unrolled(
@@ -178,6 +179,7 @@ def draw_gates(
 ) -> Figure:
     """Gates over time, one sequence: a heat map for each, or with ``lines`` a line for each unit.
 
+    A legend says whose the lines are if a gate has no more than six units.
     ``gates`` are arrays or tensors (T, H) by name: a cell returns them if its y is a dict.
     ``inputs`` are drawn above: (T,), (T, I), or a dict of (T,) by name. Raises ShapeError.
     """
@@ -201,10 +203,12 @@ def draw_gates(
             for each, values in above.items():
                 ax.step(np.arange(T), values, where="mid", label=each)
             if len(above) > 1:
-                at = {"loc": "lower right", "bbox_to_anchor": (1.0, 1.0), "borderaxespad": 0.1}
-                ax.legend(fontsize=8, ncols=len(above), frameon=False, **at)
+                _legend_above(ax, len(above))
         elif lines:
-            ax.plot(shown[name])
+            H = shown[name].shape[1]
+            ax.plot(shown[name], label=[f"unit {unit}" for unit in range(H)])
+            if k == bool(above) and H <= NAMED:
+                _legend_above(ax, H)
         else:
             figure.colorbar(_heat_map(ax, shown[name]), cax=figure.add_subplot(grid[k, 1]))
         ax.tick_params(labelbottom=k == len(heights) - 1)
@@ -214,8 +218,15 @@ def draw_gates(
     return finish(ax, path)
 
 
+def _legend_above(ax: Any, columns: int) -> None:
+    at = {"loc": "lower right", "bbox_to_anchor": (1.0, 1.0), "borderaxespad": 0.1}
+    ax.legend(fontsize=8, ncols=columns, frameon=False, **at)
+
+
 def _heat_map(ax: Any, values: np.ndarray) -> Any:
     """Units upward, steps to the right; gates from 0 to 1, what may be negative around 0."""
+    ax.locator_params(axis="y", integer=True, min_n_ticks=1)
+    ax.yaxis.set_major_formatter("unit {x:.0f}")
     finite = values[np.isfinite(values)]
     if finite.size and finite.min() < 0:
         largest = float(np.abs(finite).max())
