@@ -181,7 +181,7 @@ rule(
     alpha="where(x > 0, 0, g * expm1(minimum(x, 0)))",
 )
 rule("softplus", "maximum(x, 0) + log1p(exp(-abs(x)))", "log(1 + eˣ)", x="g * sigmoid(x)")
-rule("silu", "x * sigmoid(x)", "x·σ(x)", x="g * (sigmoid(x) * (1 - y) + y)")
+rule("silu", "x * sigmoid(x)", "x·σ(x)", x="g * (sigmoid(x) * (1 + (x - y)))")
 # 1.128… = 2/√π, 0.707… = 1/√2, 0.398… = 1/√(2π)
 rule("erf", "erf(x)", "erf(x) = 2/√π ∫₀ˣ e^(−t²) dt", x="g * (1.1283791670955126 * exp(-x * x))")
 rule(
