@@ -173,6 +173,21 @@ def test_a_row_divided_by_one_number(dtype):
             np.testing.assert_allclose(found[key], true, rtol=2 * limits.eps, atol=tiny)
 
 
+def test_logsumexp_of_nothing_but_minus_infinity():
+    rows = np.array([[-np.inf, -np.inf], [-np.inf, 1.0], [np.nan, 1.0]])
+    xs = tgs.tensor(rows[None], requires_grad=True)
+
+    def cell(x, h):
+        return tgs.logsumexp(x, axis=-1) + h, h
+
+    for drive in (tgs.scan, tgs.unroll):
+        ys, _ = drive(cell, xs, np.zeros(3))
+        np.testing.assert_array_equal(ys[0], [-np.inf, 1, np.nan])
+        xs.grad = None
+        ys.sum().backward()
+        np.testing.assert_array_equal(xs.grad[0], [[0, 0], [0, 1], [np.nan, np.nan]])
+
+
 def test_integers_that_a_float_does_not_hold():
     xs = np.full((2, 1, 3), 2**24 + 1)
     with pytest.raises(ValueError, match=r"16777217.*float32.*unroll"):

@@ -119,7 +119,9 @@ def logsumexp(x: TensorLike, axis: Axis = None, keepdims: bool = False) -> Tenso
         return apply(LOGSUMEXP, (x,), (axes, keepdims))
     shift = max(x.detach(), axes, keepdims=True)
     shift = where(abs(shift) < np.inf, shift, 0.0)
-    y = log(sum(exp(x - shift), axes, keepdims=True)) + shift
+    total = sum(exp(x - shift), axes, keepdims=True)
+    nothing = total == 0  # every x is -inf: so is y, and no element has a share
+    y = where(nothing, -np.inf, log(where(nothing, 1.0, total))) + shift
     return y if keepdims else squeeze(y, axes)
 
 
@@ -142,8 +144,9 @@ def _logsumexp_vjp(g: Any, x: Any, y: Any, axes: tuple[int, ...], keepdims: bool
     kept = with_ones(x.shape, axes)
     g, y = g.reshape(kept), y.reshape(kept)
     if isinstance(g, Tensor) or isinstance(x, Tensor):
-        e = exp(x - y)
-        return e * (g / sum(e, axes, keepdims=True))
+        e = exp(x - where(as_tensor(y) == -np.inf, 0.0, y))
+        total = sum(e, axes, keepdims=True)
+        return e * (g / where(total == 0, 1.0, total))
     e = boxed(x - np.where(y == -np.inf, 0, y))  # where every x is -inf, no element has a share
     np.exp(e, out=e)
     total = e.sum(axis=axes, keepdims=True)  # 1, but for y's rounding
