@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from importlib import import_module
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -96,8 +95,10 @@ def to_host(array: Any) -> Any:
         return array
     if _forked:
         raise _after_a_fork()
-    with explaining("a copy to the host"):  # what went wrong before comes to light here
+    try:
         return array.get()
+    except Exception as error:  # what went wrong before comes to light here
+        raise_explained(error, "a copy to the host")
 
 
 def erf(x: Any) -> Any:
@@ -222,16 +223,12 @@ def check_one_device(operation: str, names: Sequence[str], arrays: Sequence[Any]
     )
 
 
-@contextmanager
-def explaining(operation: str) -> Iterator[None]:
-    """Raise what ``explained`` makes of an error inside the block."""
-    try:
-        yield
-    except Exception as error:  # those of cuda.core and numba-cuda are no RuntimeErrors
-        said = explained(error, operation)
-        if said is error:
-            raise
-        raise said from None
+def raise_explained(error: Exception, operation: str) -> NoReturn:
+    """Raise what ``explained`` makes of an error that is being handled."""
+    said = explained(error, operation)
+    if said is error:
+        raise error
+    raise said from None
 
 
 def explained(error: Exception, operation: str) -> Exception:

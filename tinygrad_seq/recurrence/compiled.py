@@ -199,8 +199,10 @@ class Call:
         runner = self.runner(needs if record else None)
         arrays = self.arrays(runner)
         y_leaves = leaves(step.y)
-        with devices.explaining("scan"):
+        try:
             ys, last, kept = runner.forward(arrays, record)
+        except Exception as error:  # those of cuda.core and numba-cuda are no RuntimeErrors
+            devices.raise_explained(error, "scan")
         likes = [*y_leaves, *self.states]  # (B, n), or (B,), which counts as (B, 1)
         values = [
             v if len(like._data.shape) == 2 else v.reshape(*v.shape[:-2], *like._data.shape)
@@ -370,8 +372,10 @@ class _Run:
             for k in range(len(scan.states))
         ]
         seen = None if recording.flow is None else recording.flow.of(self, dys)
-        with devices.explaining("scan"):
+        try:
             found = self.runner.backward(self.kept, dys, dlast, seen)
+        except Exception as error:
+            devices.raise_explained(error, "scan")
         resets = found.reset_states
         states = found.states
         if scan.given.resets is not None and not scan.own_resets:
