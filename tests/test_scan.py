@@ -545,7 +545,7 @@ def test_a_value_kept_from_another_call(rng):
 
     x = rng.standard_normal((3, 2, 4), "f4")
     tgs.scan(cell, x, np.zeros((2, 4), "f4"))
-    with pytest.raises(tgs.TraceError, match="from another call of the cell.*tgs.unroll"):
+    with pytest.raises(tgs.TraceError, match=r"from another call of the cell.*tgs.unroll"):
         tgs.scan(cell, x, np.zeros((2, 4), "f4"))
 
 
