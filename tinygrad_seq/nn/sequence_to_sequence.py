@@ -41,6 +41,12 @@ class Encoded(NamedTuple):
         """``there``, where the outputs are."""
         return devices.to_device(self.there, self.outputs.device)
 
+    def repeated(self, b: int, count: int) -> Encoded:
+        """Source b alone, so many times."""
+        columns = [b] * count
+        state = map_leaves(lambda leaf: leaf[:, columns], self.state)
+        return Encoded(self.outputs[:, columns], self.there[:, columns], state)
+
 
 class Seq2Seq(Module):
     """Encoder and decoder (Sutskever, Vinyals, Le 2014), with attention if asked (Luong 2015).
@@ -209,11 +215,9 @@ class Seq2Seq(Module):
         ids, width = _ids(np.asarray(source)), whole(width, "beam: width")
         made = []
         with in_mode(self, training=False), no_grad():
+            encoded = self.encode(ids, lengths)
             for b in range(ids.shape[1]):
-                n = len(ids) if lengths is None else int(np.asarray(lengths)[b])
-                rows = np.repeat(ids[: max(n, 1), b : b + 1], width, axis=1)
-                encoded = self.encode(rows, None if n else np.zeros(width, int))
-                steps = _Steps(self, encoded)
+                steps = _Steps(self, encoded.repeated(b, width))
                 found = beam_search(
                     steps.from_state,
                     steps.state,
