@@ -396,3 +396,15 @@ def test_large_parameters_are_updated_as_small_ones_are(rng, shape):
             m, v = 0.9 * m + 0.1 * gradient, 0.999 * v + 0.001 * np.square(gradient, dtype=float)
             w -= 0.01 * (m / (1 - 0.9**t)) / (np.sqrt(v / (1 - 0.999**t)) + 1e-8)
         np.testing.assert_allclose(whole.data, w, atol=1e-5)
+
+
+@pytest.mark.parametrize("momentum", [0, 0.9])
+def test_rmsprop_by_blocks(rng, momentum):
+    values, gradient = rng.standard_normal((2, 700, 1600)).astype("f4")
+    whole, row = tgs.nn.parameter(values), tgs.nn.parameter(values[5])
+    for parameter, g in ((whole, gradient), (row, gradient[5])):
+        optimizer = optim.RMSprop([parameter], 0.01, momentum=momentum, weight_decay=0.1)
+        for _ in range(3):
+            parameter.grad = tgs.tensor(g)
+            optimizer.step()
+    np.testing.assert_array_equal(whole.data[5], row.data)

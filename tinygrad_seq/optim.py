@@ -386,15 +386,32 @@ class RMSprop(Optimizer):
         super().__init__(parameters, settings)
 
     def update(self, value: Any, gradient: Any, group: Group, state: State) -> Any:
+        lr, alpha, momentum = group["lr"], group["alpha"], group["momentum"]
         if not state:
             state["square"] = np.zeros_like(value)
-        if group["weight_decay"]:
-            gradient = gradient + group["weight_decay"] * value
-        square = state["square"]
-        square *= group["alpha"]
-        square += (1 - group["alpha"]) * (gradient * gradient)
-        step = gradient / (np.sqrt(square) + group["eps"])
-        return value - group["lr"] * _with_momentum(step, group["momentum"], state)
+        if momentum and "velocity" not in state:
+            state["velocity"] = np.zeros_like(value)
+        velocities = [state["velocity"]] if momentum else []
+
+        def some(w: Any, g: Any, square: Any, new: Any, *velocities: Any) -> None:
+            if group["weight_decay"]:
+                g = g + group["weight_decay"] * w
+            square *= alpha
+            np.multiply(g, g, out=new)  # `new` is room for what is on the way
+            new *= 1 - alpha
+            square += new
+            np.sqrt(square, out=new)
+            new += group["eps"]
+            np.divide(g, new, out=new)
+            for velocity in velocities:
+                velocity *= momentum
+                velocity += new
+            np.multiply(velocities[0] if velocities else new, lr, out=new)
+            np.subtract(w, new, out=new)
+
+        new = np.empty_like(value)
+        _by_rows(some, value, gradient, state["square"], new, *velocities)
+        return new
 
 
 # Schedules -----------------------------------------------------------------------------------
