@@ -544,7 +544,8 @@ def _with_gradients(
     return [(tensor, tensor.grad._data) for tensor in given if tensor.grad is not None]
 
 
-def _positive(value: float, name: str) -> float:
+def positive(value: float, name: str) -> float:
+    """``value`` as a float above 0, inf included; a ValueError names what it is for."""
     if isinstance(value, bool) or not isinstance(value, (int, float, np.number)) or not value > 0:
         raise ValueError(f"{name} = {value!r} was given, expected a number more than 0")
     return float(value)
@@ -559,7 +560,7 @@ def clip_grad_norm_(
     GPU a tensor without axes, for which nothing has to wait until ``float(norm)`` is asked for. A
     norm that is not finite leaves the gradients as they are; whoever gets it decides.
     """
-    max_norm = _positive(max_norm, "clip_grad_norm_: max_norm")
+    max_norm = positive(max_norm, "clip_grad_norm_: max_norm")
     pairs = _with_gradients(parameters, "clip_grad_norm_")
     if {type(g) for _, g in pairs} - {np.ndarray}:
         devices.check_one_device("clip_grad_norm_", (), [g for _, g in pairs])
@@ -591,6 +592,6 @@ def _clip_there(pairs: list[tuple[Tensor, Any]], max_norm: float) -> Tensor:
 
 def clip_grad_value_(parameters: Tensor | Module | Iterable[Tensor], limit: float) -> None:
     """Bound every element of every gradient to ±``limit``."""
-    limit = _positive(limit, "clip_grad_value_: limit")
+    limit = positive(limit, "clip_grad_value_: limit")
     for tensor, g in _with_gradients(parameters, "clip_grad_value_"):
         tensor.grad = wrap(boxed(np.clip(g, -limit, limit)), None)

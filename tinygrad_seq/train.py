@@ -15,7 +15,7 @@ import numpy as np
 
 from tinygrad_seq.errors import called, whole
 from tinygrad_seq.nn.module import Module, in_mode
-from tinygrad_seq.optim import Optimizer, Schedule, clip_grad_norm_
+from tinygrad_seq.optim import Optimizer, Schedule, clip_grad_norm_, positive
 from tinygrad_seq.tape import no_grad
 from tinygrad_seq.tensors import FLOATS, Tensor, as_tensor, host_array
 from tinygrad_seq.transforms import detach
@@ -124,6 +124,8 @@ def fit(
         raise ValueError(f"fit: schedule is {schedule!r:.60}, expected an optim.Schedule")
     if schedule is not None and schedule.optimizer is not optimizer:
         raise ValueError("fit: the schedule is that of another optimiser, expected this one's")
+    if clip_norm is not None:
+        clip_norm = positive(clip_norm, "fit: clip_norm")
     blocks = None
     if tbptt is not None:
         if not isinstance(tbptt, (tuple, list)) or len(tbptt) != 2:
