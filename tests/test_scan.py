@@ -702,7 +702,7 @@ BAD = [
     (formats, tgs.TraceError, r"line %\d+ of the step \(state\).*tgs.unroll"),
     (outside, tgs.TraceError, "its value was asked for.*tgs.unroll"),
     (item, tgs.TraceError, "line %"),
-    (grows, ValueError, "keeps its shape from step to step"),
+    (grows, tgs.ShapeError, r"\(2, 8\), line %2 of the step, but .* keeps its shape from step to"),
     (other_dtype, tgs.TraceError, "float32 to float64.*tgs.unroll"),
     (no_state, tgs.TraceError, r"expected a pair \(y, state\)"),
     (mixes, tgs.TraceError, "mix rows.*tgs.unroll"),

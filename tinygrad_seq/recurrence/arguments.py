@@ -254,14 +254,16 @@ def _check_like(given: Any, like: Any, what: str, source: str, about_dtypes: str
     if structure(given) != structure(like):
         raise ShapeError(f"{what} {structure(given)}, but {source} {structure(like)}")
     for (path, new), old in zip(paths(given), leaves(like), strict=True):
+        slot = getattr(new._data, "slot", None)  # where a step is traced
+        line = "" if slot is None else f", line %{slot} of the step"
         at = f" at {path}" if path else ""
         if new.shape != old.shape:
             raise ShapeError(
-                f"{what}{at} {new.dtype}{new.shape}, but {source} {old.dtype}{old.shape}; a state "
-                "keeps its shape from step to step"
+                f"{what}{at} {new.dtype}{new.shape}{line}, but {source} {old.dtype}{old.shape}; a "
+                "state keeps its shape from step to step"
             )
         if new.dtype != old.dtype:
             raise ValueError(
-                f"{what}{at} {new.dtype}{new.shape}, but {source} {old.dtype}{old.shape}"
+                f"{what}{at} {new.dtype}{new.shape}{line}, but {source} {old.dtype}{old.shape}"
                 f"{about_dtypes}"
             )
