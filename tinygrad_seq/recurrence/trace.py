@@ -642,10 +642,13 @@ class Trace(Source):
         return self
 
     def find_gaps(self) -> None:
-        """Where the slices of a row do not follow one another from end to end, say what is left."""
+        """Where the slices of a row do not follow one another from end to end, say what is left.
+
+        They may be read in any order.
+        """
         for base, cuts in self.cuts.items():
             width, end = self.widths[base], 0
-            for slot in cuts:
+            for slot in sorted(cuts, key=lambda slot: (self.starts[slot], self.widths[slot])):
                 if self.starts[slot] != end:
                     break
                 end += self.widths[slot]
