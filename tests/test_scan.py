@@ -661,6 +661,14 @@ def unknown(x, h):
     return tgs.stack([x, h]), h
 
 
+def of_numpy(x, h):
+    return x, np.concatenate([x, h], axis=-1)[:, :4]
+
+
+def of_numpy_alone(x, h):
+    return x, np.roll(h, 1, axis=-1) + x
+
+
 def three_axes(x, h):
     return x, (h.reshape(2, 2, 2) * 2.0).reshape(2, 4)
 
@@ -708,6 +716,8 @@ BAD = [
     (mixes, tgs.TraceError, "mix rows.*tgs.unroll"),
     (transposes, tgs.TraceError, "mix rows"),
     (unknown, tgs.TraceError, "stack of %0 float32.*cannot be compiled.*tgs.unroll"),
+    (of_numpy, tgs.TraceError, "np.concatenate was given.*use tgs.concat, or tgs.unroll"),
+    (of_numpy_alone, tgs.TraceError, "np.roll was given.*use tgs.unroll"),
     (three_axes, tgs.TraceError, r"reshape .*\(B, n\) or \(B,\)"),
     (goes_back, tgs.TraceError, r"line %3 of the step backward was called.*tgs.unroll"),
     (assigns, tgs.TraceError, r"line %1 of the step data were assigned.*tgs.unroll"),

@@ -7,13 +7,14 @@ Imports tensors, elementwise, structural, tape and errors.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from tinygrad_seq import elementwise
-from tinygrad_seq.errors import TapeError
+from tinygrad_seq.errors import TapeError, TraceError
 from tinygrad_seq.structural import matmul
 from tinygrad_seq.tape import recording
-from tinygrad_seq.tensors import Tensor, as_tensor
+from tinygrad_seq.tensors import Tensor, as_tensor, is_traced
 
 # NumPy's functions whose results nobody would differentiate.
 HARMLESS = frozenset(
@@ -46,11 +47,16 @@ def array_function(self: Tensor, function: Any, types: Any, args: Any, kwargs: A
     """Call a NumPy function with arrays in the place of tensors.
 
     Raises TapeError where a tensor requires a gradient, unless the result has none anyhow: it would
-    be off the tape unnoticed.
+    be off the tape unnoticed. Raises TraceError for values of a cell that is traced.
     """
-    name = function.__name__
-    if recording.enabled and name not in HARMLESS and _requires_grad((args, kwargs)):
-        instead = f"use tgs.{COUNTERPARTS[name]}, or " if name in COUNTERPARTS else "use "
+    name, tensors = function.__name__, list(_tensors_in((args, kwargs)))
+    instead = f"use tgs.{COUNTERPARTS[name]}, or " if name in COUNTERPARTS else "use "
+    if is_traced(tensors):
+        raise TraceError(
+            f"scan: np.{name} was given a value of the step and is not compiled; {instead}"
+            "tgs.unroll, which runs any cell, step by step on the tape"
+        )
+    if recording.enabled and name not in HARMLESS and any(t.requires_grad for t in tensors):
         raise TapeError(
             f"np.{name}: a tensor that requires a gradient was given, and the result would be off "
             f"the tape; {instead}t.numpy() if that is meant"
@@ -90,11 +96,12 @@ def array_ufunc(self: Tensor, ufunc: Any, method: str, *inputs: Any, **options: 
     return array_function(self, function, (), inputs, options)
 
 
-def _requires_grad(values: Any) -> bool:
+def _tensors_in(values: Any) -> Iterator[Tensor]:
     if isinstance(values, (tuple, list, dict)):
-        inner = values.values() if isinstance(values, dict) else values
-        return any(_requires_grad(value) for value in inner)
-    return isinstance(values, Tensor) and values.requires_grad
+        for value in values.values() if isinstance(values, dict) else values:
+            yield from _tensors_in(value)
+    elif isinstance(values, Tensor):
+        yield values
 
 
 def _arrays_in(values: Any) -> Any:
