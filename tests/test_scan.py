@@ -715,7 +715,7 @@ BAD = [
     (no_state, tgs.TraceError, r"expected a pair \(y, state\)"),
     (mixes, tgs.TraceError, "mix rows.*tgs.unroll"),
     (transposes, tgs.TraceError, "mix rows"),
-    (unknown, tgs.TraceError, "stack of %0 float32.*cannot be compiled.*tgs.unroll"),
+    (unknown, tgs.TraceError, "stack of %0 float32.*cannot be compiled.*tgs.concat.*tgs.unroll"),
     (of_numpy, tgs.TraceError, "np.concatenate was given.*use tgs.concat, or tgs.unroll"),
     (of_numpy_alone, tgs.TraceError, "np.roll was given.*use tgs.unroll"),
     (three_axes, tgs.TraceError, r"reshape .*\(B, n\) or \(B,\)"),

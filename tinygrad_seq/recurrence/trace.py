@@ -683,6 +683,14 @@ class Trace(Source):
         dtype = dtypes.pop() if len(dtypes) == 1 else self.dtype
         return _stand_in(self, slot, (self.B, width), dtype)
 
+    def _stack(self, inputs: Sequence[Tensor], params: Any) -> Tensor:
+        return self._unknown(
+            "stack",
+            inputs,
+            ": values of a step are (B, n) or (B,); join them along the last axis with tgs.concat, "
+            "those of shape (B,) as t[:, None]",
+        )
+
     def _pad(self, inputs: Sequence[Tensor], params: Any) -> Tensor:
         x, (widths, value) = inputs[0], params
         if x.ndim != 2 or widths[0] != (0, 0):
@@ -733,6 +741,7 @@ _HANDLERS: dict[str, Callable[..., Tensor]] = {
     "astype": Trace._astype,
     "getitem": Trace._getitem,
     "concat": Trace._concat,
+    "stack": Trace._stack,
     "pad": Trace._pad,
     "cumsum": Trace._cumsum,
 }
