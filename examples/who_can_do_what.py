@@ -193,7 +193,9 @@ def table(scores: dict[str, dict[str, float]], seconds: dict[str, float], sizes:
     print(f"\nshare of right answers to sequences that are new, models of {sizes} parameters")
     print(" " * 23 + "(1) sum positive?  (2) order  (3) both, in order")
     print("steps".ljust(15) + " seconds" + "".join(f"{c:>8}" for c in OTHERWISE))
-    print("without it".ljust(23) + "".join(f"{share:8.2f}" for share in OTHERWISE.values()))
+    print(
+        "without the ability".ljust(23) + "".join(f"{share:8.2f}" for share in OTHERWISE.values())
+    )
     for name, row in scores.items():
         cells = (row.get(column, math.nan) for column in OTHERWISE)
         shown = "".join("       -" if math.isnan(share) else f"{share:8.2f}" for share in cells)

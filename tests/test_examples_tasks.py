@@ -39,6 +39,7 @@ def test_who_can_do_what(capsys):
     scores, contradicted = main("who_can_do_what")(["--tasks", "order", "sum", *small])
     shown = capsys.readouterr().out
     assert "dense, padded  no      " in shown
+    assert "without the ability        0.50" in shown
     by_order = {name: row["30"] for name, row in scores.items()}
     for name in ("dense, padded", "RNN", "LSTM", "GRU"):  # 0.5 by chance
         assert by_order[name] > 0.8, name
