@@ -134,11 +134,12 @@ def nats_by_place(pixels: np.ndarray, new_pixels: np.ndarray) -> float:
 
 def table(rows: dict[str, tuple[np.ndarray, np.ndarray]]) -> dict[str, float]:
     """Print for each row (found, expected) the share found by digit and in all, and return that."""
-    print("digit".ljust(28) + "".join(f"{digit:>6}" for digit in range(DIGITS)) + "   all")
+    print("share that is right, by digit")
+    print(" " * 32 + "".join(f"{digit:>6}" for digit in range(DIGITS)) + "   all")
     for name, (found, expected) in rows.items():
         shares = [(found == expected)[expected == digit].mean() for digit in range(DIGITS)]
         shares.append((found == expected).mean())
-        print(name.ljust(28) + "".join(f"{share:6.2f}" for share in shares))
+        print(name.ljust(32) + "".join(f"{share:6.2f}" for share in shares))
     return {name: float((found == expected).mean()) for name, (found, expected) in rows.items()}
 
 
@@ -152,7 +153,10 @@ def picture(rows: dict[str, np.ndarray], path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, len(rows), figsize=(9, 3.4), layout="constrained")
+    between = {"wspace": 0.08}
+    figure, axes = plt.subplots(
+        1, len(rows), figsize=(9, 3), layout="constrained", gridspec_kw=between
+    )
     for axis, (title, pixels) in zip(axes, rows.items(), strict=True):
         images = np.pad(pixels.T.reshape(-1, DIGITS, 8, 8), ((0, 0), (0, 0), (1, 1), (1, 1)))
         axis.imshow(np.block([list(line) for line in images]), cmap="gray_r")
@@ -197,7 +201,7 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
         {
             "reader, training images": (read(reads, pixels), digits),
             "reader, test images": (read(reads, new_pixels), new_digits),
-            "nearest neighbour, the same": (digits[distances.argmin(axis=1)], new_digits),
+            "nearest neighbour, test images": (digits[distances.argmin(axis=1)], new_digits),
             "drawn, and read as asked": (read(reads, drawn), asked),
         }
     )

@@ -22,13 +22,14 @@ def test_digits_by_pixel(tmp_path, capsys):
     small = ["--digits", "500", "--hidden", "32", "--epochs", "16", "--output", str(picture)]
     found = main("digits_by_pixel")(small)
     assert found["reader, test images"] > 0.5  # 0.1 by chance
-    assert found["nearest neighbour, the same"] > 0.9
+    assert found["nearest neighbour, test images"] > 0.9
     assert found["artist's nats"] < found["nats by place"] - 0.05
     assert 0 <= found["drawn, and read as asked"] <= 1  # more takes more training
     assert picture.stat().st_size > 5_000
     shown = capsys.readouterr().out
     assert "375 digits to learn from, 125 held out" in shown
     assert "norm of the gradient before it is clipped to 1" in shown
+    assert "share that is right, by digit" in shown
     with pytest.raises(SystemExit):
         main("digits_by_pixel")(["--digits", "10"])
     assert "400 or more" in capsys.readouterr().err
