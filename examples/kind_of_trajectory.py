@@ -145,7 +145,7 @@ def picture(results: dict[str, tuple[float, np.ndarray]], test: Trajectories, pa
     wrong = sum((kinds != test.kinds).astype(int) for _, kinds in results.values())
     chosen = [*range(6), *np.argsort(-np.asarray(wrong), kind="stable")[:6]]  # any, and hard ones
     shown = ["dense, zero-padded", "convolution, batch norm", "GRU, 2 layers, both ways"]
-    figure, axes = plt.subplots(2, 6, figsize=(15, 6), layout="constrained")
+    figure, axes = plt.subplots(2, 6, figsize=(15, 7), layout="constrained")
     for axis, row in zip(axes.flat, chosen, strict=True):
         points = test.points[: test.lengths[row], row]
         axis.plot(*points.T, ".-", color="0.4", linewidth=0.7)
@@ -156,11 +156,11 @@ def picture(results: dict[str, tuple[float, np.ndarray]], test: Trajectories, pa
             kind = results[name][1][row]
             color = "tab:green" if kind == test.kinds[row] else "tab:red"
             text = f"{name}: {data.KINDS[kind]}"
-            axis.text(
-                0.5, -0.08 - 0.08 * k, text, color=color, ha="center", transform=axis.transAxes
-            )
-    figure.suptitle("Held-out trajectories: the first six, and those that most networks get wrong")
-    figure.savefig(path, dpi=100)
+            place = {"ha": "center", "transform": axis.transAxes}
+            axis.text(0.5, -0.09 - 0.08 * k, text, color=color, fontsize="small", **place)
+    title = "Held-out trajectories: the first six, and those that most networks get wrong"
+    figure.suptitle(f"{title}. The large point is the first.")
+    figure.savefig(path, dpi=100, bbox_inches="tight")
     plt.close(figure)
     print(f"saved {path}")
 
