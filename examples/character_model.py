@@ -79,6 +79,8 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     parser.add_argument("--prompt", default="The statement ", help="what the model goes on from")
     parser.add_argument("--length", type=int, default=300, help="how many characters it writes")
     given = parser.parse_args(arguments)
+    if not given.prompt:
+        parser.error("--prompt is one character or more")
 
     text = given.text.read_text(encoding="utf-8") if given.text else documentation()
     text = text[: given.characters]

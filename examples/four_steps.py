@@ -73,6 +73,8 @@ def main(arguments: list[str] | None = None) -> tuple[list[float], list[float]]:
     parser = argparse.ArgumentParser(description="Train with an open loop, and with fit.")
     parser.add_argument("--epochs", type=int, default=10)
     epochs = parser.parse_args(arguments).epochs
+    if epochs < 1:
+        parser.error("--epochs is 1 or more")
     print("the four steps, by hand:")
     ours = by_hand(epochs)
     print("the same with tgs.train.fit:")

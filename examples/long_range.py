@@ -147,6 +147,8 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--output", type=Path, default=Path("long_range.png"))
     parser.add_argument("--no-plot", action="store_true")
     given = parser.parse_args(arguments)
+    if given.updates < 1:
+        parser.error("--updates is 1 or more")
 
     longest = max(given.steps)
     columns = [("adding", T) for T in given.steps] + [("copy", T) for T in given.delays]

@@ -199,6 +199,8 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--full", action="store_true", help="print plan and kernel whole")
     given = parser.parse_args(arguments)
+    if min(given.repeats, given.epochs) < 1 or given.steps < 10:
+        parser.error("--repeats and --epochs are 1 or more, --steps 10 or more")
     tgs.manual_seed(0)
     heading("1. The cell")
     print(textwrap.dedent(inspect.getsource(SLSTMCell.forward)), end="")

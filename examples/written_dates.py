@@ -102,6 +102,8 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     parser.add_argument("--no-plot", action="store_true")
     parser.add_argument("--output", type=Path, default=Path("written_dates.png"))
     given = parser.parse_args(arguments)
+    if not given.date:
+        parser.error("--date is one character or more")
 
     written, iso = data.written_dates(given.dates + given.held_out, rng=given.seed)
     read = data.Vocabulary.of_characters(written, padding="<padding>")

@@ -21,6 +21,23 @@ def test_every_example_is_tested():
         assert any(f'"{path.stem}"' in text for text in texts), path.stem
 
 
+@pytest.mark.parametrize(
+    ("name", "arguments", "words"),
+    [
+        ("four_steps", ["--epochs", "0"], "--epochs is 1 or more"),
+        ("own_cell", ["--repeats", "0"], "--repeats and --epochs are 1 or more"),
+        ("own_cell", ["--steps", "9"], "--steps 10 or more"),
+        ("long_range", ["--updates", "0"], "--updates is 1 or more"),
+        ("character_model", ["--prompt", ""], "--prompt is one character or more"),
+        ("written_dates", ["--date", ""], "--date is one character or more"),
+    ],
+)
+def test_what_would_fail_at_the_end_is_refused_at_once(name, arguments, words, capsys):
+    with pytest.raises(SystemExit):
+        example(name)["main"](arguments)
+    assert words in capsys.readouterr().err
+
+
 def test_four_steps(capsys):
     by_hand, with_fit = example("four_steps")["main"](["--epochs", "3"])
     assert by_hand == with_fit
