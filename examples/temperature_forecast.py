@@ -247,7 +247,8 @@ def picture(
     axes[0].legend(frameon=False, ncols=2, loc="upper right")
     ticks = months[:: max(1, len(months) // 11)]
     axes[1].set_xticks(ticks, [labels[t] for t in ticks])
-    axes[1].set_xlabel("none of these were trained on")
+    seed = "; the seed with the median error one step ahead" if len(runs) > 1 else ""
+    axes[1].set_xlabel(f"none of these were trained on{seed}")
     figure.savefig(path, dpi=120)
     plt.close(figure)
     print(f"saved {path}")
