@@ -164,7 +164,7 @@ def main(arguments: list[str] | None = None) -> list[Path]:
         ys, _ = tgs.scan(cell, xs)
     gates = {name: ys[name][:, 0] for name in ys if name != "y"}
     inputs = {"symbol": xs[:, 0, 0], "flag": xs[:, 0, 1]}
-    title = "a trained LSTM of 3 units: at a flag it forgets and writes, in between it keeps"
+    title = "a trained LSTM of 3 units: at a flag forget gates close, and memory is written anew"
     draw_gates(gates, inputs, title=title, path=to("gates"))
     draw_gates(gates, inputs, lines=True, title=title, path=to("gates_as_lines"))
     for path in written:
