@@ -203,6 +203,17 @@ def test_logsumexp_does_not_overflow():
     assert hidden.item() == 0
 
 
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_log_softmax_of_large_numbers(dtype):
+    """Its error is that of the differences, which are exact here, however large the numbers."""
+    large = np.finfo(dtype).max / 2
+    x = np.array([[large, large], [-large, -large], [1024, 1025], [-np.inf, large]], dtype)
+    expected = np.log([[0.5, 0.5], [0.5, 0.5], 1 / (1 + np.exp([1, -1])), [1, 1]])
+    expected[3, 0] = -np.inf
+    tolerance = 2 * np.finfo(dtype).eps
+    np.testing.assert_allclose(tgs.log_softmax(x), expected, rtol=tolerance, atol=tolerance)
+
+
 def test_small_integers():
     small = np.array([0, 5], np.uint8)
     assert tgs.min(small).item() == 0

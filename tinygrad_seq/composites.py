@@ -166,10 +166,11 @@ def softmax(x: TensorLike, axis: int = -1) -> Tensor:
 
 
 def log_softmax(x: TensorLike, axis: int = -1) -> Tensor:
-    """x − log Σ exp(x) along ``axis``, the shape of x."""
+    """x − log Σ exp(x) along ``axis``, the shape of x; the largest x is taken from all before."""
     x = _floating(x, "log_softmax")
-    check_axis(axis, x.ndim, "log_softmax")
-    return x - logsumexp(x, axis, keepdims=True)
+    axes = (check_axis(axis, x.ndim, "log_softmax"),)
+    x = x - max(x.detach(), axes, keepdims=True)  # a small result would be lost beside a large x
+    return x - log(sum(exp(x), axes, keepdims=True))
 
 
 # Shapes and indexing -------------------------------------------------------------------------
