@@ -712,7 +712,7 @@ BAD = [
     (item, tgs.TraceError, "line %"),
     (grows, tgs.ShapeError, r"\(2, 8\), line %2 of the step, but .* keeps its shape from step to"),
     (other_dtype, tgs.TraceError, "float32 to float64.*tgs.unroll"),
-    (no_state, tgs.TraceError, r"expected a pair \(y, state\)"),
+    (no_state, tgs.TraceError, r"no_state \(.*test_scan.py, line \d+\) .* a pair \(y, state\)"),
     (mixes, tgs.TraceError, "mix rows.*tgs.unroll"),
     (transposes, tgs.TraceError, "mix rows"),
     (unknown, tgs.TraceError, "stack of %0 float32.*cannot be compiled.*tgs.concat.*tgs.unroll"),

@@ -237,6 +237,14 @@ def test_another_librarys_array_keeps_its_dtype():
     assert tgs.tensor(Foreign(), dtype="float32").dtype == np.float32
 
 
+def test_the_other_order_of_bytes():
+    given = np.arange(3.0, dtype=">f4")
+    x = tgs.tensor(given, requires_grad=True)
+    assert x.dtype is np.dtype("float32")
+    np.testing.assert_array_equal((x + given).numpy(), 2 * given)
+    assert tgs.zeros(3, dtype=">i8").dtype.isnative
+
+
 BAD = {
     "rows given differ in length": lambda: tgs.tensor([[1.0], [1.0, 2.0]]),
     "complex128 was given": lambda: tgs.tensor(np.array(1j)),

@@ -98,7 +98,7 @@ def generate(
     if ids.ndim not in (1, 2) or not ids.size or ids.dtype.kind not in "iu":
         raise ShapeError(
             f"generate: the prompt is {ids.dtype}{ids.shape}, expected integers (T,) or (T, B), "
-            "one step and one sequence at least"
+            "one step and one sequence at least; vocabulary.encode(text) makes them of a text"
         )
     steps = whole(steps, "generate: steps", least=0)
     if not isinstance(temperature, (int, float, np.number)) or not temperature >= 0:

@@ -321,7 +321,10 @@ def reshape(x: TensorLike, shape: int | Sequence[int]) -> Tensor:
         if wanted.count(-1) == 1 and known:
             wanted = tuple([x.size // known if n == -1 else n for n in wanted])
     if prod(wanted) != x.size or -1 in wanted:
-        raise ShapeError(f"reshape: {x.size} elements of shape {x.shape} do not fill {shape}")
+        raise ShapeError(
+            f"reshape: {x.size} elements of shape {x.shape} do not fill {shape}, expected a shape "
+            "of as many"
+        )
     return apply(RESHAPE, (x,), (wanted, x.shape))
 
 

@@ -23,6 +23,10 @@ from tinygrad_seq.tape import Entry, Leaf, mark_written, recording
 ndarray = np.ndarray
 FLOATS = (np.dtype("float16"), np.dtype("float32"), np.dtype("float64"))
 DEFAULT_FLOAT = np.dtype("float32")
+ADVICE = {  # what to do, by what NumPy says
+    "zero-size array": "expected one element at least; leave empty batches out",
+    "negative integer powers": "convert one of them with t.to('float32')",
+}
 
 
 class Tensor:
@@ -428,9 +432,10 @@ def as_array(data: Any, dtype: DTypeLike | None = None, copy: bool = False) -> A
             raise ValueError(
                 f"tensor: {data!r:.60} was given, expected a number, an array, or lists of numbers"
             )
-        check_dtype(array.dtype)
-        if wanted is None and array.dtype == np.float64 and not hasattr(data, "__array__"):
-            wanted = None if _holds(data, (np.ndarray, np.generic)) else DEFAULT_FLOAT
+        own = check_dtype(array.dtype)
+        if wanted is None and own == np.float64 and not hasattr(data, "__array__"):
+            wanted = own if _holds(data, (np.ndarray, np.generic)) else DEFAULT_FLOAT
+        wanted = wanted or own
     return array.astype(wanted or array.dtype, copy=copy)
 
 
@@ -442,7 +447,10 @@ def _holds(data: Any, kinds: Any) -> bool:
 
 
 def check_dtype(dtype: DTypeLike) -> np.dtype[Any]:
-    """A dtype that tensors may have. Raises ValueError for others."""
+    """A dtype that tensors may have, in the order of bytes of this machine.
+
+    Raises ValueError for others.
+    """
     if dtype is DEFAULT_FLOAT:
         return dtype
     try:
@@ -453,11 +461,11 @@ def check_dtype(dtype: DTypeLike) -> np.dtype[Any]:
         raise ValueError(
             f"dtype: {dtype!r} was given, expected a NumPy dtype such as 'float32'"
         ) from None
-    if made not in FLOATS and made.kind not in "iub":
+    if made.newbyteorder("=") not in FLOATS and made.kind not in "iub":
         raise ValueError(
             f"dtype: {made} was given, expected float16, float32, float64, an integer or bool"
         )
-    return made
+    return made if made.isnative else np.dtype(made.type)
 
 
 def as_tensor(value: Any, operation: str = "tensor", like: np.dtype[Any] | None = None) -> Tensor:
@@ -515,6 +523,8 @@ def apply(op: Operation, inputs: Sequence[Any], params: tuple[Any, ...] = ()) ->
         y = op.forward(*arrays, *params)
     except (ValueError, OverflowError) as error:
         raise refusal(op.name, op.inputs, arrays, error) from None
+    except IndexError as error:
+        raise IndexError(f"{op.name}: x {arrays[0].shape} given: {error}") from None
     except (TypeError, MemoryError, RuntimeError, ImportError) as error:
         devices.check_one_device(op.name, op.inputs, arrays)
         raise devices.explained(error, op.name) from None
@@ -561,7 +571,8 @@ def refusal(
         what = "their axes, aligned at the last, must be equal or 1; reshape or expand_dims one"
         return ShapeError(f"{name}: {given} were given, {what}")
     kind = ShapeError if "size" in str(error) else ValueError
-    return kind(f"{name}: {given} given: {error}")
+    advice = next((f"; {what}" for said, what in ADVICE.items() if said in str(error)), "")
+    return kind(f"{name}: {given} given: {error}{advice}")
 
 
 def float_dtype(values: Sequence[Any]) -> np.dtype[Any] | None:

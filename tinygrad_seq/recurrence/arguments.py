@@ -105,6 +105,13 @@ def _name(cell: Any) -> str:
     return getattr(cell, "__name__", type(cell).__name__)
 
 
+def _where(cell: Any) -> str:
+    """The line where a cell that is a function, or a module, begins."""
+    forward = getattr(type(cell), "forward", None)
+    code = getattr(cell, "__code__", getattr(forward, "__code__", None))
+    return "" if code is None else f" ({code.co_filename}, line {code.co_firstlineno})"
+
+
 def _inputs(xs: Any, driver: str) -> tuple[Any, int, int]:
     if type(xs) is Tensor and xs.ndim >= 2:  # quickly, for the commonest case
         return xs, xs.shape[0], xs.shape[1]
@@ -193,8 +200,8 @@ def check_returned(returned: Any, cell: Cell, given: Given) -> tuple[Any, Any]:
     if not isinstance(returned, tuple) or len(returned) != 2:
         of = f" of {len(returned)}" if isinstance(returned, tuple) else ""
         raise TraceError(
-            f"{driver}: the cell {_name(cell)} returned a {type(returned).__name__}{of}, expected "
-            "a pair (y, state)"
+            f"{driver}: the cell {_name(cell)}{_where(cell)} returned a {type(returned).__name__}"
+            f"{of}, expected a pair (y, state)"
         )
     y, state = returned
     if type(y) is Tensor and y.shape[:1] == (B,):
@@ -202,16 +209,16 @@ def check_returned(returned: Any, cell: Cell, given: Given) -> tuple[Any, Any]:
     if isinstance(y, list) or not leaves(y):
         what = f"a {type(y).__name__}" if leaves(y) else f"{y!r}, without a tensor,"
         raise TraceError(
-            f"{driver}: the cell returned {what} as y, expected a tensor, or a tuple or dict of "
-            "them"
+            f"{driver}: the cell {_name(cell)}{_where(cell)} returned {what} as y, expected a "
+            "tensor, or a tuple or dict of them"
         )
 
     def check(path: str, leaf: Any) -> Tensor:
         tensor = as_tensor(leaf, f"{driver}: y{path}")
         if not tensor.ndim or tensor.shape[0] != B:
             raise TraceError(
-                f"{driver}: the cell returned y{path} of shape {tensor.shape}, expected ({B}, ...):"
-                " axis 0 is the batch, and rows do not mix"
+                f"{driver}: the cell {_name(cell)}{_where(cell)} returned y{path} of shape "
+                f"{tensor.shape}, expected ({B}, ...): axis 0 is the batch, and rows do not mix"
             )
         return tensor
 
