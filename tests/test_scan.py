@@ -811,3 +811,28 @@ def test_slices_that_are_read_in_another_order_leave_no_gap():
             found.append([t.grad.numpy() for t in (xs, W, U)])
         for a, b in zip(*found, strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-9)
+
+
+def test_a_slice_that_is_read_twice_is_one():
+    rng = np.random.default_rng(0)
+    W, U = (tgs.tensor(rng.standard_normal((3, 6)), requires_grad=True) for _ in range(2))
+    xs = tgs.tensor(rng.standard_normal((4, 2, 3)), requires_grad=True)
+    h = tgs.zeros(2, 3, dtype="float64")
+
+    def cell(x, h):
+        z = x @ W + h @ U
+        with tgs.no_grad():
+            size = abs(z[:, :3])  # no gradient goes through this one
+        h = tgs.sigmoid(z[:, :3]) * tgs.tanh(z[:, 3:]) + 0.1 * z[:, :3] * size
+        return (h, z[:, 0], z[:, :1]), h
+
+    slices = [row for row in tgs.explain(cell, xs, h).rows if row.op == "slice" and not row.detail]
+    assert len(slices) == 4
+    found = []
+    for drive in (tgs.scan, tgs.scan, tgs.unroll):
+        xs.grad = W.grad = U.grad = None
+        sum(y.sum() for y in drive(cell, xs, h)[0]).backward()
+        found.append([t.grad.numpy() for t in (xs, W, U)])
+    for a, again, b in zip(*found, strict=True):
+        np.testing.assert_array_equal(a, again)
+        np.testing.assert_allclose(a, b, rtol=1e-9)

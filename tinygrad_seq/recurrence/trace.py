@@ -623,6 +623,10 @@ class Trace(Source):
         return wrap(Traced(self, made._data.slot, made.shape, data.dtype), None)
 
     def _slice(self, x: Traced, start: int, stop: int, shape: tuple[int, ...]) -> Tensor:
+        for slot in self.cuts.get(x.slot, ()):
+            where = self.starts[slot], self.starts[slot] + self.widths[slot]
+            if where == (start, stop) and (slot in self.frozen) is not recording.enabled:
+                return _stand_in(self, slot, shape, x.dtype)  # read again, it is the same row
         slot = len(self.widths)
         self.rows.append(_new(Row, ("slice", (x.slot,), None)))
         self.widths.append(stop - start)
