@@ -348,6 +348,49 @@ def test_bad_arguments(words):
         BAD[words]()
 
 
+class Outputs(nn.Module):
+    """A cell whose y is what a function makes of the state."""
+
+    def __init__(self, of):
+        self.of = of
+
+    def initial_state(self, batch_size):
+        return tgs.zeros(batch_size, 3)
+
+    def forward(self, x, h):
+        h = tgs.tanh(x + h)
+        return self.of(h), h
+
+
+@pytest.mark.parametrize(
+    ("of", "options", "layers", "given"),
+    [
+        (lambda h: (h, h), {"output": "last"}, 1, r"\(a tensor, a tensor\)"),
+        (lambda h: (h, h), {"bidirectional": True, "output": "last"}, 1, r"\(a tensor, a tensor\)"),
+        (lambda h: {"h": h}, {}, 2, "{'h': a tensor}"),
+        (lambda h: h.sum(axis=-1), {"bidirectional": True}, 1, r"a tensor \(7, 5\)"),
+    ],
+)
+def test_outputs_that_a_layer_cannot_go_on_from(of, options, layers, given):
+    count = layers * (2 if "bidirectional" in options else 1)
+    layer = nn.Recurrent([Outputs(of) for _ in range(count)], backend="tape", **options)
+    words = (
+        rf"Recurrent: the outputs of cell 0 \(Outputs\) are {given}, expected a tensor \(T, B, H\)"
+    )
+    with pytest.raises(tgs.ShapeError, match=words):
+        layer(np.ones((7, 5, 3), "f4"))
+
+
+def test_outputs_of_one_layer_may_be_anything():
+    x = np.ones((7, 5, 3), "f4")
+    ys, _ = nn.Recurrent([Outputs(lambda h: (h, h[:, 0]))], backend="tape")(x)
+    assert [y.shape for y in ys] == [(7, 5, 3), (7, 5)]
+    cell = Outputs(lambda h: h[:, 0])
+    assert nn.Recurrent([cell], backend="tape", output="last")(x)[0].shape == (5,)
+    several = nn.Recurrent([cell, lambda x, h: (x + h, h)], backend="tape")
+    assert several(x, (np.zeros((5, 3), "f4"), np.zeros(5, "f4")))[0].shape == (7, 5)
+
+
 BAD_CELLS = {
     "expected a pair": lambda x, s: x,
     "a tuple of 3": lambda x, s: (x, s, s),

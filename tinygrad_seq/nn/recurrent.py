@@ -123,6 +123,7 @@ class Recurrent(Module):
                     resets=resets,
                     reverse=self.reverse or d == 1,
                 )
+                self._check_output(y, k)
                 outputs.append(y)
                 last.append(end)
             if self.output == "last" and layer == self.num_layers - 1:
@@ -135,6 +136,27 @@ class Recurrent(Module):
         if self.output == "last":
             return ys, self._join_states(last)
         return permute_dims(ys, (1, 0, 2)) if self.batch_first else ys, self._join_states(last)
+
+    def _check_output(self, y: Any, k: int) -> None:
+        """Raise a ShapeError if what cell k gives cannot be joined, read by the next one or cut.
+
+        A layer that does none of these returns whatever structure its cell does.
+        """
+        last = k >= len(self.cells) - self.directions
+        if isinstance(y, Tensor):
+            if y.ndim > 2 or self.directions == 1:
+                return
+            given = f"a tensor {y.shape}"
+        else:
+            as_it_is = last and self.output == "sequence" and not self.batch_first
+            if as_it_is and self.directions == 1:
+                return
+            given = structure(y)
+        raise ShapeError(
+            f"{type(self).__name__}: the outputs of cell {k} ({type(self.cells[k]).__name__}) are "
+            f"{given}, expected a tensor (T, B, H); let the cell return (B, H), or run it by "
+            "tgs.scan"
+        )
 
     def _split_state(self, state: Any) -> Sequence[Any]:
         """The state of each cell."""
