@@ -41,6 +41,7 @@ def is_traced_as_ever(cell, given, dtype, seed=0):
     tgs.manual_seed(seed)
     expected = trace_cell(cell, given, dtype)
     same = ("rows", "widths", "single", "starts", "roles", "numbers", "cuts", "gaps", "frozen")
+    same += ("products",)
     for name in (*same, "draws", "seeds", "copies", "like", "B", "dtype", "device", "of_cell"):
         assert getattr(found.trace, name) == getattr(expected.trace, name), name
     for mine, theirs in zip(found.trace.captured, expected.trace.captured, strict=True):
@@ -387,6 +388,23 @@ def test_values_of_the_step_are_not_changed_or_copied(rng):
     ):
         with pytest.raises(tgs.TraceError, match="for a value of the step"):
             tgs.scan(cell, x, h0)
+
+
+def test_a_weight_that_is_used_again(rng):
+    """It is cut once in each call, also where the cell does something else half way."""
+    W = tgs.tensor(rng.standard_normal((7, 4)), requires_grad=True)
+    turns = [2]
+
+    def cell(x, h):
+        for _ in range(turns[0]):
+            h = tgs.tanh(tgs.concat([x, h], axis=-1) @ W)
+        return h, h
+
+    followed = []
+    for turns[0] in (2, 2, 3, 3, 2, 2):
+        given = given_to(cell, tgs.tensor(rng.standard_normal((3, 2, 3))), np.zeros((2, 4)))
+        followed.append(is_traced_as_ever(cell, given, F8))
+    assert followed == [False, True, False, True, False, True]
 
 
 def test_weak_references_to_values_of_the_step(rng):

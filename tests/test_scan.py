@@ -836,3 +836,30 @@ def test_a_slice_that_is_read_twice_is_one():
     for a, again, b in zip(*found, strict=True):
         np.testing.assert_array_equal(a, again)
         np.testing.assert_allclose(a, b, rtol=1e-9)
+
+
+def test_a_weight_that_is_used_again_is_cut_once():
+    rng = np.random.default_rng(0)
+    W = tgs.tensor(rng.standard_normal((7, 4)), requires_grad=True)
+    xs = tgs.tensor(rng.standard_normal((5, 2, 3)), requires_grad=True)
+    h = np.zeros((2, 4))
+
+    def cell(x, h):  # three steps of Euler's to one of the sequence
+        for _ in range(3):
+            h = h + 0.1 * tgs.tanh(tgs.concat([x, h], axis=-1) @ W)
+        with tgs.no_grad():
+            size = (tgs.concat([x, h], axis=-1) @ W) ** 2
+        return h + size, h
+
+    plan = str(tgs.explain(cell, xs, h))
+    assert plan.count(" = matrix ") == 3  # two pieces, and what is off the tape is W whole
+    before_the_loop = plan[plan.index("before the loop") : plan.index("in the loop")]
+    assert before_the_loop.count("= matmul(") == 1
+    found = []
+    for drive in (tgs.scan, tgs.scan, tgs.scan, tgs.unroll):
+        xs.grad = W.grad = None
+        drive(cell, xs, h)[0].sum().backward()
+        found.append([t.grad.numpy() for t in (xs, W)])
+    for each in found:
+        for a, b in zip(each, found[-1], strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-9)

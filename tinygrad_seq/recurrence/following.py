@@ -34,6 +34,7 @@ from tinygrad_seq.recurrence.trace import (
     BESIDE,
     ROLES,
     Event,
+    Shares,
     Step,
     Trace,
     Traced,
@@ -53,7 +54,7 @@ from tinygrad_seq.trees import leaves, map_leaves, rebuild
 MOST = 256  # precedents that are kept
 EXACT = 2**24  # whole numbers up to here are float32's too
 PATIENCE = 8  # how often, one after another, a cell may do something else before it is let be
-OF_A_CALL = ("captured", "numbers", "seeds", "captures", "events", "leaves")  # in a trace
+OF_A_CALL = ("captured", "numbers", "seeds", "captures", "shares", "events", "leaves")  # in a trace
 
 _NOWHERE = Trace(0, np.dtype("float32"))
 _precedents: dict[Any, Precedent] = {}
@@ -349,6 +350,7 @@ class Precedent(Source):
         self.numbers: list[float] = []
         self.seeds: list[int] = []
         self.captures: dict[Any, int] = {}
+        self.shares: Shares = {}
 
     def follow(self, cell: Cell, given: Given, outer: Any) -> Step:
         """The step that the cell writes down in this call."""
@@ -376,7 +378,7 @@ class Precedent(Source):
         own = vars(trace)
         own.update(self.shared)
         own.update(captured=self.captured, numbers=self.numbers, seeds=self.seeds)
-        own.update(captures=self.captures, events=None, leaves=[])
+        own.update(captures=self.captures, shares=self.shares, events=None, leaves=[])
         return trace
 
     # What a cell asks a trace for
@@ -417,7 +419,7 @@ class Precedent(Source):
         if form.op is RULES["scalar_power"]:
             return power_of(*inputs)
         parts: tuple[Tensor, ...] = self.shared["parts"][inputs[0]._data.slot]
-        return product_of_parts(form.op.name, parts, inputs[1])
+        return product_of_parts(form.op.name, parts, inputs[1], self.shares)
 
     def compare(self, name: str, a: Any, b: Any) -> Tensor:
         form = self.forms[self.at]
@@ -459,7 +461,8 @@ class Precedent(Source):
         trace.parts = {slot: parts for slot, parts in shared["parts"].items() if slot < end}
         trace.roles = shared["roles"][: len(self.captured)]
         trace.captured, trace.numbers, trace.seeds = self.captured, self.numbers, self.seeds
-        trace.captures, trace.leaves = self.captures, self.leaves
+        trace.captures, trace.shares, trace.leaves = self.captures, self.shares, self.leaves
+        trace.products = {key: slot for key, slot in shared["products"].items() if slot < end}
         trace.draws = any(form.op == "uniform" for form in self.forms[:at])
         trace.events = [*self.forms[:at]]
         for tensor in self.symbols:

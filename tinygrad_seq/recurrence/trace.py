@@ -138,6 +138,8 @@ class Trace(Source):
         self.captures: dict[tuple[int, str], int] = {}  # rows, by whose they are and the role
         self.cuts: dict[int, list[int]] = {}  # the slices of a row
         self.parts: dict[int, tuple[Tensor, ...]] = {}  # what a row was joined from
+        self.shares: Shares = {}  # pieces of matrices
+        self.products: dict[tuple[int, int, bool], int] = {}  # rows, by the two that they multiply
         self.gaps: dict[int, list[tuple[int, int]]] = {}  # rows as wide as what they leave out
         self.frozen: set[int] = set()  # rows through which no gradient goes
         self.draws = False  # whether any random numbers are drawn
@@ -497,12 +499,16 @@ class Trace(Source):
             self._mixes(name, inputs)
         parts = self.parts.get(a.slot)
         if parts is not None and a.slot not in self.frozen:
-            return product_of_parts(name, [self._computed(part) for part in parts], inputs[1])
+            computed = [self._computed(part) for part in parts]
+            return product_of_parts(name, computed, inputs[1], self.shares)
         matrix = self.capture(inputs[1], ROLES[name])
         width = self.widths[matrix]
-        slot = self.add("matmul", (a.slot, matrix), None, width)
-        if not recording.enabled:
-            self.frozen.add(slot)
+        key = a.slot, matrix, recording.enabled
+        slot = self.products.get(key)
+        if slot is None:
+            slot = self.products[key] = self.add("matmul", (a.slot, matrix), None, width)
+            if not recording.enabled:
+                self.frozen.add(slot)
         return _stand_in(self, slot, (self.B, width), self.dtype)
 
     def _computed(self, part: Tensor) -> Tensor:
@@ -717,16 +723,22 @@ def power_of(x: Tensor, n: float) -> Tensor:
     return total
 
 
-def product_of_parts(name: str, parts: Sequence[Tensor], matrix: Tensor) -> Tensor:
+# The pieces that a matrix was cut into in a call, with the matrix, whose id may be another's later.
+Shares = dict[tuple[int, str, int, int, bool], tuple[Tensor, Tensor]]
+
+
+def product_of_parts(name: str, parts: Sequence[Tensor], matrix: Tensor, shares: Shares) -> Tensor:
     """What was joined from parts, times a matrix: each part times its own share of it."""
     total: Tensor | None = None
     first = 0
     for part in parts:
         after = first + part.shape[1]
-        if name == "matmul":
-            product = part @ matrix[first:after]
-        else:
-            product = linear(part, matrix[:, first:after])
+        key = id(matrix), name, first, after, recording.enabled
+        if key not in shares:  # a matrix that is used again is cut once
+            cut = matrix[first:after] if name == "matmul" else matrix[:, first:after]
+            shares[key] = matrix, cut
+        share = shares[key][1]
+        product = part @ share if name == "matmul" else linear(part, share)
         total = product if total is None else total + product
         first = after
     assert total is not None
