@@ -214,6 +214,21 @@ def test_log_softmax_of_large_numbers(dtype):
     np.testing.assert_allclose(tgs.log_softmax(x), expected, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.parametrize("axis", [0, (1, 0)])
+def test_sums_of_many_rows(axis):
+    """NumPy's own sum of these float32 is wrong by 1 %."""
+    x = np.full((10**6, 2), 0.1, "f4")
+    x = x if axis == 0 else x.reshape(1000, 1000, 2)
+    for keepdims in (False, True):
+        total = tgs.sum(x, axis, keepdims)
+        assert total.shape == x.sum(axis=axis, keepdims=keepdims).shape
+        np.testing.assert_allclose(total, 1e5, rtol=2e-6)
+    np.testing.assert_allclose(tgs.var(x + 1000, axis), 0, atol=1e-4)  # NumPy's is 97
+    for columns in (0, 3):
+        assert tgs.sum(np.ones((1000, columns)), 0).tolist() == [1000] * columns
+    assert tgs.sum(np.ones((600, 2, 3)), (2, 1)).tolist() == [6] * 600
+
+
 def test_small_integers():
     small = np.array([0, 5], np.uint8)
     assert tgs.min(small).item() == 0
