@@ -26,6 +26,7 @@ from tinygrad_seq.kernels.simd import I64, WORD, lanes, prefetch_ir, splat_ir, v
 
 LINE = 64  # bytes of a line of the cache
 KC = 256  # rows that the large products take in at once
+ONWARD, APART = 1, 2  # how a product is added to what is there
 NEAREST = 2**14  # bytes of a panel that are gone over again and again: half of the nearest cache
 VECTORS = 2  # of which a panel is wide
 # Rows held at once: ROWS * VECTORS sums, VECTORS of the panel and one of a fit in the registers.
@@ -58,7 +59,9 @@ def micro_kernel(dtype: str, rows: int, panels: int) -> Any:
     """``(a, row, column, b, K, c, ldc, add, ahead, step)``: rows of a times panels, to c.
 
     Addresses in bytes; ``row`` and ``column`` are a's strides and ``ldc`` that of c's rows, in
-    elements. Where ``add`` is not 0 the product is added to c. For each k ``step`` bytes more from
+    elements. Where ``add`` is ONWARD the sum goes on from c, number after number, so that it does
+    not matter where it was interrupted; where it is APART its own sum is added to c, so that the
+    error of a long sum is that of many short ones. For each k ``step`` bytes more from
     ``ahead`` on are fetched, which will be needed next: a matrix that does not fit the cache comes
     in while the multipliers work, evenly, for one that is asked for too much waits.
     """
@@ -104,10 +107,11 @@ def micro_kernel(dtype: str, rows: int, panels: int) -> Any:
 
             tiles = [(m, v) for m in range(rows) for v in range(wide)]
             fresh = build.block
-            present, entry, loop, done = (
-                build.append_basic_block(name) for name in ("present", "entry", "k", "done")
+            present, entry, loop, done, apart, end = (
+                build.append_basic_block(name)
+                for name in ("present", "entry", "k", "done", "apart", "end")
             )
-            build.cbranch(build.icmp_signed("!=", add, constant(0)), present, entry)
+            build.cbranch(build.icmp_signed("==", add, constant(ONWARD)), present, entry)
 
             build.position_at_end(present)
             already = {t: build.load(at(*t), align=bytes_) for t in tiles}
@@ -146,10 +150,21 @@ def micro_kernel(dtype: str, rows: int, panels: int) -> Any:
             build.cbranch(build.icmp_signed("<", k_next, K), loop, done)
 
             build.position_at_end(done)
+            made = {t: build.phi(vector) for t in tiles}
+            for t in tiles:
+                made[t].add_incoming(start[t], entry)
+                made[t].add_incoming(new[t], loop)
+            build.cbranch(build.icmp_signed("==", add, constant(APART)), apart, end)
+
+            build.position_at_end(apart)
+            whole = {t: build.fadd(build.load(at(*t), align=bytes_), made[t]) for t in tiles}
+            build.branch(end)
+
+            build.position_at_end(end)
             out = {t: build.phi(vector) for t in tiles}
             for t in tiles:
-                out[t].add_incoming(start[t], entry)
-                out[t].add_incoming(new[t], loop)
+                out[t].add_incoming(made[t], done)
+                out[t].add_incoming(whole[t], apart)
             for t in tiles:
                 build.store(out[t], at(*t), align=bytes_)
             return context.get_dummy_value()
@@ -168,10 +183,12 @@ def _plain_micro_kernel(dtype: str, rows: int, panels: int) -> Any:
     ) -> None:
         for m in range(rows):
             for v in range(wide):
-                total = f.load(c, m * ldc + v, 1) if add else f.constant(0)
+                total = f.load(c, m * ldc + v, 1) if add == ONWARD else f.constant(0)
                 for k in range(K):
                     of_b = f.load(b, (v // VECTORS * K + k) * VECTORS + v % VECTORS, 1)
                     total = total + f.load(a, m * row + k * column, 1) * of_b
+                if add == APART:
+                    total = f.load(c, m * ldc + v, 1) + total
                 f.store(c, m * ldc + v, total, 1)
 
     return kernel

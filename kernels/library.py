@@ -140,7 +140,7 @@ def gram(p_block, q_block, low, high, N, count, out, distance, add, in_tiles):
             to = out + (m * distance + n) * ITEM
             for r in range(rows):  # where the next block's sums are, too far apart to be foreseen
                 fetch(to, (ROWS + r) * distance)
-            tile(group, 1, GROUP, rows, panel, count, to, distance, add, ahead, step)
+            tile(group, 1, GROUP, rows, panel, count, to, distance, add * APART, ahead, step)
 '''
 
 _OUTER = '''
@@ -242,6 +242,7 @@ from tinygrad_seq.kernels.simd import flush_denormals, put_word, restore_denorma
 _v = vectors("{dtype}")
 LANES, load, store, constant, fetch = _v.LANES, _v.load, _v.store, _v.constant, _v.fetch
 PANEL, ROWS, ITEM, KC = gemm.panel("{dtype}"), gemm.ROWS, {np.dtype(dtype).itemsize}, gemm.KC
+APART = gemm.APART
 GROUP, LINES, repeat = gemm.group("{dtype}"), tiles.LINES, _v.repeat
 globals().update(gemm.micro_kernels("{dtype}"))
 '''

@@ -863,3 +863,13 @@ def test_a_weight_that_is_used_again_is_cut_once():
     for each in found:
         for a, b in zip(each, found[-1], strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-9)
+
+
+def test_gradients_over_many_rows_are_sums_of_short_sums():
+    """A float32 that is added to 100,000 others one after another would be off by 1e-3."""
+    T, B = 2000, 50
+    W = tgs.tensor(np.eye(3, dtype="f4"), requires_grad=True)
+    ys, _ = tgs.scan(lambda x, h: (x @ W, h), np.full((T, B, 3), 0.1, "f4"), np.zeros((B, 1), "f4"))
+    (ys * 0.1).sum().backward()
+    exact = T * B * float(np.float32(0.1) * np.float32(0.1))
+    np.testing.assert_allclose(W.grad, np.full((3, 3), exact), rtol=1e-5)

@@ -66,7 +66,9 @@ def scan(
 
     Kernels compute in the one dtype of the step, integers and conditions too, which are exact up to
     2²⁴ in float32 and 2⁵³ in float64, and take numbers below its normal range (1e-38, 2e-308) for
-    zero, which ``unroll`` does not.
+    zero, which ``unroll`` does not. An output that nothing depends on has a gradient of zeros, and
+    zero times an infinite derivative, such as that of a square root at 0, is NaN, where ``unroll``
+    leaves it out: detach what is only watched.
 
     The cell is traced without values, once in each call. It may use the package's elementwise
     operations, products with tensors that it closes over, cuts, joins and sums along the last axis,
