@@ -873,3 +873,29 @@ def test_gradients_over_many_rows_are_sums_of_short_sums():
     (ys * 0.1).sum().backward()
     exact = T * B * float(np.float32(0.1) * np.float32(0.1))
     np.testing.assert_allclose(W.grad, np.full((3, 3), exact), rtol=1e-5)
+
+
+@pytest.mark.parametrize("used", [("h",), ("far", "h"), ("far",), ()])
+def test_outputs_that_nothing_depends_on(used):
+    """What is infinite there does not matter, as it does not on the tape."""
+    xs = tgs.tensor(np.array([0.0, 4.0, 1.0]).reshape(3, 1, 1), requires_grad=True)
+    W = tgs.tensor([[2.0]], dtype="float64", requires_grad=True)
+
+    def cell(x, h):
+        h = h * 0.5 + x @ W
+        norm = tgs.sqrt((h * h).sum(axis=-1))  # its derivative at 0 is infinite
+        return {"h": h, "norm": norm, "far": h - 3}, h
+
+    found = []
+    for drive in (tgs.scan, tgs.scan, tgs.unroll):
+        xs.grad = W.grad = None
+        ys, state = drive(cell, xs, np.zeros((1, 1)))
+        loss = sum(ys[name].sum() for name in used) + state.sum()
+        loss.backward(retain_graph=True)
+        (ys["far"] ** 2).sum().backward(retain_graph=True)  # of other outputs
+        loss.backward()
+        found.append([xs.grad.numpy(), W.grad.numpy()])
+    for each in found:
+        for a, b in zip(each, found[-1], strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-9)
+    assert np.isfinite(found[0][0]).all()

@@ -66,9 +66,9 @@ def scan(
 
     Kernels compute in the one dtype of the step, integers and conditions too, which are exact up to
     2²⁴ in float32 and 2⁵³ in float64, and take numbers below its normal range (1e-38, 2e-308) for
-    zero, which ``unroll`` does not. An output that nothing depends on has a gradient of zeros, and
-    zero times an infinite derivative, such as that of a square root at 0, is NaN, where ``unroll``
-    leaves it out: detach what is only watched.
+    zero, which ``unroll`` does not. A last state that nothing depends on has a gradient of 0, and 0
+    times an infinite derivative, such as that of a square root at 0, is NaN, where ``unroll`` has
+    no product at all.
 
     The cell is traced without values, once in each call. It may use the package's elementwise
     operations, products with tensors that it closes over, cuts, joins and sums along the last axis,
@@ -355,6 +355,7 @@ class _Run:
         self.runner, self.kept, self.scan = runner, kept, scan
         self.shapes = [t._data.shape for t in inputs]
         self.outputs = [(v.shape, v.dtype) for v in values]
+        self.left_out: tuple[int, ...] = ()  # outputs at which the way back does not begin
 
     def pull(self, gradients: dict[int, np.ndarray]) -> list[Any]:
         """The gradients of all inputs from those of the outputs; None where nothing arrives."""
@@ -362,12 +363,13 @@ class _Run:
         count = len(scan.step.y_slots)
         dtype = scan.dtype
         xp = devices.namespace(scan.xs[0]._data)
-        dys = []
+        dys, unused = [], []
         for k in range(count):
             shape, _ = self.outputs[k]
             dy = gradients.get(k)
             if dy is None:
                 dy = xp.broadcast_to(xp.zeros(shape[2:], dtype), shape)
+                unused.append(k)
             dys.append(_rows_ready(dy, dtype))
         dlast: list[Any] = [
             None if (g := gradients.get(count + k)) is None else _ready(g, dtype)
@@ -375,7 +377,13 @@ class _Run:
         ]
         seen = None if recording.flow is None else recording.flow.of(self, dys)
         try:
+            if not set(self.left_out) <= set(unused):  # in an earlier backward
+                self._leave_out(())
             found = self.runner.backward(self.kept, dys, dlast, seen)
+            if unused and seen is None and _hold_nan(found):
+                # Zero times an infinite derivative, perhaps, where there is to be no product.
+                self._leave_out(tuple(unused))
+                found = self.runner.backward(self.kept, dys, dlast)
         except Exception as error:
             devices.raise_explained(error, "scan")
         resets = found.reset_states
@@ -394,6 +402,12 @@ class _Run:
             for g, shape in zip(given, self.shapes, strict=True)
         ]
 
+    def _leave_out(self, unused: tuple[int, ...]) -> None:
+        """Keep what a way back needs that does not begin at these outputs."""
+        scan, self.left_out = self.scan, unused
+        self.runner = scan.runner(scan.needs()._replace(unused=unused))
+        *_, self.kept = self.runner.forward(scan.arrays(self.runner), True)
+
     def pull_recorded(self, gradients: dict[int, Tensor], inputs: Sequence[Tensor]) -> list[Any]:
         """The same as ``pull``, on the tape."""
         from tinygrad_seq.recurrence.replay import Replay, pull
@@ -401,6 +415,12 @@ class _Run:
         scan = self.scan
         replay = Replay(scan.step, scan.given, scan.reverse, scan.own_resets)
         return pull(replay, gradients, inputs)
+
+
+def _hold_nan(found: Any) -> bool:
+    """Whether a NaN is among gradients: one is in their sum then."""
+    arrays = (*found.xs, *found.states, *found.captured.values())
+    return any(a is not None and bool(np.isnan(a.sum())) for a in arrays)
 
 
 OUTPUT = Operation("output", (), lambda *_: None, [lambda g, k: Piece(k, g)], view=True)

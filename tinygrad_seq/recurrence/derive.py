@@ -28,6 +28,7 @@ class Needs(NamedTuple):
     x: tuple[bool, ...]
     state: tuple[bool, ...]
     captured: tuple[bool, ...]
+    unused: tuple[int, ...] = ()  # outputs at which no gradient arrives
 
 
 def differentiate(step: Step, needs: Needs) -> Derivative:
@@ -58,10 +59,12 @@ class _Walk:
             self._arriving("dstate", k, slot) if carried[k] else None
             for k, slot in enumerate(step.state_slots)
         )
-        for slot, arrived in [
-            *zip(step.y_slots, dy, strict=True),
-            *zip(step.state_slots, after, strict=True),
-        ]:
+        arriving = [
+            (slot, arrived)
+            for k, (slot, arrived) in enumerate(zip(step.y_slots, dy, strict=True))
+            if k not in self.needs.unused
+        ]
+        for slot, arrived in [*arriving, *zip(step.state_slots, after, strict=True)]:
             if arrived is not None and slot in moving:
                 self._give(slot, self.value(arrived))
         found: dict[tuple[str, int], int] = {}
