@@ -130,7 +130,7 @@ PARTS = {
         "500 and 2000, RMSprop, learning rate 0.001. With forget gates started by chrono it learns "
         "far sooner than with a forget bias of 1. Without memory the cross-entropy is 10 ln 8 / "
         "(T + 20), 0.1733 at T = 100 (Arjovsky, Shah and Bengio 2016).",
-        settings="RMSprop, learning rate 0.003, α = 0.9, norm clipped to 1; chrono with 3 T / 2.",
+        settings="RMSprop, learning rate 0.001, α = 0.9, norm clipped to 1; chrono with 3 T / 2.",
         inputs=10,
         outputs=9,
         draw=_copy,
@@ -138,9 +138,9 @@ PARTS = {
         baseline=lambda steps: 10 * np.log(8) / (steps + 20),
         solved=0.05,
         variants={
-            "LSTM, forget bias 1": Variant(nn.LSTM, _nothing, _rmsprop(0.003), 1.0),
+            "LSTM, forget bias 1": Variant(nn.LSTM, _nothing, _rmsprop(0.001), 1.0),
             "LSTM, chrono": Variant(
-                nn.LSTM, lambda steps: {"chrono": 3 * steps // 2}, _rmsprop(0.003), 1.0
+                nn.LSTM, lambda steps: {"chrono": 3 * steps // 2}, _rmsprop(0.001), 1.0
             ),
         },
         steps=(100, 500),
