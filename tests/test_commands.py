@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -57,6 +60,12 @@ def test_a_bench_worker_answers(monkeypatch):
     monkeypatch.setattr(comparing, "serve", lambda answer: answers.append(answer("train 0")))
     commands.main(["bench", "--worker", "here"])
     assert answers[0] > 0
+
+
+def test_who_reads_the_output_may_have_enough():
+    code = f"{sys.executable} -m tinygrad_seq cache | true"
+    found = subprocess.run(["sh", "-c", code], capture_output=True, text=True, check=True)
+    assert found.stderr == ""
 
 
 def test_unknown_commands():

@@ -72,6 +72,8 @@ class TestStepper:
             step.state = tgs.zeros(1, 3)
         with pytest.raises(tgs.ShapeError, match="state is "):
             step.state = (tgs.zeros(1, 4), tgs.zeros(1, 4))
+        with pytest.raises(tgs.ShapeError, match=r"x has shape \(7, 1, 3\), expected that of one"):
+            tgs.Stepper(cell, np.ones((7, 1, 3), "f4"))
         with pytest.raises(tgs.ShapeError, match="x has no rows"):
             tgs.Stepper(cell, np.ones((0, 3), "f4"))
 
@@ -269,6 +271,11 @@ class TestAttention:
                 seen.numpy()[t, b], sum(w * v[s, b] for w, s in zip(a, places, strict=True))
             )
         assert not weights.numpy()[:, 1, 2:].any()
+
+    def test_scores_far_below_zero(self):
+        q, k = np.full((1, 1, 1), 1e6), np.array([-1e6, -2e6, 5.0]).reshape(3, 1, 1)
+        _, weights = nn.functional.dot_attention(q, k, mask=np.array([[True], [True], [False]]))
+        assert weights.tolist() == [[[1.0, 0.0, 0.0]]]
 
     def test_derivative_and_nothing_to_see(self):
         rng = np.random.default_rng(0)

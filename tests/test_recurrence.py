@@ -527,3 +527,23 @@ def test_ten_thousand_steps_train_and_leave_nothing():
     short, long = (measure(steps, hidden_size=4) for steps in (1000, 10_000))
     assert 9 * short["held MB"] < long["held MB"] < 11 * short["held MB"]  # linear
     assert long["left MB"] < 0.01 * long["held MB"]  # Python's own free lists, whatever the length
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_layers_of_cells_with_several_inputs(rng, batch_first):
+    def timed(inputs, h):  # an input, and the time since the last one
+        h = h * tgs.exp(-inputs["since"])[:, None] + inputs["x"]
+        return h, h
+
+    cells = [timed, nn.GRUCell(3, 4, dtype="float64", rng=0)]
+    layer = nn.Recurrent(cells, batch_first=batch_first)
+    xs = {"x": rng.standard_normal((6, 2, 3)), "since": rng.random((6, 2))}
+    state, lengths = np.zeros((2, 3)), [6, 4]
+    first, _ = tgs.unroll(timed, xs, state, lengths=lengths)
+    expected, _ = tgs.unroll(cells[1], first, lengths=lengths)
+    given = {name: x.swapaxes(0, 1) if batch_first else x for name, x in xs.items()}
+    ys, _ = layer(given, (state, tgs.zeros(2, 4, dtype="float64")), lengths=lengths)
+    found = ys.numpy().swapaxes(0, 1) if batch_first else ys
+    np.testing.assert_allclose(found, expected, rtol=1e-9)
+    with pytest.raises(tgs.ShapeError, match=r"Recurrent: x\['since'\] has shape \(6,\), expected"):
+        layer({**given, "since": np.zeros(6)})

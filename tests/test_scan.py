@@ -661,6 +661,10 @@ def unknown(x, h):
     return tgs.stack([x, h]), h
 
 
+def stacks_rows(x, h):
+    return x, h * tgs.stack([h[:, 0], x[:, 0]], axis=0).sum()
+
+
 def of_numpy(x, h):
     return x, np.concatenate([x, h], axis=-1)[:, :4]
 
@@ -716,6 +720,7 @@ BAD = [
     (mixes, tgs.TraceError, "mix rows.*tgs.unroll"),
     (transposes, tgs.TraceError, "mix rows"),
     (unknown, tgs.TraceError, "stack of %0 float32.*cannot be compiled.*tgs.concat.*tgs.unroll"),
+    (stacks_rows, tgs.TraceError, r"\(B,\) may be stacked along axis -1.*tgs.unroll"),
     (of_numpy, tgs.TraceError, "np.concatenate was given.*use tgs.concat, or tgs.unroll"),
     (of_numpy_alone, tgs.TraceError, "np.roll was given.*use tgs.unroll"),
     (three_axes, tgs.TraceError, r"reshape .*\(B, n\) or \(B,\)"),
@@ -899,3 +904,28 @@ def test_outputs_that_nothing_depends_on(used):
         for a, b in zip(each, found[-1], strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-9)
     assert np.isfinite(found[0][0]).all()
+
+
+def test_numbers_side_by_side():
+    """Scores of a few places, for instance, of which a softmax is taken."""
+    rng = np.random.default_rng(0)
+    W, v = (tgs.tensor(rng.standard_normal(n), requires_grad=True) for n in ((3, 4), 2))
+    xs = tgs.tensor(rng.standard_normal((5, 2, 3)), requires_grad=True)
+    h = tgs.zeros(2, 4, dtype="float64")
+
+    def cell(x, h):
+        z = x @ W
+        scores = [(z * h).sum(axis=-1), (z * z).sum(axis=-1), z[:, 0], v]
+        a = tgs.softmax(tgs.stack(scores, axis=-1), axis=-1)
+        h = tgs.tanh(z * a[:, :1] + h * a[:, 1:2] + a[:, 2:].sum(axis=-1, keepdims=True))
+        return (h, a), h
+
+    found = []
+    for drive in (tgs.scan, tgs.scan, tgs.unroll):
+        xs.grad = W.grad = v.grad = None
+        (ys, a), _ = drive(cell, xs, h, lengths=[5, 3])
+        (ys.sum() + (a * a).sum()).backward()
+        found.append([ys.numpy(), a.numpy(), *(t.grad.numpy() for t in (xs, W, v))])
+    for each in found:
+        for a, b in zip(each, found[-1], strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import os
 import platform
+import sys
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -101,9 +103,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("info", help="versions, threads, vector width, CUDA or why not")
     warmup = commands.add_parser("warmup", help="compile the built-in cells")
-    warmup.add_argument("--dtype", choices=("float32", "float64"), default="float32")
+    warmup.add_argument(
+        "--dtype", choices=("float32", "float64"), default="float32", help="of the cells"
+    )
     cache = commands.add_parser("cache", help="show what compiled code is kept, or delete it")
-    cache.add_argument("what", nargs="?", choices=("show", "clear"), default="show")
+    cache.add_argument(
+        "what",
+        nargs="?",
+        choices=("show", "clear"),
+        default="show",
+        help="show what is kept, or delete it",
+    )
     bench = commands.add_parser("bench", help="an LSTM here and in PyTorch, if that is installed")
     bench.add_argument("--worker", choices=("here", "torch"), help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
@@ -127,4 +137,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    try:
+        code = main()
+        sys.stdout.flush()
+    except BrokenPipeError:  # who read the output, such as head, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
+    raise SystemExit(code)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from tinygrad_seq import devices
-from tinygrad_seq.composites import SHORT, logsumexp, softmax, take_along_axis
+from tinygrad_seq.composites import SHORT, log_softmax, softmax, take_along_axis
 from tinygrad_seq.elementwise import abs, minimum, softplus, sqrt, square, where
 from tinygrad_seq.errors import ShapeError
 from tinygrad_seq.rules import Array, Operation
@@ -153,10 +153,10 @@ def cross_entropy(logits: TensorLike, target: TensorLike, mask: Any = None) -> T
         return _average(each, None)
     if chosen is not None:
         x = _select(x, np.broadcast_to(chosen[..., None], x.shape))
-    picked = _picked(x, at)
+    picked = _picked(log_softmax(x), at)
     if on_gpu:
         picked = where((at >= 0) & (at < x.shape[-1]), picked, np.nan)
-    return _average(_select(logsumexp(x, axis=-1) - picked, chosen), chosen)
+    return _average(_select(-picked, chosen), chosen)
 
 
 def _likelihoods(x: Array, rows: Array | None) -> tuple[Array, Array, Array]:
@@ -285,6 +285,7 @@ def dot_attention(
         weights = softmax(scores, axis=-1)
     else:
         rows = there.T[:, None, :]
-        weights = where(rows, softmax(where(rows, scores, -1e9), axis=-1), 0.0)
+        low = float(np.finfo(scores.dtype).min) / 2  # below every score, and still a number
+        weights = where(rows, softmax(where(rows, scores, low), axis=-1), 0.0)
     seen = weights @ permute_dims(v, (1, 0, 2))
     return permute_dims(seen, (1, 0, 2)), permute_dims(weights, (1, 0, 2))

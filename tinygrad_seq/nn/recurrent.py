@@ -21,7 +21,15 @@ from tinygrad_seq.nn.module import Module
 from tinygrad_seq.recurrence import scan, unroll
 from tinygrad_seq.structural import concat, permute_dims, reshape, stack, sum
 from tinygrad_seq.tensors import Tensor, TensorLike, as_tensor, host_array
-from tinygrad_seq.trees import leaves, map_columns, map_leaves, paths, rebuild, structure
+from tinygrad_seq.trees import (
+    leaves,
+    map_arrays,
+    map_columns,
+    map_leaves,
+    paths,
+    rebuild,
+    structure,
+)
 
 BACKENDS = {"scan": scan, "tape": unroll}
 
@@ -35,7 +43,8 @@ class Recurrent(Module):
 
     ``ys, state = layer(x, state=None, lengths=None, resets=None)``: x (T, B, I), or (B, T, I) with
     ``batch_first``, and ys likewise; state is a tuple with the state of each cell. lengths and
-    resets are those of ``tgs.unroll``, but resets too are (B, T) with ``batch_first``.
+    resets are those of ``tgs.unroll``, but resets too are (B, T) with ``batch_first``. Where the
+    first cells take more than one input, x is a tuple or dict of tensors (T, B, ...).
     With ``output="last"`` ys is (B, D·H): for each row the output of its last step, and of its
     first one in the backward direction; zeros for a row of length 0. That is what a classifier of
     sequences goes on from.
@@ -93,22 +102,24 @@ class Recurrent(Module):
         return len(self.cells) // self.directions
 
     def forward(
-        self, x: TensorLike, state: Any = None, lengths: Any = None, resets: Any = None
+        self, x: Any, state: Any = None, lengths: Any = None, resets: Any = None
     ) -> tuple[Tensor, Any]:
-        ys = as_tensor(x, type(self).__name__)
-        if ys.ndim != 3:
-            axes = "(B, T, I)" if self.batch_first else "(T, B, I)"
-            raise ShapeError(f"{type(self).__name__}: x has shape {ys.shape}, expected {axes}")
+        name = type(self).__name__
+        ys = map_arrays(lambda leaf: as_tensor(leaf, name), x)
+        for path, leaf in paths(ys):
+            if leaf.ndim < 2:
+                axes = "(B, T, ...)" if self.batch_first else "(T, B, ...)"
+                raise ShapeError(f"{name}: x{path} has shape {leaf.shape}, expected {axes}")
         if self.batch_first:
             if resets is not None:
                 resets = host_array(resets, "resets")
-                if resets.shape != ys.shape[:2]:
+                shape = leaves(ys)[0].shape[:2]
+                if resets.shape != shape:
                     raise ShapeError(
-                        f"{type(self).__name__}: resets has shape {resets.shape}, expected (B, T) "
-                        f"= {ys.shape[:2]}"
+                        f"{name}: resets has shape {resets.shape}, expected (B, T) = {shape}"
                     )
                 resets = resets.T
-            ys = permute_dims(ys, (1, 0, 2))
+            ys = map_leaves(_swapped, ys)
         drive = BACKENDS[self.backend]
         states, last = self._split_state(state), []
         for layer in range(self.num_layers):
@@ -135,7 +146,7 @@ class Recurrent(Module):
                 ys = self.dropout(ys)
         if self.output == "last":
             return ys, self._join_states(last)
-        return permute_dims(ys, (1, 0, 2)) if self.batch_first else ys, self._join_states(last)
+        return _swapped(ys) if self.batch_first else ys, self._join_states(last)
 
     def _check_output(self, y: Any, k: int) -> None:
         """Raise a ShapeError if what cell k gives cannot be joined, read by the next one or cut.
@@ -171,6 +182,11 @@ class Recurrent(Module):
 
     def _join_states(self, states: Sequence[Any]) -> Any:
         return tuple(states)
+
+
+def _swapped(x: Tensor) -> Tensor:
+    """Steps and rows of the batch change places."""
+    return permute_dims(x, (1, 0, *range(2, x.ndim)))
 
 
 def _last_output(ys: Tensor, lengths: Any, reverse: bool) -> Tensor:
@@ -229,7 +245,10 @@ class _Stacked(Recurrent):
         self, x: TensorLike, state: Any = None, lengths: Any = None, resets: Any = None
     ) -> tuple[Tensor, Any]:
         x = as_tensor(x, type(self).__name__)
-        if x.ndim == 3 and x.shape[-1] != self.input_size:
+        if x.ndim != 3:
+            axes = "(B, T, I)" if self.batch_first else "(T, B, I)"
+            raise ShapeError(f"{type(self).__name__}: x has shape {x.shape}, expected {axes}")
+        if x.shape[-1] != self.input_size:
             raise ShapeError(
                 f"{type(self).__name__}: x has shape {x.shape}, expected {self.input_size} "
                 "elements in the last axis (input_size)"

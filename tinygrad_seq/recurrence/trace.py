@@ -694,12 +694,20 @@ class Trace(Source):
         return _stand_in(self, slot, (self.B, width), dtype)
 
     def _stack(self, inputs: Sequence[Tensor], params: Any) -> Tensor:
-        return self._unknown(
-            "stack",
-            inputs,
-            ": values of a step are (B, n) or (B,); join them along the last axis with tgs.concat, "
-            "those of shape (B,) as t[:, None]",
-        )
+        """Numbers (B,) side by side: (B, n)."""
+        if params[0] != 1 or inputs[0].ndim != 1:
+            self._unknown(
+                "stack",
+                inputs,
+                ": values of a step are (B, n) or (B,); those of shape (B,) may be stacked along "
+                "axis -1, others be joined there with tgs.concat",
+            )
+        slots = tuple([self._operand(value, 1) for value in inputs])
+        slot = self.add("concat", slots, None, len(slots))
+        if not recording.enabled:
+            self.frozen.add(slot)
+        dtypes = {value.dtype for value in inputs}
+        return _stand_in(self, slot, (self.B, len(slots)), dtypes.pop())
 
     def _pad(self, inputs: Sequence[Tensor], params: Any) -> Tensor:
         x, (widths, value) = inputs[0], params
