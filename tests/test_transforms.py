@@ -175,6 +175,7 @@ def test_detach():
         ys.sum().backward()
         carried = state
         state = tgs.detach(state)
+    assert tgs.detach(None) is None
     assert not any(leaf.requires_grad for leaf in state)
     ys, _ = layer(xs, carried)
     with pytest.raises(tgs.TapeError, match=r"take tgs\.detach\(state\)"):

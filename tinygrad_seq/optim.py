@@ -514,7 +514,10 @@ class CosineAnnealingLR(Schedule):
 
 
 class WarmupLR(Schedule):
-    """Rises in a straight line to the learning rate in ``steps`` steps, then stays."""
+    """Rises in a straight line from lr/steps to the learning rate lr in ``steps``, then stays.
+
+    The factor is min((n + 1)/steps, 1) after n steps of the schedule.
+    """
 
     def __init__(self, optimizer: Optimizer, steps: int) -> None:
         self.steps = whole(steps, "WarmupLR: steps")

@@ -119,9 +119,10 @@ def detach(tree: Any) -> Any:
     """The tensors of a structure, such as the state of a layer, with their values off the tape.
 
     What is computed from them does not go back to what they were computed from: a state carried
-    from one part of a long sequence to the next is detached between them.
+    from one part of a long sequence to the next is detached between them. None, the state that a
+    layer begins with, stays None.
     """
-    return map_leaves(lambda leaf: as_tensor(leaf, "detach").detach(), tree)
+    return None if tree is None else map_leaves(lambda t: as_tensor(t, "detach").detach(), tree)
 
 
 # A function linearised at a point ------------------------------------------------------------
