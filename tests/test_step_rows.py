@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from tinygrad_seq.kernels import memory
 
 import tinygrad_seq as tgs
 
@@ -73,6 +74,24 @@ def test_slices_that_are_read_in_another_order_leave_no_gap(tensors):
     assert "gap" not in str(plans[1])
     for each in cells:
         assert_as_on_the_tape(each, xs, H0, tensors)
+
+
+def test_a_slice_that_nobody_reads_leaves_nothing_unwritten(tensors, monkeypatch):
+    """The way back goes through all of a value that is cut, also where nobody reads it."""
+
+    class Full(memory.Block):
+        def __init__(self, size):
+            super().__init__(size)
+            self._memory[0].fill(0xFF)  # NaN, in any dtype
+
+    monkeypatch.setattr(memory, "Block", Full)
+    xs, W, _ = tensors
+
+    def cell(x, h):
+        first, _, last = tgs.split(x / (1.5 + tgs.sigmoid(h @ W[:, :3])), [1, 2], axis=-1)
+        return first * last, tgs.concat([first, last, h[:, :1]], axis=-1)
+
+    assert_as_on_the_tape(cell, xs, H0, [xs, W])
 
 
 def test_a_slice_that_is_read_twice_is_one(tensors):

@@ -235,10 +235,13 @@ class Rows:
     def _cut_before(self) -> None:
         """What is read only in slices that follow one another is computed slice by slice."""
         trace, cuts = self.trace, self.cuts
+        partly: set[int] = set()  # rows of which nobody reads some slice
         waiting = self.order()
         while waiting:
             slot = waiting.pop()
             readers = self._readers(slot)
+            if len(readers) < len(cuts.get(slot, ())):
+                partly.add(slot)
             targets = [target for k, target in self.outputs if self.source(k) == slot]
             if (
                 self.op(slot) not in COMPUTED
@@ -247,7 +250,7 @@ class Rows:
                 or not readers
                 or not cuts.get(slot, set()).issuperset(readers)
                 or any(target.kind != "kept" for target in targets)
-                or (targets and len(readers) < len(cuts[slot]))
+                or (targets and slot in partly)
             ):
                 continue
             inputs, repeated = self.inputs[slot], trace.rows[slot].detail
@@ -258,10 +261,14 @@ class Rows:
                     part = source
                     if not once:
                         part = self._cut(source, begins, cut, cut)
+                        if slot in partly:  # all that is cut of the source are these slices
+                            partly.add(source)
                     parts.append(part)
                 made = self._new(self.op(slot), tuple(parts), repeated, cut)
                 if cut in cuts:  # slices of the slice
                     cuts[made] = cuts.pop(cut)
+                    if cut in partly:
+                        partly.add(made)
                     waiting.append(made)
                 for target in targets:
                     offset = (("start", begins[1]),)
