@@ -794,3 +794,20 @@ def test_outputs_that_nothing_depends_on(used):
         for a, b in zip(each, found[-1], strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-9)
     assert np.isfinite(found[0][0]).all()
+
+
+def test_outputs_that_nothing_depends_on_of_rows_that_begin_anew():
+    """What goes back to the state that rows are reset to is looked at too."""
+    x = tgs.tensor([[[2.0]], [[3.0]]], dtype="float64", requires_grad=True)
+    h0 = tgs.tensor([[0.0]], dtype="float64", requires_grad=True)
+
+    def cell(x, h):
+        return (x * h, tgs.sqrt(h)), x * x
+
+    found = []
+    for drive in (tgs.scan, tgs.unroll):
+        x.grad = h0.grad = None
+        ys, _ = drive(cell, x, h0, resets=[[True], [False]])
+        ys[0].sum().backward()
+        found.append((x.grad.numpy().ravel().tolist(), h0.grad.item()))
+    assert found[0] == found[1] == ([12.0, 4.0], 2.0)

@@ -419,7 +419,7 @@ class _Run:
 
 def _hold_nan(found: Any) -> bool:
     """Whether a NaN is among gradients: one is in their sum then."""
-    arrays = (*found.xs, *found.states, *found.captured.values())
+    arrays = (*found.xs, *found.states, *found.reset_states, *found.captured.values())
     return any(a is not None and bool(np.isnan(a.sum())) for a in arrays)
 
 
