@@ -114,6 +114,22 @@ def test_states_that_are_read_after_the_loop(options):
         np.testing.assert_allclose(a.numpy(), b.numpy(), atol=1e-12)
 
 
+@pytest.mark.parametrize("inner", [lambda x, h: h[:, ::-1], lambda x, h: tgs.concat([h, x], -1)])
+def test_states_that_are_joined_after_the_loop_in_a_joint(rng, inner):
+    """The state that a row had in its own step, not the newest one."""
+    xs, state = rng.standard_normal((5, 2, 2)), rng.standard_normal((2, 2))
+    W = tgs.tensor(rng.standard_normal((2, 3)))
+
+    def cell(x, h):
+        joined = tgs.concat([h @ W, inner(x, h)], axis=-1)
+        return (tgs.sin(joined), joined.sum(axis=-1)), tgs.sin(h + x)
+
+    found, _ = tgs.scan(cell, xs, state)
+    expected, _ = tgs.unroll(cell, xs, state)
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-12)
+
+
 def test_what_is_chosen_and_counted():
     """Pieces are joined without arithmetic; a number of conditions is no condition."""
     xs = np.array([[[0.5, -np.inf, 2.0, np.nan]]])

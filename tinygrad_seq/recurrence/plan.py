@@ -300,14 +300,20 @@ class _Builder(Rows):
     def _hold_states(self) -> None:
         """A state lasts until the next step alone: those that read it later read a copy."""
         copies: dict[int, int] = {}
+        late = {slot for slot, section in self.section.items() if section == "late"}
+        for slot in reversed(self.order()):  # what is joined late is the parts of joints in it
+            if slot in late and self.op(slot) in JOINTS:
+                late |= {k for k in self.inputs[slot] if self.op(k) in JOINTS}
         for slot in self.order():
-            if self.section[slot] != "late" or self.op(slot) == "slice":
+            if slot not in late or self.op(slot) == "slice":
                 continue
             read = list(self.inputs[slot])
             for at, k in enumerate(read):
                 if self.op(self.base(k)) == self.carried:
                     if k not in copies:
-                        copies[k] = self._copy(k, "loop", self.rank.get(k, k) + 0.5)
+                        rank = self.rank.get(k, k)  # before all that read it, in the loop too
+                        rank += min(0.5, (self.rank[slot] - rank) / 2)
+                        copies[k] = self._copy(k, "loop", rank)
                     read[at] = copies[k]
             self.inputs[slot] = tuple(read)
 
