@@ -462,6 +462,11 @@ BAD = {
     "evaluate: loss: None was given": lambda: train.evaluate(LAYER, [(X, Y)], None),
     "fit: batches: None was given, expected a list of": lambda: fit_once(batches=None),
     "fit: validation: 3 was given": lambda: fit_once(validation=3),
+    "fit: validation: a batch of ndarray was given": lambda: fit_once(validation=(X, Y)),
+    "fit: validation: the batches gave no examples": lambda: fit_once(validation=iter(())),
+    "fit: validation: the model Linear cannot be called with a tuple of 2 inputs": (
+        lambda: fit_once(validation=[((X, X), Y)])
+    ),
     "evaluate: batches: None was given": lambda: train.evaluate(LAYER, None, mse),
     "fit: model: None was given, expected a module or a function": lambda: fit_once(None),
     "fit: model: <class .*Linear'> was given.*, not a class": lambda: fit_once(nn.Linear),

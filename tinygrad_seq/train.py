@@ -143,7 +143,7 @@ def fit(
             with in_mode(model, training=True):
                 _train_epoch(model, batches, how, optimizer, clip_norm, history, epoch)
             if validation is not None:
-                found = _evaluate(model, validation, how)
+                found = _evaluate(model, validation, how, "fit: validation")
                 how.note(found, history.validation, history.validation_metrics)
                 if not math.isfinite(history.validation[-1]):
                     raise ValueError(
@@ -178,20 +178,21 @@ def evaluate(
     Batches, their inputs and ``carry_state`` are as in ``fit``.
     """
     _check_given("evaluate", model, batches=batches)
-    return _evaluate(model, batches, _How(_Measured(loss, None, "evaluate"), None, carry_state))[0]
+    how = _How(_Measured(loss, None, "evaluate"), None, carry_state)
+    return _evaluate(model, batches, how, "evaluate")[0]
 
 
-def _evaluate(model: Any, batches: Iterable[Any], how: _How) -> list[float]:
+def _evaluate(model: Any, batches: Iterable[Any], how: _How, caller: str) -> list[float]:
     """The mean loss, and the mean of each metric."""
     mean, state = _Mean(), None
     with in_mode(model, training=False), no_grad():
         for batch in batches:
-            given = _checked(model, batch, "evaluate")
-            prediction, after = _forward(model, given, how, state, "evaluate")
+            given = _checked(model, batch, caller)
+            prediction, after = _forward(model, given, how, state, caller)
             state = after if how.carry_state else None
-            number = _number(how.loss(prediction, given.targets), "evaluate: the loss")
+            number = _number(how.loss(prediction, given.targets), f"{caller}: the loss")
             mean.add([number, *how.loss.numbers], given.size)
-    return mean.value("evaluate: the batches")
+    return mean.value(f"{caller}: the batches")
 
 
 def predict(model: Any, inputs: Any, lengths: Any = None, **more: Any) -> Any:
