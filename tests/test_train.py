@@ -467,6 +467,9 @@ BAD = {
     "fit: validation: the model Linear cannot be called with a tuple of 2 inputs": (
         lambda: fit_once(validation=[((X, X), Y)])
     ),
+    "tuple of 2, all of which the loss got: .*, pass carry_state=True$": (
+        lambda: train.evaluate(nn.GRU(3, 1), [(X[None], Y[None])], mse)
+    ),
     "evaluate: batches: None was given": lambda: train.evaluate(LAYER, None, mse),
     "fit: model: None was given, expected a module or a function": lambda: fit_once(None),
     "fit: model: <class .*Linear'> was given.*, not a class": lambda: fit_once(nn.Linear),

@@ -190,7 +190,8 @@ def _evaluate(model: Any, batches: Iterable[Any], how: _How, caller: str) -> lis
             given = _checked(model, batch, caller)
             prediction, after = _forward(model, given, how, state, caller)
             state = after if how.carry_state else None
-            number = _number(how.loss(prediction, given.targets), f"{caller}: the loss")
+            value = _loss_of(prediction, given, how, "carry_state=True")
+            number = _number(value, f"{caller}: the loss")
             mean.add([number, *how.loss.numbers], given.size)
     return mean.value(f"{caller}: the batches")
 
@@ -316,15 +317,7 @@ def _gradients(
             yield block.loss, block.size, block.state
         return
     prediction, after = _forward(model, given, how, state, "fit")
-    try:
-        value = how.loss(prediction, given.targets)
-    except ValueError as error:
-        if type(prediction) is not tuple:
-            raise
-        raise ValueError(
-            f"{error}; the model returned a tuple of {len(prediction)}, all of which the loss got: "
-            "if it is (prediction, state), pass carry_state=True or tbptt=(k1, k2)"
-        ) from error
+    value = _loss_of(prediction, given, how, "carry_state=True or tbptt=(k1, k2)")
     if not isinstance(value, Tensor):
         raise ValueError(
             f"fit: the loss returned a {type(value).__name__}, expected one number as a tensor, "
@@ -339,6 +332,19 @@ def _gradients(
         )
     value.backward()
     yield number, given.size, detach(after) if how.carry_state else None
+
+
+def _loss_of(prediction: Any, batch: _Batch, how: _How, carrying: str) -> Any:
+    """The loss; its errors say, where the model returned a tuple, which arguments carry a state."""
+    try:
+        return how.loss(prediction, batch.targets)
+    except ValueError as error:
+        if type(prediction) is not tuple:
+            raise
+        raise ValueError(
+            f"{error}; the model returned a tuple of {len(prediction)}, all of which the loss got: "
+            f"if it is (prediction, state), pass {carrying}"
+        ) from error
 
 
 def _checked(model: Any, batch: Any, caller: str) -> _Batch:
