@@ -482,12 +482,20 @@ class Trace(Source):
             )
         return (shape[0], m if n == 1 else n)
 
-    def _result(self, op: str, x: Traced, shape: tuple[int, ...]) -> Tensor:
-        single = op in ("sum", "max", "min")
-        slot = self.add(op, (x.slot,), None, shape[1] if len(shape) == 2 else 1, single)
+    def _result(
+        self,
+        op: str,
+        inputs: tuple[int, ...],
+        shape: tuple[int, ...],
+        dtype: Any,
+        detail: Any = None,
+        single: bool = False,
+    ) -> Tensor:
+        """A row that the cell computes, as a value of the step."""
+        slot = self.add(op, inputs, detail, shape[1] if len(shape) == 2 else 1, single)
         if not recording.enabled:
             self.frozen.add(slot)
-        return _stand_in(self, slot, shape, x.dtype)
+        return _stand_in(self, slot, shape, dtype)
 
     def _product(self, name: str, inputs: Sequence[Tensor]) -> Tensor:
         a, b = inputs[0]._data, inputs[1]._data
@@ -502,14 +510,13 @@ class Trace(Source):
             computed = [self._computed(part) for part in parts]
             return product_of_parts(name, computed, inputs[1], self.shares)
         matrix = self.capture(inputs[1], ROLES[name])
-        width = self.widths[matrix]
+        shape = self.B, self.widths[matrix]
         key = a.slot, matrix, recording.enabled
-        slot = self.products.get(key)
-        if slot is None:
-            slot = self.products[key] = self.add("matmul", (a.slot, matrix), None, width)
-            if not recording.enabled:
-                self.frozen.add(slot)
-        return _stand_in(self, slot, (self.B, width), self.dtype)
+        if key in self.products:
+            return _stand_in(self, self.products[key], shape, self.dtype)
+        made = self._result("matmul", (a.slot, matrix), shape, self.dtype)
+        self.products[key] = made._data.slot
+        return made
 
     def _computed(self, part: Tensor) -> Tensor:
         """A part of what was joined, as a value of the step."""
@@ -541,7 +548,8 @@ class Trace(Source):
             raise ShapeError(f"{name}: shape {x.shape} has no values along its last axis")
         if name == "sum" and x.dtype.kind in "bu":
             x = Traced(self, x.slot, x.shape, np.dtype(np.int64))
-        return self._result(name, x, (self.B, 1) if keepdims else (self.B,))
+        shape = (self.B, 1) if keepdims else (self.B,)
+        return self._result(name, (x.slot,), shape, x.dtype, single=True)
 
     def _reshape(self, inputs: Sequence[Tensor], params: Any) -> Tensor:
         x, shape = inputs[0]._data, params[0]
@@ -560,19 +568,16 @@ class Trace(Source):
             return self._same(x, shape)
         if len(shape) != 2 or x.ndim != 2 or shape[0] != self.B:
             self._mixes("broadcast_to", inputs)
-        slot = self.add("broadcast", (x.slot,), (True,), shape[1])
-        if not recording.enabled:
-            self.frozen.add(slot)
-        return _stand_in(self, slot, shape, x.dtype)
+        return self._result("broadcast", (x.slot,), shape, x.dtype, (True,))
 
     def _astype(self, inputs: Sequence[Tensor], params: Any) -> Tensor:
         return wrap(self.cast(inputs[0]._data, params[0]), None)
 
     def detach(self, x: Tensor) -> Tensor:
         data = x._data
-        made = self._result("detach", data, data.shape)
+        single = self.single[data.slot]
+        made = self._result("detach", (data.slot,), data.shape, data.dtype, single=single)
         self.frozen.add(made._data.slot)
-        self.single[-1] = self.single[data.slot]
         return made
 
     def _getitem(self, inputs: Sequence[Tensor], params: Any) -> Tensor:
@@ -633,16 +638,9 @@ class Trace(Source):
             where = self.starts[slot], self.starts[slot] + self.widths[slot]
             if where == (start, stop) and (slot in self.frozen) is not recording.enabled:
                 return _stand_in(self, slot, shape, x.dtype)  # read again, it is the same row
-        slot = len(self.widths)
-        self.rows.append(_new(Row, ("slice", (x.slot,), None)))
-        self.widths.append(stop - start)
-        self.single.append(False)
+        slot = self.add("slice", (x.slot,), None, stop - start)
         self.starts[slot] = start
-        cuts = self.cuts.get(x.slot)
-        if cuts is None:
-            self.cuts[x.slot] = [slot]
-        else:
-            cuts.append(slot)
+        self.cuts.setdefault(x.slot, []).append(slot)
         if not recording.enabled:
             self.frozen.add(slot)
         return _stand_in(self, slot, shape, x.dtype)
@@ -685,13 +683,11 @@ class Trace(Source):
             else:
                 slots.append(self.capture(value))
         width = params[1][-1]
-        slot = self.add("concat", tuple(slots), None, width)
-        self.parts[slot] = tuple(inputs)
-        if not recording.enabled:
-            self.frozen.add(slot)
         dtypes = {value.dtype for value in inputs}
         dtype = dtypes.pop() if len(dtypes) == 1 else self.dtype
-        return _stand_in(self, slot, (self.B, width), dtype)
+        made = self._result("concat", tuple(slots), (self.B, width), dtype)
+        self.parts[made._data.slot] = tuple(inputs)
+        return made
 
     def _stack(self, inputs: Sequence[Tensor], params: Any) -> Tensor:
         """Numbers (B,) side by side: (B, n)."""
@@ -703,11 +699,8 @@ class Trace(Source):
                 "axis -1, others be joined there with tgs.concat",
             )
         slots = tuple([self._operand(value, 1) for value in inputs])
-        slot = self.add("concat", slots, None, len(slots))
-        if not recording.enabled:
-            self.frozen.add(slot)
-        dtypes = {value.dtype for value in inputs}
-        return _stand_in(self, slot, (self.B, len(slots)), dtypes.pop())
+        dtype = np.result_type(*(value.dtype for value in inputs))
+        return self._result("concat", slots, (self.B, len(slots)), dtype)
 
     def _pad(self, inputs: Sequence[Tensor], params: Any) -> Tensor:
         x, (widths, value) = inputs[0], params
