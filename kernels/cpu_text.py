@@ -164,7 +164,7 @@ class CpuWriter(Writer):
         """
         while slot not in self.program.places:
             slot = self.program.inputs[slot][0]
-        kind, which, _ = self.program.places[slot]
+        kind, which = self.program.places[slot]
         distance = ""
         if not self.forward and kind == "kept":
             distance = f"{self.word('kept_rows')} * {self.word('kept_bytes')}"
@@ -341,7 +341,7 @@ class CpuWriter(Writer):
         matrix = f"m{stage.matrix}" + ("t" if stage.transposed else "")
         self.add(depth, "r = 0")
         self.add(depth, f"p = {address}")
-        kind, which, _ = stage.into
+        kind, which = stage.into
         self.add(depth, f"to = {self._row(kind, which)}")
         if kind == "scratch":
             out = self._distance(self._buffer(which))

@@ -437,7 +437,7 @@ class _Run:
         place = program.places[base]
         name = {"scratch": "z", "grads": "grads", "kept": "kept"}[place.kind]
         rows = self._steps_rows(f"{name}{place.which}", layout.width(place.which))
-        begin, width = layout.elements(place.offset), layout.width(slot)
+        begin, width = 0, layout.width(slot)
         while slot != base:
             if layout.plan.rows[slot].op == "slice":
                 begin += layout.elements(begins(layout.plan, slot))

@@ -12,7 +12,7 @@ from typing import Any
 from tinygrad_seq.kernels.cuda_order import Region, base_of, chains
 from tinygrad_seq.kernels.text import Writer
 
-from tinygrad_seq.program import Plan, Program, begins
+from tinygrad_seq.program import Offset, Plan, Program, begins
 
 RING = 4  # newest steps of a state or its gradient that are there at once
 
@@ -88,7 +88,7 @@ class RowWriter(Writer):
             return [Region(("shares", k.slot), (), 0, by) for k in self.chain_of[base].stages]
         if place is None:
             return []
-        offset = place.offset
+        offset: Offset = ()
         at = slot
         while at != base:  # a slice, or a slice of one
             if self.plan.rows[at].op == "slice":

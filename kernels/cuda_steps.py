@@ -140,7 +140,7 @@ class StepWriter(CudaWriter):
     def _only_values(self, place: Any) -> bool:
         """Whether all that is in some memory is values along units, of the step itself."""
         memory = place.kind, place.which
-        if place.kind not in ("grads", "kept", "scratch") or place.offset:
+        if place.kind not in ("grads", "kept", "scratch"):
             return False
         for section, stages in self.program.sections.items():
             for stage in stages:

@@ -206,9 +206,9 @@ class CudaWriter(RowWriter):
         if chain.local:
             return items
         shares = Region(("shares", stage.slot), (), 0, "units")
-        kind, which, offset = stage.into
+        kind, which = stage.into
         for n, segment in enumerate(chain.segments):
-            into = self._place_region(kind, which, offset, segment.width, "units")
+            into = self._place_region(kind, which, (), segment.width, "units")
             reads = [shares, *([into] if stage.adds else [])]
 
             def write(depth: int, n: int = n, segment: Segment = segment) -> None:
@@ -247,11 +247,10 @@ class CudaWriter(RowWriter):
     def _put_together(
         self, chain: Chain, stage: Product, n: int, segment: Segment, depth: int
     ) -> None:
-        kind, which, offset = stage.into
-        with_offset = self._on(self._row(kind, which), offset)
+        row = self._row(*stage.into)
 
         def body(depth: int) -> None:
-            self.add(depth, f"to = {with_offset} + j * {self.item}")
+            self.add(depth, f"to = {row} + j * {self.item}")
             value = self._share(stage, n)
             if stage.adds:
                 value = f"load(to) + {value}"

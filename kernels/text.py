@@ -18,7 +18,6 @@ from typing import Any
 
 from tinygrad_seq.program import (
     REDUCTIONS,
-    Place,
     Plan,
     Program,
     Target,
@@ -126,7 +125,7 @@ class Writer:
         row = self.plan.rows[slot]
         if slot in self.program.places:
             place = self.program.places[slot]
-            return self._on(self._row(place.kind, place.which), place.offset)
+            return self._row(place.kind, place.which)
         assert row.op in ("slice", "detach"), row
         address = self._read(self.program.inputs[slot][0])
         if row.op == "detach":
@@ -136,12 +135,12 @@ class Writer:
     def _comment(self, depth: int, slot: int) -> None:
         self.add(depth, f"# {row_text(self.plan, slot, self.program.inputs.get(slot))}")
 
-    def _targets(self, slot: int) -> list[Place | Target]:
+    def _targets(self, slot: int) -> list[Target]:
         """Where a value goes; scratch too, if it is read from there."""
-        targets: list[Place | Target] = list(self.program.targets.get(slot, []))
+        targets = list(self.program.targets.get(slot, []))
         place = self.program.places.get(slot)
         if place is not None and place.kind == "scratch":
-            targets.append(place)
+            targets.append(Target("scratch", place.which))
         return targets
 
     def _repeated(self, slot: int) -> tuple[bool, ...]:

@@ -60,17 +60,16 @@ Offset = tuple[tuple[str, int], ...]
 
 
 class Place(NamedTuple):
-    """Where a value can be read: a kind of memory, which one of that kind, how far into a row."""
+    """Where a value can be read: a kind of memory, and which one of that kind."""
 
     # x, dy, state, capture, kept, grads, scratch; after, the state after the step; dstate, the
     # gradient of that; before, the gradient of the state before the step
     kind: str
     which: int
-    offset: Offset = ()
 
 
 class Target(NamedTuple):
-    """Where a computed value is written."""
+    """Where a computed value is written: a kind of memory, which one, how far into a row."""
 
     kind: str  # after, before, kept, grads, scratch; y, dx, sum
     which: int

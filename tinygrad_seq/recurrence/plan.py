@@ -463,7 +463,7 @@ class _Builder(Rows):
                         copy = self._copy(part, section, self.rank[slot] - 0.5)
                         copies[part, section] = copy
                     made = copies[part, section]
-                target = Target(place.kind, place.which, place.offset + offset)
+                target = Target(place.kind, place.which, offset)
                 self.targets.setdefault(made, []).append(target)
                 parts.append(made)
             self.inputs[slot] = tuple(parts)
