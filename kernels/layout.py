@@ -133,10 +133,10 @@ class Layout:
         caller and their strides. ``cpu.py`` gives them in this order."""
         plan, forward = self.plan, self.direction == "forward"
         bases = ["", "work block", "kept block", "tasks", "batch", "begin", "active", "k0"]
-        xs = [row.detail for row in plan.rows if row.op == "x"]
         bases += ["numbers", "resets"]
+        xs = range(sum(row.op == "x" for row in plan.rows))
         bases += [f"seed{k}" for k in range(sum(row.op == "uniform" for row in plan.rows))]
-        bases += [name for k in range(len(xs)) for name in _strided(f"x{k}")]
+        bases += [name for k in xs for name in _strided(f"x{k}")]
         bases += [f"capture{k}" for k in range(len(self.sizes.captured))]
         states, ys = range(len(plan.state_slots)), range(len(plan.y_slots))
         if forward:
@@ -147,7 +147,7 @@ class Layout:
         else:
             bases += [f"dlast{k}" for k in states]
             bases += [name for k in ys for name in _strided(f"dy{k}")]
-            bases += [name for k in range(len(xs)) for name in _strided(f"dx{k}")]
+            bases += [name for k in xs for name in _strided(f"dx{k}")]
             bases += [f"outer_m{k}_out" for k in range(len(self.matrices))]
         return bases
 
@@ -160,18 +160,8 @@ class Layout:
         template = [0] * first
         source = [0] * first
         for k, (function, tasks, s0, s1) in enumerate(phases):
-            at = k * PHASE_WORDS
-            template[at : at + 8] = [
-                0,
-                8 * (first + self._tables[function][0]),
-                tasks,
-                0,
-                0,
-                s0,
-                s1,
-                0,
-            ]
-            template[at + 7] = int(s1 < self.steps)
+            at, table = k * PHASE_WORDS, 8 * (first + self._tables[function][0])
+            template[at : at + 8] = [0, table, tasks, 0, 0, s0, s1, int(s1 < self.steps)]
             source[at + 5] = source[at + 6] = number["k0"]
         for name in self._names:
             base = name if name in number else self.base.get(name, "")
