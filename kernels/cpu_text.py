@@ -12,30 +12,17 @@ Imports text and program.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from tinygrad_seq.kernels.text import MATHEMATICS, Writer
 
-from tinygrad_seq.program import REDUCTIONS, Plan, Product, Program, Rowwise, Stage
+from tinygrad_seq.program import REDUCTIONS, Place, Plan, Product, Program, Rowwise, Stage
 
 IMPORTS = (
     *MATHEMATICS,
     *"constant divisor_scale fetch load part_max part_min part_sum repeat".split(),
-    *"row_max row_min row_sum".split(),
-    *"store uniform".split(),
+    *"row_max row_min row_sum store uniform".split(),
 )
-
-
-def kernel_text(
-    plan: Plan, program: Program, rules: Mapping[str, tuple[tuple[str, ...], str]]
-) -> tuple[str, list[str]]:
-    """The source of one direction, and the names of the words in its table.
-
-    ``rules`` are the texts of the elementwise operations: names of the inputs, and the value.
-    """
-    writer = CpuWriter(plan, program, rules)
-    return writer.text(), writer.words
 
 
 class CpuWriter(Writer):
@@ -157,14 +144,18 @@ class CpuWriter(Writer):
         """From row to row of a scratch buffer, in elements."""
         return self.word(f"z{buffer.slot}_row")
 
+    def _place(self, slot: int) -> Place:
+        """Where a value is, or what it is a slice of."""
+        while slot not in self.program.places:
+            slot = self.program.inputs[slot][0]
+        return self.program.places[slot]
+
     def _step_distance(self, slot: int) -> str:
         """How far the record of the step that comes next lies before this one's, going backward.
 
         The processor fetches ahead by itself where addresses rise; here it must be told.
         """
-        while slot not in self.program.places:
-            slot = self.program.inputs[slot][0]
-        kind, which = self.program.places[slot]
+        kind, which = self._place(slot)
         distance = ""
         if not self.forward and kind == "kept":
             distance = f"{self.word('kept_rows')} * {self.word('kept_bytes')}"
@@ -185,16 +176,16 @@ class CpuWriter(Writer):
         for k, slot in enumerate(self.plan.state_slots):
             self.add(2, f"p = {self._batch_row(f'initial{k}', slot)}")
             self.add(2, f"to = {self._state_row(k, '0')}")
-            self._copy_row(2, "p", "to", self.width(slot))
+            self.add(2, f"copy_row(p, to, {self.width(slot)})")
             self.add(2, "if word(active, s0) <= first + r:")
             self.add(3, f"to = {self._batch_row(f'last{k}', slot)}")
-            self._copy_row(3, "p", "to", self.width(slot))
+            self.add(3, f"copy_row(p, to, {self.width(slot)})")
 
     def _first_gradients(self) -> None:
         """Gradients of the last states, and zeros where gradients are added up."""
         plan = self.plan
-        carried = [k for k, after in enumerate(plan.derivative.after) if after is not None]
-        sums = sorted({k for _, k in plan.derivative.sums})
+        carried = [k for k, after in enumerate(plan.gradients.after) if after is not None]
+        sums = sorted({k for _, k in plan.gradients.sums})
         captures = {row.detail: slot for slot, row in enumerate(plan.rows) if row.op == "capture"}
         if not carried and not sums:
             return
@@ -207,18 +198,15 @@ class CpuWriter(Writer):
                 self.add(3, f"to = {base} + ({place}) * {self.word(f'dstate{k}_row')}")
                 self.add(3, f"if {self.word(f'dlast{k}')}:")
                 self.add(4, f"p = {self._batch_row(f'dlast{k}', slot)}")
-                self._copy_row(4, "p", "to", width)
+                self.add(4, f"copy_row(p, to, {width})")
                 self.add(3, "else:")
-                self._zero_row(4, "to", width)
+                self.add(4, f"zero_row(to, {width})")
             self.add(3, f"if {self.word('resets')}:")
             self.add(4, f"to = {self._batch_row(f'dreset{k}', slot)}")
-            self._zero_row(4, "to", width)
+            self.add(4, f"zero_row(to, {width})")
         for k in sums:
             self.add(3, f"to = {self._row('sum', k)}")
-            self._zero_row(3, "to", self.width(captures[k]))
-
-    def _zero_row(self, depth: int, to: str, width: str) -> None:
-        self.add(depth, f"zero_row({to}, {width})")
+            self.add(3, f"zero_row(to, {self.width(captures[k])})")
 
     # The edges of a step
 
@@ -231,10 +219,7 @@ class CpuWriter(Writer):
         self.add(4, f"p = {self._user_row(f'{row.op}{row.detail}')}")
         buffer = self._buffer(slot)
         self.add(4, f"to = z{slot} + ((s - b0) * R + r) * {self._distance(buffer)} * {self.item}")
-        self._copy_row(4, "p", "to", self.width(slot))
-
-    def _copy_row(self, depth: int, source: str, to: str, width: str) -> None:
-        self.add(depth, f"copy_row({source}, {to}, {width})")
+        self.add(4, f"copy_row(p, to, {self.width(slot)})")
 
     def _resets(self) -> None:
         if not self.plan.state_slots:
@@ -248,10 +233,10 @@ class CpuWriter(Writer):
             self.add(5, f"p = {self._state_row(k, f'((s - k0) * {slots})')}")
             self.add(5, "if anew:")
             self.add(6, f"fresh = {self._batch_row(f'reset{k}', slot)}")
-            self._copy_row(6, "fresh", "p", self.width(slot))
+            self.add(6, f"copy_row(fresh, p, {self.width(slot)})")
             self.add(5, f"elif {slots} == 2 and s > k0:")
             self.add(6, f"old = {self._state_row(k, f'((s - k0) * {slots} - 1)')}")
-            self._copy_row(6, "old", "p", self.width(slot))
+            self.add(6, f"copy_row(old, p, {self.width(slot)})")
 
     def _end_of_step(self) -> None:
         if not self.plan.state_slots:
@@ -265,7 +250,7 @@ class CpuWriter(Writer):
                 self.add(4, f"p = {self._row('after', k)}")
                 width = self.width(slot)
                 self.add(4, f"to = {self._batch_row(f'last{k}', slot)}")
-                self._copy_row(4, "p", "to", width)
+                self.add(4, f"copy_row(p, to, {width})")
             every = self.word("every")
             self.add(
                 3, f"if {every} and (s + 1) % {every} == 0:  # states that a segment begins with"
@@ -276,23 +261,20 @@ class CpuWriter(Writer):
                 row = f"((s + 1) // {every} - 1) * B + word(batch, first + r)"
                 self.add(5, f"p = {self._row('after', k)}")
                 self.add(5, f"to = {self.word(f'segments{k}')} + ({row}) * {width} * {self.item}")
-                self._copy_row(5, "p", "to", width)
+                self.add(5, f"copy_row(p, to, {width})")
             return
-        carried = [
-            k
-            for k, slot in enumerate(self.plan.derivative.before)
-            if self.plan.derivative.after[k] is not None
-        ]
+        gradients = self.plan.gradients
+        carried = [k for k, after in enumerate(gradients.after) if after is not None]
         if not carried:
             return
         resets = self.word("resets")
-        unwritten = [k for k in carried if self.plan.derivative.before[k] is None]
+        unwritten = [k for k in carried if gradients.before[k] is None]
         if unwritten:
             self.add(3, "for r in range(m):  # no gradient goes back to these states")
             for k in unwritten:
                 self.add(4, f"p = {self._row('before', k)}")
                 width = self.width(self.plan.state_slots[k])
-                self._zero_row(4, "p", width)
+                self.add(4, f"zero_row(p, {width})")
         self.add(3, f"if {resets}:  # what goes back to where rows began anew")
         self.add(4, "for r in range(m):")
         self.add(5, "t = word(begin, first + r) + s * onward")
@@ -304,7 +286,7 @@ class CpuWriter(Writer):
             self.add(6, f"for j in range(0, {width}, LANES):")
             self.add(7, f"n = {width} - j")
             self.add(7, "store(to, j, load(to, j, n) + load(p, j, n), n)")
-            self._zero_row(6, "p", width)
+            self.add(6, f"zero_row(p, {width})")
 
     # Stages
 
@@ -320,11 +302,7 @@ class CpuWriter(Writer):
 
     def _operand(self, stage: Product) -> tuple[str, str]:
         """Address, for r = 0, and distance of the rows that a product reads."""
-        base = stage.a
-        while base not in self.program.places:
-            base = self.program.inputs[base][0]
-        place = self.program.places[base]
-        address = self._read(stage.a)
+        place, address = self._place(stage.a), self._read(stage.a)
         if place.kind == "scratch":
             buffer = self._buffer(place.which)
             distance = self._distance(buffer)
@@ -354,10 +332,7 @@ class CpuWriter(Writer):
 
     def _block_product(self, stage: Product) -> None:
         """All steps of a block at once if their rows follow one another."""
-        base = stage.a
-        while base not in self.program.places:
-            base = self.program.inputs[base][0]
-        alone = "" if self.program.places[base].kind == "scratch" else " and R == B"
+        alone = "" if self._place(stage.a).kind == "scratch" else " and R == B"
         self._comment(2, stage.slot)
         self.add(2, f"if full{alone}:")
         self.add(3, "s = b0")
@@ -479,8 +454,12 @@ class CpuWriter(Writer):
 
 
 def module_text(plan: Plan, rules: Any, direction: str) -> tuple[str, list[str]]:
-    """The module with the function of a direction, and the names of the words of its table."""
-    body, words = kernel_text(plan, plan.program(direction), rules)
+    """The module with the function of a direction, and the names of the words of its table.
+
+    ``rules`` are the texts of the elementwise operations: names of the inputs, and the value.
+    """
+    writer = CpuWriter(plan, plan.program(direction), rules)
+    body = writer.text()
     head = f'"""{plan}\n"""\n\n'
     head += "from tinygrad_seq.kernels.build import external\n"
     head += "from tinygrad_seq.kernels.simd import (\n"
@@ -492,4 +471,4 @@ def module_text(plan: Plan, rules: Any, direction: str) -> tuple[str, list[str]]
     for name in IMPORTS:
         if f"{name}(" in body:
             head += f"{name} = _v.{name}\n"
-    return head + "\n\n" + body, words
+    return head + "\n\n" + body, writer.words
