@@ -68,8 +68,7 @@ class Writer:
 
     def taken(self) -> list[str]:
         """The lines so far, which are begun anew."""
-        lines = self.lines.copy()
-        self.lines.clear()
+        lines, self.lines = self.lines, []
         return lines
 
     def _on(self, address: str, offset: Any) -> str:
