@@ -410,11 +410,9 @@ class _Run:
 
     def pull_recorded(self, gradients: dict[int, Tensor], inputs: Sequence[Tensor]) -> list[Any]:
         """The same as ``pull``, on the tape."""
-        from tinygrad_seq.recurrence.replay import Replay, pull
+        from tinygrad_seq.recurrence.replay import pull
 
-        scan = self.scan
-        replay = Replay(scan.step, scan.given, scan.reverse, scan.own_resets)
-        return pull(replay, gradients, inputs)
+        return pull(self.scan, gradients, inputs)
 
 
 def _hold_nan(found: Any) -> bool:

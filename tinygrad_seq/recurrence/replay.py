@@ -8,11 +8,10 @@ Imports the engine, transforms and its own room.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tinygrad_seq import elementwise
 from tinygrad_seq.creation import zeros
-from tinygrad_seq.recurrence.arguments import Given
 from tinygrad_seq.recurrence.stepwise import run_steps
 from tinygrad_seq.recurrence.trace import COMPARISONS, Step, as_used
 from tinygrad_seq.rules import RULES
@@ -22,43 +21,19 @@ from tinygrad_seq.tensors import FLOATS, Tensor, as_tensor
 from tinygrad_seq.transforms import vjp
 from tinygrad_seq.trees import leaves, rebuild
 
-
-class Replay:
-    """The scan as a function of its inputs, on the tape."""
-
-    def __init__(self, step: Step, given: Given, reverse: bool, own_resets: bool) -> None:
-        self.step, self.given, self.reverse, self.own_resets = step, given, reverse, own_resets
-
-    def __call__(self, inputs: Sequence[Tensor]) -> list[Tensor]:
-        """The outputs and the last states, from inputs, states, captured tensors, reset states."""
-        given = self.given
-        remaining = iter(inputs)
-        xs = rebuild(given.xs, remaining)
-        state = rebuild(given.state, remaining)
-        captured = [next(remaining) for _ in self.step.trace.captured]
-        reset_state = state
-        if given.resets is not None and self.own_resets:
-            reset_state = rebuild(given.reset_state, remaining)
-        again = given._replace(xs=xs, state=state, reset_state=reset_state)
-
-        def cell(x: Any, state: Any) -> tuple[Any, Any]:
-            return run_rows(self.step, captured, x, state)
-
-        ys, last = run_steps(cell, again, self.reverse, self.step.trace.seeds)
-        return [*leaves(ys), *leaves(last)]
+if TYPE_CHECKING:
+    from tinygrad_seq.recurrence.compiled import Call
 
 
-def pull(
-    replay: Replay, gradients: dict[int, Tensor], inputs: Sequence[Tensor]
-) -> list[Tensor | None]:
-    """The gradient of each input, recorded."""
+def pull(scan: Call, gradients: dict[int, Tensor], inputs: Sequence[Tensor]) -> list[Tensor | None]:
+    """The gradient of each input of a scan, recorded."""
     moving = [k for k, t in enumerate(inputs) if t.dtype in FLOATS]
 
     def function(*given: Tensor) -> list[Tensor]:
         full = list(inputs)
         for k, tensor in zip(moving, given, strict=True):
             full[k] = tensor
-        return replay(full)
+        return _replayed(scan, full)
 
     with set_recording(True):
         outputs, back = vjp(function, *(inputs[k] for k in moving))
@@ -71,6 +46,24 @@ def pull(
     for k, gradient in zip(moving, found, strict=True):
         made[k] = gradient
     return made
+
+
+def _replayed(scan: Call, inputs: Sequence[Tensor]) -> list[Tensor]:
+    """The outputs and the last states, from inputs, states, captured tensors, reset states."""
+    given, remaining = scan.given, iter(inputs)
+    xs = rebuild(given.xs, remaining)
+    state = rebuild(given.state, remaining)
+    captured = [next(remaining) for _ in scan.captured]
+    reset_state = state
+    if given.resets is not None and scan.own_resets:
+        reset_state = rebuild(given.reset_state, remaining)
+    again = given._replace(xs=xs, state=state, reset_state=reset_state)
+
+    def cell(x: Any, state: Any) -> tuple[Any, Any]:
+        return run_rows(scan.step, captured, x, state)
+
+    ys, last = run_steps(cell, again, scan.reverse, scan.step.trace.seeds)
+    return [*leaves(ys), *leaves(last)]
 
 
 def run_rows(step: Step, captured: Sequence[Tensor], x: Any, state: Any) -> tuple[Any, Any]:
