@@ -237,13 +237,11 @@ def _name(cell: Any) -> str:
 
 def _runner(step: Step, needs: Needs | None, cell: Any, x: Any) -> Any:
     """The compiled code for these rows where x is, made if they were never seen."""
-    known = step.precedent
-    if known is not None:
-        runner = known.runners.get(needs)
-        if runner is None:
-            runner = known.runners[needs] = _runner_of(step, needs, cell, x)
-        return runner
-    return _runner_of(step, needs, cell, x)
+    runners = {} if step.precedent is None else step.precedent.runners
+    runner = runners.get(needs)
+    if runner is None:
+        runner = runners[needs] = _runner_of(step, needs, cell, x)
+    return runner
 
 
 def _runner_of(step: Step, needs: Needs | None, cell: Any, x: Any) -> Any:
