@@ -256,9 +256,7 @@ def split(x: TensorLike, sections: int | Sequence[int], axis: int = 0) -> list[T
             f"split: {sections!r} was given, expected how many parts, or a list of indices"
         )
     edges = [0, *(int(edge) for edge in sections), length]
-    bounds = list(pairwise(edges))
-    before = along(at, None)[:-1]
-    return [apply(GETITEM, (x,), ((*before, slice(low, high)),)) for low, high in bounds]
+    return [apply(GETITEM, (x,), (along(at, slice(*ends)),)) for ends in pairwise(edges)]
 
 
 for _name, _method in {"argmax": argmax, "mean": mean}.items():
