@@ -37,10 +37,10 @@ class ModelSteps:
         with in_mode(model, training=False):
             cell = as_cell(model)
             first = np.asarray(x) if self.table is None else self._look_up(x)
-            dtype = _dtype(model)
-            if dtype is not None and first.dtype.kind == "f":
-                first = first.astype(dtype)
-            self.device = next((p.device for p in _parameters(model)), "cpu")
+            own = next(model.parameters(), None) if isinstance(model, Module) else None
+            if own is not None and first.dtype.kind == "f":
+                first = first.astype(own.dtype)
+            self.device = "cpu" if own is None else own.device
             self.stepper = Stepper(cell, self._there(first), state)
 
     def _there(self, x: Any) -> Any:
@@ -166,11 +166,3 @@ def roll_out(model: Any, start: Any, steps: int, state: Any = None) -> Array:
         if s + 1 < steps:
             y = run(y)
     return made
-
-
-def _parameters(model: Any) -> Any:
-    return model.parameters() if isinstance(model, Module) else ()
-
-
-def _dtype(model: Any) -> Any:
-    return next((p.dtype for p in _parameters(model)), None)
