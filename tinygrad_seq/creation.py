@@ -89,8 +89,6 @@ def _shape(shape: tuple[Any, ...], what: str) -> tuple[int, ...]:
     if len(shape) == 1 and isinstance(shape[0], (tuple, list)):
         given = shape[0]
     for n in given:
-        if type(n) is int and n >= 0:  # quickly, for the commonest case
-            continue
         if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < 0:
             raise ShapeError(
                 f"{what}: shape {tuple(given)} was given, expected integers from 0 on "
@@ -201,10 +199,10 @@ def rand(
     if recording.draws is not None:
         made = recording.draws.uniform(_shape(shape, "rand"), rng, per_sequence)
         return _in_a_cell(made, dtype, requires_grad)
-    single = check_dtype(dtype or DEFAULT_FLOAT) == np.float32
-    kind: Any = np.float32 if single else np.float64
+    wanted = check_dtype(dtype or DEFAULT_FLOAT)
+    kind: Any = np.float32 if wanted == np.float32 else np.float64
     values = generator(rng).random(_shape(shape, "rand"), dtype=kind)
-    if check_dtype(dtype or DEFAULT_FLOAT) == np.float16:  # which would round some up to 1
+    if wanted == np.float16:  # which would round some up to 1
         values = np.minimum(values, np.nextafter(np.float16(1), np.float16(0)))
     return _random(values, dtype, requires_grad, device)
 
