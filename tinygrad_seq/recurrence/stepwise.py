@@ -84,7 +84,7 @@ def run_steps(
 
 def _run(cell: Cell, given: Given, reverse: bool, draws: Draws) -> tuple[Any, Any]:
     state = given.state
-    stand_in = None if given.lengths is None else StandIn(*_last_steps(given))
+    stand_in = None if given.lengths is None else _last_steps(given)
     ys: list[Any] = []
     for t in reversed(range(given.T)) if reverse else range(given.T):
         for tape in recording.tapes:
@@ -133,7 +133,7 @@ def _step(
     return y, after, stand_in
 
 
-def _last_steps(given: Given) -> tuple[Any, Any]:
+def _last_steps(given: Given) -> StandIn:
     """For each row the input of its own last step, and its first state.
 
     With these the cell can surely compute. A row of length 0 gets those of the longest row; ones
@@ -142,11 +142,11 @@ def _last_steps(given: Given) -> tuple[Any, Any]:
     assert given.lengths is not None
     longest = int(given.lengths.argmax())
     if not given.lengths[longest]:
-        return map_leaves(_plain, given.xs), map_leaves(_zeros, given.state)
+        return StandIn(map_leaves(_plain, given.xs), map_leaves(_zeros, given.state))
     rows = np.where(given.lengths > 0, np.arange(given.B), longest)
     steps = given.lengths[rows] - 1
     x = map_leaves(lambda leaf: leaf.detach()[_on(steps, leaf), _on(rows, leaf)], given.xs)
-    return x, map_leaves(lambda leaf: leaf.detach()[_on(rows, leaf)], given.state)
+    return StandIn(x, map_leaves(lambda leaf: leaf.detach()[_on(rows, leaf)], given.state))
 
 
 def _plain(leaf: Tensor) -> Tensor:
