@@ -770,8 +770,6 @@ def _is_all(part: Any) -> bool:
 
 def _spelled_out(index: tuple[Any, ...], ndim: int) -> list[Any]:
     """An index with ... and what is left out written as full slices."""
-    if len(index) == ndim and _is_all(index[0]) and type(index[-1]) is slice:
-        return list(index)
     named = sum(part is not None and part is not Ellipsis for part in index)
     rest = [slice(None)] * (ndim - named)
     parts: list[Any] = []
