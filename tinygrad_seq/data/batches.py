@@ -43,8 +43,8 @@ class Batches:
         self._given = map_arrays(lambda each: as_values(each, "Batches"), arrays)
         self.arrays: list[np.ndarray] = leaves(self._given)
         self.batch_size = whole(batch_size, "Batches: batch_size")
-        self._axes, counts = _examples(self.arrays, axis, "Batches")
-        self.count, self.shuffle = counts[0], shuffle
+        self._axes, self.count = _examples(self.arrays, axis, "Batches")
+        self.shuffle = shuffle
         self.drop_last, self._rng = drop_last, None if rng is None else generator(rng)
 
     def __len__(self) -> int:
@@ -78,8 +78,7 @@ def train_test_split(
     held out, as fits a series in time, or random ones with ``shuffle``.
     """
     made = [as_values(array, "train_test_split") for array in arrays]
-    axes, counts = _examples(made, axis, "train_test_split")
-    count = counts[0]
+    axes, count = _examples(made, axis, "train_test_split")
     if isinstance(held_out, (float, np.floating)) and 0 < held_out < 1:
         number = round(float(held_out) * count)
     else:
@@ -101,7 +100,7 @@ def train_test_split(
 
 def _examples(
     arrays: list[np.ndarray], axis: int | tuple[int, ...], name: str
-) -> tuple[list[int], list[int]]:
+) -> tuple[list[int], int]:
     """Along which axis the examples of each array lie, and how many there are."""
     if not arrays:
         raise ValueError(f"{name}: no arrays were given")
@@ -124,4 +123,4 @@ def _examples(
             f"{name}: arrays of shapes {shapes} have {counts} examples along axes {axes}, expected "
             "as many of each; for arrays (T, B, ...) pass axis=1, or a tuple with an axis for each"
         )
-    return axes, counts
+    return axes, counts[0]
