@@ -153,7 +153,7 @@ def cross_entropy(logits: TensorLike, target: TensorLike, mask: Any = None) -> T
         return _average(each, None)
     if chosen is not None:
         x = _select(x, np.broadcast_to(chosen[..., None], x.shape))
-    picked = _picked(log_softmax(x), at)
+    picked = take_along_axis(log_softmax(x), at[..., None])[..., 0]
     if on_gpu:
         picked = where((at >= 0) & (at < x.shape[-1]), picked, np.nan)
     return _average(_select(-picked, chosen), chosen)
@@ -227,11 +227,6 @@ def _classes(
     if classes.dtype.kind not in "iu":
         raise ValueError(f"{name}: target of dtype {classes.dtype}, expected integers")
     return x, classes, _mask(mask, classes, name)
-
-
-def _picked(x: Tensor, at: Array) -> Tensor:
-    """Of each row of x (..., C) the element at ``at`` (...)."""
-    return take_along_axis(x, at[..., None])[..., 0]
 
 
 def binary_cross_entropy_with_logits(
