@@ -827,3 +827,19 @@ def test_outputs_that_nothing_depends_on_of_rows_that_begin_anew():
         ys[0].sum().backward()
         found.append((x.grad.numpy().ravel().tolist(), h0.grad.item()))
     assert found[0] == found[1] == ([12.0, 4.0], 2.0)
+
+
+def test_outputs_that_nothing_depends_on_in_second_derivatives():
+    """A gradient that is on the tape is no more NaN than one that is not."""
+    found = []
+    for drive in (tgs.scan, tgs.unroll):
+
+        def total(x, drive=drive):
+            ys, _ = drive(lambda x, h: ((x**3, tgs.sqrt(x - 1.0)), h), x, np.zeros((1, 1)))
+            return ys[0].sum()
+
+        x = tgs.tensor(np.ones((2, 1, 1)), requires_grad=True)
+        first = tgs.grad(total)
+        second = tgs.grad(lambda x, first=first: first(x).sum())
+        found.append((first(x).numpy().tolist(), second(x).numpy().tolist()))
+    assert found[0] == found[1] == ([[[3.0]], [[3.0]]], [[[6.0]], [[6.0]]])

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from tinygrad_seq import elementwise
-from tinygrad_seq.creation import zeros
 from tinygrad_seq.recurrence.stepwise import run_steps
 from tinygrad_seq.recurrence.trace import COMPARISONS, Step, as_used
 from tinygrad_seq.rules import RULES
@@ -26,22 +25,19 @@ if TYPE_CHECKING:
 
 
 def pull(scan: Call, gradients: dict[int, Tensor], inputs: Sequence[Tensor]) -> list[Tensor | None]:
-    """The gradient of each input of a scan, recorded."""
+    """The gradient of each input of a scan, recorded, from those of some of its outputs."""
     moving = [k for k, t in enumerate(inputs) if t.dtype in FLOATS]
 
     def function(*given: Tensor) -> list[Tensor]:
         full = list(inputs)
         for k, tensor in zip(moving, given, strict=True):
             full[k] = tensor
-        return _replayed(scan, full)
+        outputs = _replayed(scan, full)
+        return [outputs[k] for k in gradients]
 
     with set_recording(True):
-        outputs, back = vjp(function, *(inputs[k] for k in moving))
-        cotangents = [
-            gradients[k] if k in gradients else zeros(y.shape, dtype=y.dtype, device=y.device)
-            for k, y in enumerate(outputs)
-        ]
-        found = back(cotangents)
+        _, back = vjp(function, *(inputs[k] for k in moving))
+        found = back(list(gradients.values()))
     made: list[Tensor | None] = [None] * len(inputs)
     for k, gradient in zip(moving, found, strict=True):
         made[k] = gradient
