@@ -78,8 +78,8 @@ class Block:
         with _lock:
             stack = _waiting.get(full)
             if stack:
-                memory = stack.pop()
                 _bytes -= full
+                memory = stack.pop()
         if memory is None:
             made = np.empty(full, np.uint8)
             memory = made, address(made)
@@ -92,7 +92,8 @@ class Block:
         return np.ndarray(shape, dtype, bytes_, self.address - first + offset)
 
     def __del__(self) -> None:
-        _give_back(self._memory)
+        if hasattr(self, "_memory"):  # none if memory ran out
+            _give_back(self._memory)
 
 
 class _Lent:
@@ -120,12 +121,11 @@ def empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
 
 def _give_back(memory: tuple[np.ndarray, int]) -> None:
     global _bytes
-    if not _lock.acquire(blocking=False):  # the collector may call this in the middle of anything
+    if _lock.locked():  # the collector may call this in the middle of anything
         return
-    try:
+    with _lock:  # which no interrupt leaves locked, as it may after acquire
         size = memory[0].size
         if _bytes + size <= MOST:
-            _waiting.setdefault(size, []).append(memory)
+            stack = _waiting.setdefault(size, [])
             _bytes += size
-    finally:
-        _lock.release()
+            stack.append(memory)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
@@ -395,6 +396,39 @@ def test_memory_is_used_again_and_never_shared():
     assert memory.address(third) != address  # a view of it is still there
     del view
     assert memory.address(memory.empty((300, 300), np.dtype("f4"))) == address
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="this system has no timers")
+def test_an_interrupt_leaves_no_lock_behind(monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(memory, "_waiting", {})
+    monkeypatch.setattr(memory, "_bytes", 0)
+    piece = np.empty(4096, np.uint8), 0
+    before = signal.signal(signal.SIGALRM, interrupt)
+
+    def give_back_until_interrupted(seconds):
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+        while True:
+            memory._give_back(piece)
+
+    try:
+        for number in range(2000):
+            with pytest.raises(KeyboardInterrupt):
+                give_back_until_interrupted(1e-6 + 1e-7 * (number % 99))
+            assert not memory._lock.locked()
+    finally:
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_a_block_for_which_there_is_no_memory(monkeypatch):
+    said: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", said.append)
+    with pytest.raises(MemoryError):
+        memory.Block(2**62)
+    gc.collect()
+    assert not said
 
 
 def test_lanes_of_this_machine():
