@@ -104,7 +104,8 @@ def post(board, number):
     exchange(board + 8 * JOB, number)
     for k in range(read(board + 8 * WANTED)):
         at = board + 8 * (FIRST_HELPER + HELPER_WORDS * k)
-        set_word(at + 16, exchange(at, 0))  # 1: it slept, and is to be woken
+        if exchange(at, 0) == 1:
+            set_word(at + 16, 1)  # it slept, and is to be woken
 
 
 def close(board, _):
@@ -218,7 +219,8 @@ class _Pool:
         try:
             self.native["post"](self.board, self.jobs)
             for k in range(helpers):
-                if words[FIRST_HELPER + HELPER_WORDS * k + 2]:
+                if words[at := FIRST_HELPER + HELPER_WORDS * k + 2]:
+                    words[at] = 0  # what an interrupt leaves is done by the next run
                     self.wakes[k].release()
             self.native["take_part"](phases, first)
         finally:  # an interrupt here must not leave a helper in memory that is let go
@@ -300,12 +302,10 @@ def run(words: np.ndarray, phases: int, threads: int) -> None:
             if _pool is None:
                 _pool = _Pool()
     pool = _pool
-    if not pool.count or not pool.busy.acquire(blocking=False):
+    if not pool.count or pool.busy.locked():
         return _native()["take_part"](phases, first)  # type: ignore[no-any-return]
-    try:
+    with pool.busy:  # which no interrupt leaves locked, as it may after acquire
         pool.run(first, phases, min(helpers, pool.count))
-    finally:
-        pool.busy.release()
     return None
 
 
