@@ -22,7 +22,8 @@ from tinygrad_seq.kernels.threads import PHASE_WORDS
 from tinygrad_seq.program import Plan
 
 Array = np.ndarray
-MOST_LAYOUTS = 256  # sizes whose layouts are kept
+MOST_LAYOUTS = 1024  # that are kept, some 20 kB each
+MOST_ROWS = 256  # orders of rows that are kept
 PIECE = 8192  # bytes that are cleared in the time that it takes to begin with another row
 MOST_SEGMENTS = 256  # that threads are sent through at once
 
@@ -52,7 +53,7 @@ def _rows(T: int, steps: int, batch: Array, begin: Array, active: Array, onward:
     return Rows(T, B, steps, batch, begin, active, onward, where, ragged)
 
 
-@lru_cache(MOST_LAYOUTS)
+@lru_cache(MOST_ROWS)
 def _dense_rows(T: int, B: int, reverse: bool) -> Rows:
     begin = np.full(B, T - 1 if reverse else 0)
     return _rows(T, T, np.arange(B), begin, np.full(T + 1, B), -1 if reverse else 1)
@@ -156,6 +157,8 @@ class Runner:
             layout = Layout(self.plan, self._words[direction], *kind, inputs.sizes)
             shared = {name: build.shared(name, self.plan.dtype) for name in ("pack", "outer")}
             layout.link(lambda name: build.address_of(shared.get(name, own)))
+            if sum(map(len, list(self._layouts.values()))) >= MOST_LAYOUTS:
+                self._layouts.clear()
             inputs.layouts[kind] = layout
         return layout
 
@@ -169,8 +172,6 @@ class Runner:
         )
         found = self._layouts.get(sizes)
         if found is None:
-            if len(self._layouts) >= MOST_LAYOUTS:
-                self._layouts.clear()
             found = self._layouts[sizes] = {}
         inputs.layouts = found
 

@@ -19,6 +19,7 @@ from tinygrad_seq.kernels import build, cpu, layout, machine, memory, philox, si
 
 import tinygrad_seq as tgs
 from tinygrad_seq import nn
+from tinygrad_seq.recurrence import compiled
 
 # Accuracy --------------------------------------------------------------------------------------
 
@@ -429,6 +430,17 @@ def test_a_block_for_which_there_is_no_memory(monkeypatch):
         memory.Block(2**62)
     gc.collect()
     assert not said
+
+
+def test_layouts_of_many_lengths_are_not_all_kept(monkeypatch):
+    monkeypatch.setattr(cpu, "MOST_LAYOUTS", 5)
+    monkeypatch.setattr(compiled, "_runners", {})
+    cell = nn.RNNCell(2, 3)
+    for T in range(1, 12):
+        ys, _ = tgs.scan(cell, np.ones((T, 1, 2), "f4"))
+        ys.sum().backward()
+    (runner,) = compiled._runners.values()
+    assert 0 < sum(map(len, runner._layouts.values())) <= 5
 
 
 def test_lanes_of_this_machine():
