@@ -109,10 +109,7 @@ def write_module(name: str, text: str) -> Path:
         home.mkdir(parents=True, exist_ok=True)
         path = home / f"{name}.py"
         _write(path, text)
-        _say_once(
-            f"kernels cannot be kept in {folder()} ({error}); they are compiled again in every "
-            "process. Set TINYGRAD_SEQ_CACHE to a folder that can be written to"
-        )
+        _say_not_kept(error)
         return path
 
 
@@ -127,6 +124,13 @@ def _write(path: Path, text: str) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def _say_not_kept(error: Exception) -> None:
+    _say_once(
+        f"kernels cannot be kept in {folder()} ({error}); they are compiled again in every "
+        "process. Set TINYGRAD_SEQ_CACHE to a folder that can be written to"
+    )
 
 
 @cache
@@ -195,7 +199,12 @@ def load(name: str, text: str, functions: Mapping[str, int]) -> dict[str, Any]:
             raise  # the text is wrong, not what was kept of it
         except Exception:  # what was kept is damaged, by a full disk or a crash, in whatever way
             shutil.rmtree(path.parent, ignore_errors=True)
-            return _load(write_module(name, text), functions)
+            path = write_module(name, text)
+        try:
+            return _load(path, functions)
+        except (OSError, RuntimeError) as error:  # a full disk; or Numba finds no place to keep it
+            _say_not_kept(error)
+            return _load(path, functions, keep=False)
 
 
 def module(name: str, text: str) -> ModuleType:
@@ -204,12 +213,12 @@ def module(name: str, text: str) -> ModuleType:
         return _import(write_module(name, text))
 
 
-def _load(path: Path, functions: Mapping[str, int]) -> dict[str, Any]:
+def _load(path: Path, functions: Mapping[str, int], keep: bool = True) -> dict[str, Any]:
     module = _import(path)
     _touch(path.parent)
     if config.DISABLE_JIT:
         return {name: getattr(module, name) for name in functions}
-    return {name: compiled(getattr(module, name), words) for name, words in functions.items()}
+    return {name: compiled(getattr(module, name), words, keep) for name, words in functions.items()}
 
 
 def _import(path: Path) -> ModuleType:
@@ -236,7 +245,7 @@ def _kept(path: Path, function: str) -> bool:
 _compiling: list[Any] = []  # functions, and files of a worker, that are being compiled
 
 
-def compiled(function: Callable[..., Any], words: int) -> Any:
+def compiled(function: Callable[..., Any], words: int, keep: bool = True) -> Any:
     """A C function of that many words, compiled or loaded; its ``address`` is an attribute."""
     signature = types.void(*[types.int64] * words)
     mark = [] if _kept(Path(function.__code__.co_filename), function.__name__) else [function]
@@ -244,7 +253,7 @@ def compiled(function: Callable[..., Any], words: int) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", numba.NumbaWarning)
-            made = numba.cfunc(signature, cache=True, **OPTIONS)(function)
+            made = numba.cfunc(signature, cache=keep, **OPTIONS)(function)
     finally:
         if mark:
             _compiling.remove(function)

@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numba import config
+from numba.core import caching
 from tinygrad_seq.kernels import build, cpu, layout, machine, memory, philox, simd, vecmath
 
 import tinygrad_seq as tgs
@@ -260,6 +262,29 @@ def test_a_full_disk(monkeypatch, tmp_path):
     with pytest.warns(RuntimeWarning, match="No space left on device"):
         path = build.write_module("nothing", "x = 2\n")
     assert path.read_text() == "x = 2\n"
+
+
+@pytest.mark.skipif(bool(config.DISABLE_JIT), reason="the compiler is switched off")
+@pytest.mark.parametrize("error", [OSError(28, "No space left"), RuntimeError("no locator")])
+def test_a_disk_that_is_full_once_something_is_compiled(monkeypatch, tmp_path, error):
+    build._say_once.cache_clear()
+    monkeypatch.setenv("TINYGRAD_SEQ_CACHE", str(tmp_path))
+
+    def full(*_):
+        raise error
+
+    monkeypatch.setattr(caching.IndexDataCacheFile, "save", full)
+    text = """from tinygrad_seq.kernels.threads import set_word
+
+
+def put(address, value):
+    set_word(address, value)
+"""
+    with pytest.warns(RuntimeWarning, match=f"cannot be kept in .*{error.args[-1]}"):
+        put = build.load("put", text, {"put": 2})["put"]
+    word = np.zeros(1, np.int64)
+    put(memory.address(word), 5)
+    assert word[0] == 5
 
 
 def test_the_folder_is_bounded(monkeypatch, tmp_path):

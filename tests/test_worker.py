@@ -22,11 +22,11 @@ from tinygrad_seq.kernels import build, worker
 ran_here = []
 compiled = build.compiled
 
-def watched(function, words):
+def watched(function, *given):
     from pathlib import Path
     if not build._kept(Path(function.__code__.co_filename), function.__name__):
         ran_here.append(function.__name__)
-    return compiled(function, words)
+    return compiled(function, *given)
 
 build.compiled = watched
 {prelude}
