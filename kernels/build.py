@@ -98,7 +98,7 @@ def write_module(name: str, text: str) -> Path:
     home = folder() / f"{name}_{mark}"
     path = home / f"{name}.py"
     try:
-        if path.is_file() and path.read_text(encoding="utf-8") == text:
+        if path.is_file() and path.read_text(encoding="utf-8", errors="replace") == text:
             return path
         home.mkdir(parents=True, exist_ok=True)
         _write(path, text)

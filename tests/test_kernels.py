@@ -287,6 +287,14 @@ def put(address, value):
     assert word[0] == 5
 
 
+def test_kept_sources_that_are_no_text(monkeypatch, tmp_path):
+    monkeypatch.setenv("TINYGRAD_SEQ_CACHE", str(tmp_path))
+    path = build.write_module("nothing", "x = 3\n")
+    path.write_bytes(b"\xff\xfe")
+    assert build.write_module("nothing", "x = 3\n") == path
+    assert path.read_text() == "x = 3\n"
+
+
 def test_the_folder_is_bounded(monkeypatch, tmp_path):
     monkeypatch.setenv("TINYGRAD_SEQ_CACHE", str(tmp_path))
     monkeypatch.setattr(build, "LARGEST", 2500)
