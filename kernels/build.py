@@ -64,7 +64,12 @@ def folder() -> Path:
     if given:
         return Path(given)
     base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "tinygrad_seq"
+    if base:
+        return Path(base) / "tinygrad_seq"
+    try:
+        return Path.home() / ".cache" / "tinygrad_seq"
+    except RuntimeError:  # a user without a home, as in a container
+        return _temporary()
 
 
 def sources(*patterns: str) -> str:

@@ -295,6 +295,17 @@ def test_kept_sources_that_are_no_text(monkeypatch, tmp_path):
     assert path.read_text() == "x = 3\n"
 
 
+def test_a_user_without_a_home(monkeypatch):
+    for name in ("TINYGRAD_SEQ_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+
+    def home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", home)
+    assert build.write_module("nothing", "x = 4\n").read_text() == "x = 4\n"
+
+
 def test_the_folder_is_bounded(monkeypatch, tmp_path):
     monkeypatch.setenv("TINYGRAD_SEQ_CACHE", str(tmp_path))
     monkeypatch.setattr(build, "LARGEST", 2500)
