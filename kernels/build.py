@@ -55,7 +55,13 @@ def _forget() -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget)
+    # A fork waits until no other thread compiles: Python and LLVM have locks of their own, which a
+    # child would find taken for ever.
+    os.register_at_fork(
+        before=lambda: _lock.acquire(),
+        after_in_parent=lambda: _lock.release(),
+        after_in_child=_forget,
+    )
 
 
 def folder() -> Path:

@@ -401,6 +401,29 @@ def test_gradients_of_matrices_divided_by_either_side(monkeypatch, rng, dtype, I
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
 @pytest.mark.filterwarnings("ignore:This process")
+def test_a_fork_waits_for_a_compile_in_another_thread():
+    begun, done = threading.Event(), []
+
+    def compiles():
+        with build._lock:
+            begun.set()
+            time.sleep(0.3)
+            done.append(True)
+
+    thread = threading.Thread(target=compiles)
+    thread.start()
+    begun.wait()
+    child = os.fork()
+    if not child:
+        os._exit(0 if done and build._lock.acquire(timeout=1) else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    thread.join()
+    assert build._lock.acquire(timeout=1)
+    build._lock.release()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+@pytest.mark.filterwarnings("ignore:This process")
 def test_a_forked_child_scans(rng):
     answer = work(rng)
     expected = answer()
