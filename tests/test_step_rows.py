@@ -143,3 +143,20 @@ def test_numbers_side_by_side(tensors):
         return ys[0].sum() + (ys[1] * ys[1]).sum()
 
     assert_as_on_the_tape(cell, xs, H0, [xs, W, v], loss, lengths=[4, 2])
+
+
+def test_a_joint_in_a_joint_waits_for_the_state_it_is_computed_of(rng):
+    """The product of what is taken apart and joined twice stood before the loop, whose gradient of
+    the state it depends on."""
+    xs, h0, W = (
+        tgs.tensor(rng.standard_normal(shape), requires_grad=True)
+        for shape in ((5, 2, 1), (2, 4), (4, 4))
+    )
+
+    def cell(x, h):
+        z = h @ W
+        whole = z[:, 0:4][:, 0:4]
+        gates = tgs.concat([tgs.tanh(whole[:, :2]), tgs.tanh(whole[:, 2:])], axis=-1)
+        return z, gates * x
+
+    assert_as_on_the_tape(cell, xs, h0, [xs, h0, W], lambda ys: tgs.sum(tgs.sin(ys)))

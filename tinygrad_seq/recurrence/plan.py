@@ -311,9 +311,7 @@ class _Builder(Rows):
             for at, k in enumerate(read):
                 if self.op(self.base(k)) == self.carried:
                     if k not in copies:
-                        rank = self.rank.get(k, k)  # before all that read it, in the loop too
-                        rank += min(0.5, (self.rank[slot] - rank) / 2)
-                        copies[k] = self._copy(k, "loop", rank)
+                        copies[k] = self._copy(k, "loop", self.rank.get(k, k) + 0.5)
                     read[at] = copies[k]
             self.inputs[slot] = tuple(read)
 

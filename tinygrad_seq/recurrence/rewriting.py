@@ -85,7 +85,17 @@ class Rows:
             stack.extend(self.inputs[slot])
 
     def order(self) -> list[int]:
-        return sorted(self.inputs, key=self.rank.__getitem__)
+        """The rows by their rank, each after what it reads: among new rows ranks can be equal."""
+        order: dict[int, None] = {}
+        waiting = sorted(self.inputs, key=self.rank.__getitem__, reverse=True)
+        while waiting:
+            slot = waiting[-1]
+            before = [k for k in self.inputs[slot] if k not in order and k in self.inputs]
+            if slot in order or not before:
+                order.setdefault(waiting.pop())
+            else:
+                waiting.extend(before)
+        return list(order)
 
     # Rows in other forms
 
