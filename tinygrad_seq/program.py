@@ -1,6 +1,6 @@
 """What is to be done: rows, where their derivative stands, and a program for each direction.
 
-``trace.py`` and ``derive.py`` write rows, ``plan.py`` makes a plan of them, and the writers and
+``tracing.py`` and ``derive.py`` write rows, ``plan.py`` makes a plan of them, and the writers and
 layouts of the kernels read it. A plan has no sizes and no arrays, and it prints.
 Imports nothing of this package.
 """
@@ -51,6 +51,7 @@ class Derivative(NamedTuple):
     before: tuple[int | None, ...]  # of the state before the step
     outer: tuple[tuple[int, int, int], ...]  # (a, g, k): captured matrix k gets aᵀ g
     sums: tuple[tuple[int, int], ...]  # (g, k): captured tensor k gets g, summed over rows
+    numbers: tuple[float, ...]  # which it adds to the cell's own
 
 
 # Programs ------------------------------------------------------------------------------------

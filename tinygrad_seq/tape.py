@@ -80,7 +80,7 @@ class _Recording(threading.local):
         self.enabled = True
         self.before: list[bool] = []  # what `enabled` was outside each open set_recording
         self.tapes: tuple[Any, ...] = ()  # the open Tapes of listing.py
-        # While a cell is traced, the Trace of recurrence/trace.py, or what stands in its place.
+        # While a cell is traced, the Tracer of recurrence/tracing.py, or what stands in its place.
         self.tracer: Any = None
         self.flow: Any = None  # while gradients are watched, the Watch of recurrence/flow.py
         self.draws: Any = None  # while a cell runs, where its random numbers come from

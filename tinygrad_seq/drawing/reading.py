@@ -15,7 +15,8 @@ from tinygrad_seq.errors import TraceError
 from tinygrad_seq.nn import LSTMCell
 from tinygrad_seq.recurrence.arguments import Cell, check_arguments
 from tinygrad_seq.recurrence.naming import Names, Widths, captured_text
-from tinygrad_seq.recurrence.trace import Step, trace_cell
+from tinygrad_seq.recurrence.trace import Step
+from tinygrad_seq.recurrence.tracing import trace_cell
 from tinygrad_seq.tensors import FLOATS
 from tinygrad_seq.trees import leaves, paths
 
@@ -166,8 +167,8 @@ class _Reader:
     def _operand(self, slot: int) -> str:
         row = self.rows[slot]
         if row.op == "number":
-            return f"{self.trace.numbers[row.detail]:.3g}"
-        return captured_text(row.detail, self.trace, self.tensors, self.widths)
+            return f"{self.step.numbers[row.detail]:.3g}"
+        return captured_text(row.detail, self.step, self.tensors, self.widths)
 
     # What values are called
 

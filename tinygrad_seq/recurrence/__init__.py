@@ -1,10 +1,11 @@
 """Recurrence: driving a cell over a sequence.
 
 ``arguments.py`` checks what a driver is given; ``stepwise.py`` is ``unroll``, the reference that
-runs the cell step by step on the tape. ``compiled.py`` is ``scan``: ``trace.py`` writes down what
-the cell does in a step, ``derive.py`` continues that with its derivative, as more rows, ``plan.py``
-says when and where each is computed, after ``rewriting.py`` has brought them into better forms, and
-the kernels do the rest. What a plan consists of is in ``tinygrad_seq/program.py``. ``docs/scan.md``
+runs the cell step by step on the tape. ``compiled.py`` is ``scan``: ``tracing.py`` writes down what
+the cell does in a step, as rows (``trace.py``; those of products, cuts and joins come from
+``lowering.py``), ``derive.py`` continues that with its derivative, as more rows, ``plan.py`` says
+when and where each is computed, after ``rewriting.py`` has brought them into better forms, and the
+kernels do the rest. What a plan consists of is in ``tinygrad_seq/program.py``. ``docs/scan.md``
 goes that way with a small cell.
 
 ``following.py`` makes tracing faster and may be skipped: without it everything is the same.

@@ -22,7 +22,8 @@ from tinygrad_seq.recurrence.arguments import Cell, Given, check_arguments
 from tinygrad_seq.recurrence.derive import Needs, differentiate
 from tinygrad_seq.recurrence.following import trace_again
 from tinygrad_seq.recurrence.stepwise import no_steps, run_steps
-from tinygrad_seq.recurrence.trace import BESIDE, Step, as_used, exact_up_to, trace_cell
+from tinygrad_seq.recurrence.trace import BESIDE, Step, as_used, exact_up_to
+from tinygrad_seq.recurrence.tracing import trace_cell
 from tinygrad_seq.rules import RULES, Operation
 from tinygrad_seq.tape import Bundle, Entry, Piece, recording
 from tinygrad_seq.tensors import FLOATS, Tensor, entry_of, wrap
@@ -132,7 +133,7 @@ class Call:
         self.xs, self.states = given.x_leaves, given.state_leaves
         self.own_resets = given.reset_state is not given.state
         self.reset_states = leaves(given.reset_state) if given.resets is not None else self.states
-        self.captured = self.step.trace.captured
+        self.captured = self.step.captured
         if self.step.precedent is None:  # otherwise they are where they were then
             self._check_device()
 
@@ -172,7 +173,7 @@ class Call:
         """What the compiled code reads."""
         from tinygrad_seq.kernels import cpu
 
-        given, trace = self.given, self.step.trace
+        given, step = self.given, self.step
         xp = devices.namespace(self.xs[0]._data)
         states = [_ready(s._data, self.dtype) for s in self.states]
         return cpu.Inputs(
@@ -185,12 +186,12 @@ class Call:
             else [_ready(s._data, self.dtype) for s in self.reset_states],
             captured=[
                 _capture_ready(as_used(t._data, role), self.dtype, role is not BESIDE)
-                for t, role in zip(self.captured, trace.roles, strict=True)
+                for t, role in zip(self.captured, step.trace.roles, strict=True)
             ],
-            numbers=trace.numbers[: runner.plan.numbers],
-            seeds=trace.seeds,
-            widths=trace.of_cell[0],
-            starts=trace.of_cell[1],
+            numbers=step.numbers,
+            seeds=step.seeds,
+            widths=step.widths,
+            starts=step.starts,
             checkpoint=None if recording.flow is not None else self.checkpoint,
         )
 

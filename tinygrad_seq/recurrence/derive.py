@@ -4,7 +4,7 @@ The rules are the engine's: for an elementwise row the derivative over tensors i
 ones, and what it does is written down like the cell itself. Products, cuts and sums, whose rows
 leave sizes open, have their few lines here.
 
-A gradient has the width of what it is the gradient of. Imports the engine and trace.
+A gradient has the width of what it is the gradient of. Imports the engine, trace and tracing.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ import numpy as np
 
 from tinygrad_seq.elementwise import maximum
 from tinygrad_seq.program import Derivative
-from tinygrad_seq.recurrence.trace import COMPARISONS, COMPUTED, Step, Traced, copied
+from tinygrad_seq.recurrence.trace import COMPARISONS, COMPUTED, Step, stand_in
+from tinygrad_seq.recurrence.tracing import Tracer, tracing
 from tinygrad_seq.rules import RULES
 from tinygrad_seq.structural import sum
-from tinygrad_seq.tape import recording, set_recording
-from tinygrad_seq.tensors import Tensor, wrap
+from tinygrad_seq.tensors import Tensor
 
 
 class Needs(NamedTuple):
@@ -33,18 +33,15 @@ class Needs(NamedTuple):
 
 def differentiate(step: Step, needs: Needs) -> Derivative:
     """Continue the step tape with the rows of its derivative."""
-    trace = step.trace
-    recording.tracer, outer = trace, recording.tracer
-    try:
-        with set_recording(True):
-            return _Walk(step, needs).run()
-    finally:
-        recording.tracer = outer
+    tracer = Tracer(step.trace)
+    tracer.captured, tracer.numbers = [*step.captured], [*step.numbers]
+    with tracing(tracer):
+        return _Walk(step, needs, tracer).run()
 
 
 class _Walk:
-    def __init__(self, step: Step, needs: Needs) -> None:
-        self.step, self.trace, self.needs = step, step.trace, needs
+    def __init__(self, step: Step, needs: Needs, tracer: Tracer) -> None:
+        self.step, self.trace, self.needs, self.tracer = step, step.trace, needs, tracer
         self.count = len(step.trace.rows)
         self.gradients: dict[int, Tensor] = {}
         self.pieces: dict[int, dict[int, Tensor]] = {}  # of a row, by the slice that was taken
@@ -90,6 +87,7 @@ class _Walk:
             tuple(found.get(("state", k)) for k in range(len(carried))),
             tuple(self.outer),
             tuple(self.sums),
+            tuple(self.tracer.numbers[len(step.numbers) :]),
         )
 
     def _moving(self) -> tuple[set[int], list[bool]]:
@@ -118,7 +116,7 @@ class _Walk:
 
     def value(self, slot: int) -> Tensor:
         trace = self.trace
-        return wrap(Traced(trace, slot, (trace.B, trace.widths[slot]), trace.dtype), None)
+        return stand_in(self.tracer, slot, (trace.B, trace.widths[slot]), trace.dtype)
 
     def _arriving(self, op: str, k: int, slot: int) -> int:
         trace = self.trace
@@ -134,7 +132,7 @@ class _Walk:
 
     def _computed(self, x: Tensor) -> int:
         slot: int = x._data.slot
-        return slot if self.trace.rows[slot].op in COMPUTED else copied(self.trace, slot)
+        return slot if self.trace.rows[slot].op in COMPUTED else self.trace.copy_of(slot)
 
     def _give(self, slot: int, gradient: Tensor) -> None:
         before = self.gradients.get(slot)
@@ -204,5 +202,5 @@ class _Walk:
         self._give(slot, self._row("assemble", inputs, places, slot))
 
     def _zeros(self, like: int) -> Tensor:
-        zero = self.trace.number(0.0)
+        zero = self.tracer.number(0.0)
         return self._row("broadcast", (zero,), (True,), like)

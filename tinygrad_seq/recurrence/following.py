@@ -5,7 +5,7 @@ asked for is kept, and in the next call it is given the tensors of the step, the
 it had then. Each operation is compared with the one that came at this place: the same operation on
 the same objects, beside tensors that were there before of the same shapes. While that holds,
 nothing is worked out and nothing written, and it gives the object of the last time. At the first
-difference what was followed so far becomes an ordinary trace, which goes on.
+difference what was followed so far becomes an ordinary tracer, which goes on.
 
 Nothing is taken for granted of a cell: what it closes over, its numbers and its seeds are those of
 this call. All rests on this, that one of these objects means the same value in every call. So a
@@ -27,21 +27,16 @@ from weakref import getweakrefcount
 import numpy as np
 
 from tinygrad_seq.creation import Rng, new_seed
-from tinygrad_seq.program import Row
 from tinygrad_seq.recurrence.arguments import Cell, Given
 from tinygrad_seq.recurrence.draws import Source, check_drawn_anew, drawn
-from tinygrad_seq.recurrence.trace import (
-    BESIDE,
-    ROLES,
+from tinygrad_seq.recurrence.lowering import Shares, product_of_parts
+from tinygrad_seq.recurrence.trace import BESIDE, ROLES, Step, Trace, Traced
+from tinygrad_seq.recurrence.tracing import (
     Event,
-    Shares,
-    Step,
-    Trace,
-    Traced,
+    Tracer,
     begin_trace,
     finish_trace,
     power_of,
-    product_of_parts,
     trace_cell,
     tracing,
 )
@@ -54,9 +49,8 @@ from tinygrad_seq.trees import leaves, map_leaves, rebuild
 MOST = 256  # precedents that are kept
 EXACT = 2**24  # whole numbers up to here are float32's too
 PATIENCE = 8  # how often, one after another, a cell may do something else before it is let be
-OF_A_CALL = ("captured", "numbers", "seeds", "captures", "shares", "events", "leaves")  # in a trace
 
-_NOWHERE = Trace(0, np.dtype("float32"))
+_NOWHERE = Tracer(Trace(0, np.dtype("float32")))
 _precedents: dict[Any, Precedent] = {}
 _let_be: set[Any] = set()  # for whom there will be none
 
@@ -69,16 +63,19 @@ def trace_again(cell: Cell, given: Given, dtype: np.dtype[Any]) -> Step:
         return trace_cell(cell, given, dtype)
     if precedent is not None and not precedent.is_held():
         with tracing(precedent) as outer:
-            step = precedent.follow(cell, given, outer)
+            step, tracer = precedent.follow(cell, given, outer)
     else:
         if precedent is not None:
             precedent.let_go()
-        step = _noted(cell, given, dtype)
-    if step.precedent is not None:
+        tracer, x, state = begin_trace(given, dtype, noted=True)
+        with tracing(tracer) as outer:
+            step = finish_trace(tracer, cell(x, state), cell, given, outer)
+    if tracer is None:
         step.precedent.failures = 0
         _precedents[key] = step.precedent
         return step
-    step, made = _with_precedent(step, 0 if precedent is None else precedent.failures + 1)
+    failures = 0 if precedent is None else precedent.failures + 1
+    step, made = _with_precedent(step, tracer, failures)
     if len(_precedents) + len(_let_be) >= MOST:
         _precedents.clear()
         _let_be.clear()
@@ -87,13 +84,6 @@ def trace_again(cell: Cell, given: Given, dtype: np.dtype[Any]) -> Step:
     else:
         _let_be.add(key)
     return step
-
-
-def _noted(cell: Cell, given: Given, dtype: np.dtype[Any]) -> Step:
-    """An ordinary trace in which is noted what the cell asks for."""
-    trace, x, state = begin_trace(given, dtype, noted=True)
-    with tracing(trace) as outer:
-        return finish_trace(trace, cell(x, state), cell, given, outer)
 
 
 def _key(cell: Any, given: Given) -> Any:
@@ -124,21 +114,20 @@ def _like(tree: Any, axis: int) -> Any:
     return None if None in made else (type(tree), tuple(tree) * isinstance(tree, dict), *made)
 
 
-def _with_precedent(step: Step, failures: int) -> tuple[Step, Precedent | None]:
+def _with_precedent(step: Step, tracer: Tracer, failures: int) -> tuple[Step, Precedent | None]:
     """The step without the tensors that the cell had, and the precedent that it makes, if any."""
-    trace = step.trace
-    events, trace.events = trace.events or [], None
     returned = rebuild((step.y, step.state), iter(leaves((step.y, step.state))))
     y, state = map_leaves(_stand_in, returned)
     step = step._replace(y=y, state=state)
     try:
-        forms = _Forms(trace, events)
+        forms = _Forms(tracer)
         if not {id(leaf) for leaf in leaves(returned)} <= forms.known:
             raise LookupError
+        made = Precedent(step, tracer, forms.forms, returned, failures)
     except LookupError:
-        trace.leaves, trace.parts = [], {}
-        return step, None
-    return step, Precedent(step, forms.forms, returned, failures)
+        made = None
+    tracer.events, tracer.leaves, tracer.parts = None, [], {}  # which hold the tracer
+    return step, made
 
 
 def _stand_in(leaf: Tensor) -> Tensor:
@@ -217,15 +206,16 @@ END = Form(Event(None, (), (), 0, wrap(np.zeros(0), None)), ())  # nothing is li
 
 
 class _Forms:
-    """The events of a trace as forms. Raises LookupError, of which KeyError is one, if they do not
-    account for all of its rows, or if one could not be told from another."""
+    """What a tracer noted, as forms. Raises LookupError, of which KeyError is one, if that does not
+    account for all rows, or if one could not be told from another."""
 
-    def __init__(self, trace: Trace, events: Sequence[Event | Form]) -> None:
-        self.trace, self.at = trace, len(trace.leaves)
-        self.known = {id(tensor) for tensor in trace.leaves}  # the values of the step so far
+    def __init__(self, tracer: Tracer) -> None:
+        self.captures, self.at = tracer.captures, len(tracer.leaves)
+        self.known = {id(tensor) for tensor in tracer.leaves}  # the values of the step so far
         self.forms: list[Form] = []
-        begins = [event.begin for event in events] + [trace.body]
-        if trace.frozen or begins[0] != self.at:
+        events = tracer.events or []
+        begins = [event.begin for event in events] + [tracer.body]
+        if tracer.trace.frozen or begins[0] != self.at:
             raise LookupError
         for event, end in zip(events, begins[1:], strict=True):
             form = event if isinstance(event, Form) else self._form(event, end)
@@ -262,7 +252,7 @@ class _Forms:
         if event.op is CONCAT:  # whose parts may be taken apart again
             raise LookupError
         role = BESIDE if type(event.op) is str else ROLES.get(event.op.name, BESIDE)
-        slot = self.trace.captures[id(given), role]
+        slot = self.captures[id(given), role]
         return Captured(given, slot, role, slot >= self.at)
 
 
@@ -304,24 +294,24 @@ _LOOKING = _references([Number()])[0] - 1
 
 
 class Precedent(Source):
-    """What a cell did; and, while it is followed, what stands in the place of a trace.
+    """What a cell did; and, while it is followed, what stands in the place of a tracer.
 
-    Once it has departed, it passes on to the trace that it became what it may still be asked for.
+    Once it has departed, it passes on to the tracer that it became what it may still be asked for.
     """
 
-    def __init__(self, step: Step, forms: list[Form], returned: Any, failures: int) -> None:
-        trace = step.trace
+    def __init__(
+        self, step: Step, tracer: Tracer, forms: list[Form], returned: Any, failures: int
+    ) -> None:
         self.forms, self.returned, self.failures = [*forms, END], returned, failures
-        self.leaves, trace.leaves = trace.leaves, []
-        # What depends on structure alone. The traces of all calls share it, and none writes to it.
-        self.shared = {name: value for name, value in vars(trace).items() if name not in OF_A_CALL}
-        self.rows: list[Row] = trace.rows
-        self.step = step._replace(trace=_NOWHERE)  # all but its trace
+        self.trace = step.trace  # the steps of all calls share it, and nobody writes to it
+        self.step = step._replace(captured=[], numbers=[], seeds=[])
+        self.leaves, self.parts, self.products = tracer.leaves, tracer.parts, tracer.products
+        self.body = tracer.body
         self.runners: dict[Any, Any] = {}  # compiled code, by what needs a gradient
         made = [form.made for form in forms if form.made is not None]
         self.symbols = list({id(tensor): tensor for tensor in (*self.leaves, *made)}.values())
         for tensor in self.symbols:
-            tensor._data.trace = self
+            tensor._data.tracer = self
         self.watched = [*self.symbols, *{id(t._data): t._data for t in self.symbols}.values()]
         self.references = self._own_references()
         self._begin()
@@ -331,7 +321,7 @@ class Precedent(Source):
         held = [*self.watched, *self.symbols, *self.leaves, *leaves(self.returned)]
         for form in self.forms:
             held += [*form.inputs, form.made]
-        for parts in self.shared["parts"].values():
+        for parts in self.parts.values():
             held += parts
         held += [tensor._data for tensor in self.symbols]
         count = Counter(map(id, held))
@@ -345,43 +335,39 @@ class Precedent(Source):
     def _begin(self) -> None:
         """Nothing of any call."""
         self.at = 0
-        self.departed: Trace | None = None
+        self.departed: Tracer | None = None
         self.captured: list[Tensor] = []
         self.numbers: list[float] = []
         self.seeds: list[int] = []
         self.captures: dict[Any, int] = {}
         self.shares: Shares = {}
 
-    def follow(self, cell: Cell, given: Given, outer: Any) -> Step:
-        """The step that the cell writes down in this call."""
+    def follow(self, cell: Cell, given: Given, outer: Any) -> tuple[Step, Tracer | None]:
+        """The step that the cell writes down in this call, and who wrote it, if it departed."""
         first = iter(self.leaves)
         try:
             returned = cell(rebuild(given.xs, first), rebuild(given.state, first))
-            trace = self.departed
-            if trace is None:
+            tracer = self.departed
+            if tracer is None:
                 if self.forms[self.at] is END and _same(returned, self.returned):
-                    if self.shared["draws"]:
+                    if self.step.draws:
                         check_drawn_anew(outer, given.driver)
-                    step: Step = self.step._replace(trace=self._trace(), precedent=self)
-                    return step
-                trace = self.depart()
-            return finish_trace(trace, returned, cell, given, outer)
+                    step = self.step._replace(
+                        captured=self.captured,
+                        numbers=self.numbers,
+                        seeds=self.seeds,
+                        precedent=self,
+                    )
+                    return step, None
+                tracer = self.depart()
+            return finish_trace(tracer, returned, cell, given, outer), tracer
         except BaseException:
             self.let_go()
             raise
         finally:
             self._begin()
 
-    def _trace(self) -> Trace:
-        """The trace that this call would have written."""
-        trace = Trace.__new__(Trace)
-        own = vars(trace)
-        own.update(self.shared)
-        own.update(captured=self.captured, numbers=self.numbers, seeds=self.seeds)
-        own.update(captures=self.captures, shares=self.shares, events=None, leaves=[])
-        return trace
-
-    # What a cell asks a trace for
+    # What a cell asks a tracer for
 
     def apply(self, op: Any, inputs: Sequence[Any], params: tuple[Any, ...]) -> Tensor | None:
         form = self.forms[self.at]
@@ -418,7 +404,7 @@ class Precedent(Source):
         """What is made of several events, which come next: asked for again, one by one."""
         if form.op is RULES["scalar_power"]:
             return power_of(*inputs)
-        parts: tuple[Tensor, ...] = self.shared["parts"][inputs[0]._data.slot]
+        parts: tuple[Tensor, ...] = self.parts[inputs[0]._data.slot]
         return product_of_parts(form.op.name, parts, inputs[1], self.shares)
 
     def compare(self, name: str, a: Any, b: Any) -> Tensor:
@@ -436,48 +422,40 @@ class Precedent(Source):
         seed = new_seed(rng)
         self.at += 1
         if form.made is None:  # once for the whole sequence
-            dtype: Any = self.shared["dtype"]
-            return drawn(seed, 0, 0, shape, dtype).to(self.shared["device"])
+            return drawn(seed, 0, 0, shape, self.trace.dtype).to(self.trace.device)
         self.seeds.append(seed)
         return form.made
 
     # Doing something else
 
-    def depart(self) -> Trace:
-        """From here on an ordinary trace, which has all that was followed so far."""
+    def depart(self) -> Tracer:
+        """From here on an ordinary tracer, which has all that was followed so far."""
         if self.departed is not None:
             return self.departed
-        shared, at = self.shared, self.at
-        form = self.forms[at]
-        end = shared["body"] if form is END else form.begin
-        trace = Trace(shared["B"], shared["dtype"], shared["device"], noted=True)
-        trace.rows, trace.widths = shared["rows"][:end], shared["widths"][:end]
-        trace.single = shared["single"][:end]
+        at, form = self.at, self.forms[self.at]
+        end = self.body if form is END else form.begin
+        tracer = Tracer(self.trace.up_to(end), noted=True)
         if recording.tracer is not self:  # a value of this call in another cell
-            trace.refuse_foreign()
-        trace.starts = {slot: start for slot, start in shared["starts"].items() if slot < end}
-        cuts = {base: [s for s in cut if s < end] for base, cut in shared["cuts"].items()}
-        trace.cuts = {base: cut for base, cut in cuts.items() if cut}
-        trace.parts = {slot: parts for slot, parts in shared["parts"].items() if slot < end}
-        trace.roles = shared["roles"][: len(self.captured)]
-        trace.captured, trace.numbers, trace.seeds = self.captured, self.numbers, self.seeds
-        trace.captures, trace.shares, trace.leaves = self.captures, self.shares, self.leaves
-        trace.products = {key: slot for key, slot in shared["products"].items() if slot < end}
-        trace.draws = any(form.op == "uniform" for form in self.forms[:at])
-        trace.events = [*self.forms[:at]]
+            tracer.refuse_foreign()
+        tracer.captured, tracer.numbers, tracer.seeds = self.captured, self.numbers, self.seeds
+        tracer.captures, tracer.shares, tracer.leaves = self.captures, self.shares, self.leaves
+        tracer.parts = {slot: parts for slot, parts in self.parts.items() if slot < end}
+        tracer.products = {key: slot for key, slot in self.products.items() if slot < end}
+        tracer.draws = any(form.op == "uniform" for form in self.forms[:at])
+        tracer.events = [*self.forms[:at]]
         for tensor in self.symbols:
             if tensor._data.slot < end:
-                tensor._data.trace = trace
-        recording.tracer = self.departed = trace
+                tensor._data.tracer = tracer
+        recording.tracer = self.departed = tracer
         if recording.draws is self:
-            recording.draws = trace
+            recording.draws = tracer
         self.let_go()
-        return trace
+        return tracer
 
     def let_go(self) -> None:
         """Hold none of the tensors any more."""
         self.symbols, self.watched, self.leaves, self.forms = [], [], [], [END]
-        self.shared = {**self.shared, "parts": {}}
+        self.parts = {}
         self.at, self.returned = 0, None
 
     def cast(self, x: Traced, dtype: np.dtype[Any]) -> Traced:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tinygrad_seq.recurrence.trace import TRANSPOSED, Trace, Traced
+from tinygrad_seq.recurrence.trace import TRANSPOSED, Step, Trace, Traced
 from tinygrad_seq.tape import Entry
 from tinygrad_seq.tensors import Tensor
 
@@ -53,7 +53,7 @@ class Names:
             for name, value in frame.items()
             if isinstance(value, Tensor)
             and type(data := value._data) is Traced
-            and data.trace is trace
+            and data.tracer.trace is trace
             and data.slot == slot
         ]
 
@@ -70,7 +70,11 @@ class Names:
                 data = value._data
                 if type(data) is not Traced:
                     self.tensors.append((short(name), value))
-                elif data.trace is trace and data.slot not in lines and name not in lines.values():
+                elif (
+                    data.tracer.trace is trace
+                    and data.slot not in lines
+                    and name not in lines.values()
+                ):
                     lines[data.slot] = name
         return lines
 
@@ -100,10 +104,10 @@ class Widths(NamedTuple):
         return "I" if n == self.I > 1 else str(n)
 
 
-def captured_text(k: int, trace: Trace, names: list[tuple[str, Tensor]], widths: Widths) -> str:
+def captured_text(k: int, step: Step, names: list[tuple[str, Tensor]], widths: Widths) -> str:
     """The k-th tensor that a cell closes over, in words, as the step reads it."""
-    text = tensor_text(trace.captured[k], names, widths)
-    if trace.roles[k] is not TRANSPOSED:
+    text = tensor_text(step.captured[k], names, widths)
+    if step.trace.roles[k] is not TRANSPOSED:
         return text
     return text.removesuffix("ᵀ") if text.endswith("ᵀ") else text + "ᵀ"
 

@@ -34,7 +34,7 @@ from tinygrad_seq.program import (
     Target,
 )
 from tinygrad_seq.recurrence.rewriting import Rows
-from tinygrad_seq.recurrence.trace import COMPUTED, Step, Trace, copied
+from tinygrad_seq.recurrence.trace import COMPUTED, Step, Trace
 
 
 def make_plan(
@@ -53,7 +53,6 @@ def make_plan(
     for slot, row in enumerate(trace.rows[:forward_count]):
         if row.op == "state":  # which keeps its shape from step to step
             trace.like.setdefault(step.state_slots[row.detail], slot)
-    cells_numbers = sum(row.op == "number" for row in trace.rows[:forward_count])
     kept: list[int] = []
     grads: list[int] = []
     later: tuple[tuple[int, int], ...] = ()
@@ -74,8 +73,8 @@ def make_plan(
         forward_count=forward_count,
         classes=width_classes(trace),
         single=list(trace.single),
-        numbers=cells_numbers,
-        constants=list(trace.numbers[cells_numbers:]),
+        numbers=len(step.numbers),
+        constants=[] if derivative is None else list(derivative.numbers),
         y_slots=step.y_slots,
         state_slots=step.state_slots,
         forward=forward,
@@ -263,7 +262,7 @@ class _Builder(Rows):
         )
 
     def _copy(self, slot: int, section: str, rank: float) -> int:
-        made = copied(self.trace, slot)
+        made = self.trace.copy_of(slot)
         self.inputs[made], self.rank[made], self.section[made] = (slot,), rank, section
         return made
 

@@ -58,7 +58,7 @@ def _replayed(scan: Call, inputs: Sequence[Tensor]) -> list[Tensor]:
     def cell(x: Any, state: Any) -> tuple[Any, Any]:
         return run_rows(scan.step, captured, x, state)
 
-    ys, last = run_steps(cell, again, scan.reverse, scan.step.trace.seeds)
+    ys, last = run_steps(cell, again, scan.reverse, scan.step.seeds)
     return [*leaves(ys), *leaves(last)]
 
 
@@ -76,7 +76,7 @@ def run_rows(step: Step, captured: Sequence[Tensor], x: Any, state: Any) -> tupl
                 value = value.reshape(trace.B, 1)
             values.append(value)
         elif op == "number":
-            values.append(trace.numbers[detail])
+            values.append(step.numbers[detail])
         elif op == "gap":
             values.append(None)
         else:

@@ -58,7 +58,7 @@ def explain(cell: Cell, xs: Any, state: Any = None) -> Plan:
     names.values(trace)
     captured = tuple(
         f"{'capture' if role is BESIDE else 'matrix'} {k} is "
-        f"{captured_text(k, trace, names.tensors, Widths(0, 0))}"
+        f"{captured_text(k, call.step, names.tensors, Widths(0, 0))}"
         for k, role in enumerate(trace.roles)
     )
     runner = call.runner(needs)

@@ -55,7 +55,7 @@ class Stepper:
             if given.B == 0:
                 raise ShapeError("Stepper: x has no rows, expected (B, ...) with B from 1 on")
             scan = Call(cell, given)
-            if scan.step.trace.draws:
+            if scan.step.draws:
                 raise TraceError(
                     "Stepper: the cell draws random numbers, and these would never change; "
                     "call model.eval() before, or run tgs.scan over one step at a time"

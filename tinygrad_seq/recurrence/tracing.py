@@ -1,0 +1,516 @@
+"""Tracing: a cell run once on tensors without values, which writes down what it does in one step.
+
+Operations on values of the step become rows of a trace; axis 0 of each is the batch, and rows of
+that do not mix. Operations on tensors that were there before (a weight transposed, a bias cut)
+happen as always, on the tape, once. What elementwise operations become is here, what all others
+become in ``lowering.py``. Imports the engine, arguments, draws, trace and lowering.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, NoReturn
+
+import numpy as np
+
+from tinygrad_seq import devices
+from tinygrad_seq.creation import Rng, new_seed
+from tinygrad_seq.errors import WAY_OUT, ShapeError, TraceError
+from tinygrad_seq.program import Row
+from tinygrad_seq.recurrence.arguments import Cell, Given, check_returned, check_state
+from tinygrad_seq.recurrence.draws import Source, check_drawn_anew, drawn
+from tinygrad_seq.recurrence.lowering import LOWERED, Shares
+from tinygrad_seq.recurrence.trace import (
+    BESIDE,
+    COMPUTED,
+    Step,
+    Trace,
+    Traced,
+    as_used,
+    exact_up_to,
+    new_row,
+    new_tensor,
+    stand_in,
+)
+from tinygrad_seq.rules import Operation, Rule
+from tinygrad_seq.tape import recording
+from tinygrad_seq.tensors import FLOATS, Tensor, as_tensor, is_traced, wrap
+from tinygrad_seq.trees import leaves, rebuild
+
+DOUBLE = np.dtype("float64")
+_ONE, _TWO = (False,), (False, False)
+
+
+class Event(NamedTuple):
+    """Something that a cell asked its tracer for, and what it got; for ``following.py``."""
+
+    op: Any  # an Operation, the name of a comparison, or "uniform"
+    inputs: Sequence[Any]
+    params: tuple[Any, ...]
+    begin: int  # how many rows there were
+    made: Tensor
+    several: bool = False  # whether it was made of what comes next
+
+
+class Tracer(Source):
+    """A trace in the making, and what of the call is no part of it."""
+
+    def __init__(self, trace: Trace, noted: bool = False) -> None:
+        self.trace = trace
+        self.captured: list[Tensor] = []
+        self.numbers: list[float] = []
+        self.seeds: list[int] = []  # of each operation that draws at every step
+        self.draws = False  # whether any random numbers are drawn
+        self.captures: dict[tuple[int, str], int] = {}  # rows, by whose they are and the role
+        self.parts: dict[int, tuple[Tensor, ...]] = {}  # what a row was joined from
+        self.shares: Shares = {}
+        self.products: dict[tuple[int, int, bool], int] = {}  # rows, by the two that they multiply
+        self.events: list[Any] | None = [] if noted else None  # what was asked for, in order
+        self.leaves: list[Tensor] = []  # inputs and states, if it is noted
+        self.body = 0  # rows when the cell had returned
+
+    # Rows
+
+    def leaf(self, op: str, k: int, shape: tuple[int, ...], dtype: Any) -> Tensor:
+        """A row for the k-th leaf of the inputs or of the state."""
+        if len(shape) > 2:
+            raise TraceError(
+                f"scan: {op} leaf {k} has shape {shape} in a step, expected (B, n) or (B,): "
+                f"only those are compiled; {WAY_OUT}"
+            )
+        slot = self.trace.add(op, (), k, shape[1] if len(shape) == 2 else 1)
+        made = stand_in(self, slot, shape, dtype)
+        if self.events is not None:
+            self.leaves.append(made)
+        return made
+
+    def capture(self, tensor: Tensor, role: str = BESIDE) -> int:
+        """The row of a tensor that the cell closes over, numbered at its first use in a role."""
+        key = (id(tensor), role)
+        if key in self.captures:
+            return self.captures[key]
+        trace, shape = self.trace, as_used(tensor._data, role).shape
+        if tensor.dtype != trace.dtype and tensor.dtype in FLOATS:
+            raise TraceError(
+                f"scan: a tensor of dtype {tensor.dtype} and shape {tensor.shape} is used in a "
+                f"step of dtype {trace.dtype}, at its line %{len(trace.rows)}, expected one "
+                f"dtype; convert it with t.to('{trace.dtype}'), or the cell with cell.to(...); "
+                f"{WAY_OUT}"
+            )
+        op, width = "capture" if role is BESIDE else "matrix", shape[-1] if shape else 1
+        slot = self.captures[key] = trace.add(op, (), len(self.captured), width, single=not shape)
+        self.captured.append(tensor)
+        trace.roles.append(role)
+        return slot
+
+    def constant(self, array: np.ndarray) -> Tensor:
+        """An array that the step reads, where its inputs are."""
+        return wrap(devices.to_device(array, self.trace.device), None)
+
+    def number(self, value: float) -> int:
+        self.numbers.append(float(value))
+        return self.trace.add("number", (), len(self.numbers) - 1, single=True)
+
+    def uniform(self, shape: tuple[int, ...], rng: Rng, per_sequence: bool = False) -> Tensor:
+        trace = self.trace
+        if len(shape) not in (1, 2) or shape[0] != trace.B:
+            raise TraceError(
+                f"scan: random numbers of shape {shape} are drawn at line %{len(trace.rows)} of "
+                f"the step, expected (B, n) or (B,) with B = {trace.B}: each row of the batch has "
+                f"its own; {WAY_OUT}"
+            )
+        self.draws, begin = True, len(trace.rows)
+        if per_sequence:
+            made = drawn(new_seed(rng), 0, 0, shape, trace.dtype).to(trace.device)
+        else:
+            self.seeds.append(new_seed(rng))
+            slot = trace.add("uniform", (), (), shape[1] if len(shape) == 2 else 1)
+            made = stand_in(self, slot, shape, trace.dtype)
+        if self.events is not None:
+            self.events.append(Event("uniform", (), (shape, per_sequence), begin, made))
+        return made
+
+    def cast(self, x: Traced, dtype: np.dtype[Any]) -> Traced:
+        """Kernels compute in one floating dtype; conditions are ones and zeros in it."""
+        if dtype == x.dtype:
+            return x
+        trace = self.trace
+        whole = x.dtype.kind in "biu" and (dtype.kind == "f" or np.can_cast(x.dtype, dtype))
+        if whole and dtype.kind in "iuf":  # floats become those of the step
+            dtype = trace.dtype if dtype.kind == "f" else dtype
+            return Traced(self, x.slot, x.shape, dtype)
+        if dtype.kind == "b":
+            zero = self.number(0.0)
+            slot = trace.add("not_equal", (x.slot, zero), (False, True), trace.widths[x.slot])
+            return Traced(self, slot, x.shape, dtype)
+        raise TraceError(
+            f"scan: line %{x.slot} of the step is converted from {x.dtype} to {dtype}, but the "
+            f"step computes in {trace.dtype} alone; convert outside the cell; {WAY_OUT}"
+        )
+
+    # What an operation becomes
+
+    def apply(self, op: Operation, inputs: Sequence[Any], params: tuple[Any, ...]) -> Tensor | None:
+        """Write an operation down; None if it is one on tensors that were there before."""
+        if self.events is None:
+            return self._written(op, inputs, params)
+        begin, before = len(self.trace.rows), len(self.events)
+        made = self._written(op, inputs, params)
+        if made is not None:
+            event = Event(op, inputs, params, begin, made, len(self.events) > before)
+            self.events.insert(before, event)
+        return made
+
+    def _written(
+        self, op: Operation, inputs: Sequence[Any], params: tuple[Any, ...]
+    ) -> Tensor | None:
+        first, single, dtype = inputs[0], self.trace.single, self.trace.dtype
+        data = first._data if type(first) is Tensor else None
+        if type(op) is Rule:
+            if type(data) is Traced and data.tracer is self:  # quickly, for the commonest cases
+                if len(inputs) == 1:
+                    if data.dtype is dtype:
+                        return self._like(op.name, (data.slot,), _ONE, data)
+                elif len(inputs) == 2 and type(inputs[1]) is Tensor:
+                    other = inputs[1]._data
+                    if (
+                        type(other) is Traced
+                        and other.tracer is self
+                        and data.shape == other.shape
+                        and data.dtype is dtype is other.dtype
+                        and single[data.slot] is single[other.slot]
+                    ):
+                        return self._like(op.name, (data.slot, other.slot), _TWO, data)
+                    if (
+                        type(other) is np.ndarray
+                        and other.shape == data.shape[1:] != ()
+                        and data.dtype is dtype is other.dtype
+                        and not single[data.slot]
+                    ):  # a bias
+                        slots = data.slot, self.capture(inputs[1])
+                        return self._like(op.name, slots, _TWO, data)
+            elif not is_traced(inputs):
+                return None
+            return self._elementwise(op.name, inputs, None)
+        if type(data) is not Traced or data.tracer is not self or len(inputs) > 1:
+            if not is_traced(inputs):
+                return None
+            self._check_own(inputs)
+        if op.name not in LOWERED:
+            self.refuse(op.name, inputs)
+        return LOWERED[op.name](self, inputs, params)
+
+    def _like(
+        self, name: str, slots: tuple[int, ...], repeated: tuple[bool, ...], data: Traced
+    ) -> Tensor:
+        """A row of the shape of its first input."""
+        first, trace = slots[0], self.trace
+        slot = len(trace.rows)
+        trace.rows.append(new_row(Row, (name, slots, repeated)))
+        trace.widths.append(trace.widths[first])
+        trace.single.append(trace.single[first])
+        if not recording.enabled:
+            trace.frozen.add(slot)
+        tensor = new_tensor(Tensor)
+        tensor._data, tensor._entry = Traced(self, slot, data.shape, data.dtype), None
+        return tensor
+
+    def compare(self, name: str, a: Any, b: Any) -> Tensor:
+        """A condition: ones and zeros in the kernel."""
+        begin, given, asked = len(self.trace.rows), (a, b), name
+        a, b = (
+            v if isinstance(v, (Tensor, int, float)) else as_tensor(v, name, self.trace.dtype)
+            for v in (a, b)
+        )
+        if name in ("bitwise_and", "bitwise_or"):
+            if any(getattr(value, "dtype", None) != np.bool_ for value in (a, b)):
+                self.refuse(name, (a, b), ": both must be conditions")
+            name = "minimum" if name == "bitwise_and" else "maximum"
+        made = self._elementwise(name, (a, b), np.dtype(bool))
+        if self.events is not None:
+            self.events.append(Event(asked, given, (), begin, made))
+        return made
+
+    def invert(self, x: Tensor) -> Tensor:
+        if x.dtype != np.bool_:
+            self.refuse("~", (x,), ": it must be a condition")
+        return self._elementwise("equal", (x, 0.0), np.dtype(bool))
+
+    def _check_own(self, inputs: Sequence[Any]) -> None:
+        for value in inputs:
+            data = value._data if type(value) is Tensor else None
+            if type(data) is Traced and data.tracer is not self:
+                self.refuse_foreign()
+
+    def refuse_foreign(self) -> NoReturn:
+        raise TraceError(
+            f"scan: at line %{len(self.trace.rows)} of the step stands a value from another call "
+            "of the cell, or from a cell around it; what goes from step to step belongs into the "
+            "state, not into an attribute or a global, and what an inner scan reads into its xs; "
+            f"{WAY_OUT}"
+        )
+
+    def refuse(self, name: str, inputs: Sequence[Any], why: str = "") -> NoReturn:
+        given = ", ".join(_described(value) for value in inputs)
+        raise TraceError(
+            f"scan: {name} of {given} at line %{len(self.trace.rows)} of the step cannot be "
+            f"compiled{why}; {WAY_OUT}"
+        )
+
+    def refuse_mixing(self, name: str, inputs: Sequence[Any]) -> NoReturn:
+        self.refuse(
+            name,
+            inputs,
+            ": it would mix rows; axis 0 is the batch, and each row goes its own way, so reduce "
+            "along the last axis, axis=-1, and choose row by row, with tgs.where",
+        )
+
+    def _elementwise(self, name: str, inputs: Sequence[Any], dtype: Any) -> Tensor:
+        traced = [v._data for v in inputs if type(v) is Tensor and type(v._data) is Traced]
+        self._check_own(inputs)
+        shape = traced[0].shape
+        if len(traced) == len(inputs):
+            slots = [each.slot for each in traced]
+            for other in traced[1:]:
+                if other.shape != shape:
+                    shape = self._broadcast(name, inputs, shape, other.shape)
+        else:
+            if name == "scalar_power" and inputs[1] in (2, 3, 4):  # x³ = x · x · x
+                return power_of(*inputs)
+            for other in traced[1:]:
+                if other.shape != shape:
+                    shape = self._broadcast(name, inputs, shape, other.shape)
+            for value in inputs:
+                if type(value) is Tensor and type(value._data) is not Traced:
+                    shape = self._beside(name, inputs, shape, value)
+                elif type(value) is int and traced[0].dtype.kind in "iu":
+                    self._check_exact(value)
+            slots = [self.operand(value, len(shape)) for value in inputs]
+        width = shape[1] if len(shape) == 2 else 1
+        trace = self.trace
+        widths, single = trace.widths, trace.single
+        alone = True
+        for slot in slots:
+            if not single[slot]:
+                alone = False
+        repeated = [widths[slot] != width or (single[slot] and not alone) for slot in slots]
+        if dtype is None:
+            dtype = traced[0].dtype
+            if dtype is not trace.dtype or name == "where":
+                dtype = self._dtype_of(name, inputs)
+        slot = len(widths)
+        trace.rows.append(new_row(Row, (name, tuple(slots), tuple(repeated))))
+        widths.append(width)
+        single.append(alone)
+        if not recording.enabled:
+            trace.frozen.add(slot)
+        return stand_in(self, slot, shape, dtype)
+
+    def operand(self, value: Any, ndim: int) -> int:
+        """The row of an operand of any kind."""
+        if isinstance(value, (int, float, np.number)):
+            return self._weak(value)
+        if type(value._data) is Traced:
+            slot: int = value._data.slot
+            return slot
+        tracked = value._entry is not None and value._entry.requires_grad
+        if not value.ndim and not tracked and value.dtype not in (self.trace.dtype, DOUBLE):
+            return self._weak(value._data)  # most likely made of a Python number
+        if ndim == 1 and value.ndim == 1:  # (B,) counts as (B, 1)
+            value = value.reshape(value.shape[0], 1)
+        return self.capture(value)
+
+    def _check_exact(self, value: int) -> None:
+        trace = self.trace
+        if abs(value) > exact_up_to(trace.dtype):
+            raise ValueError(
+                f"scan: the integer {value} stands beside integers at line %{len(trace.rows)} of "
+                f"the step, which computes in {trace.dtype} and does not hold it exactly; {WAY_OUT}"
+            )
+
+    def _weak(self, value: Any) -> int:
+        try:
+            return self.number(float(value))
+        except OverflowError:
+            raise ValueError(
+                f"scan: the number at line %{len(self.trace.rows)} of the step is larger than a "
+                "float"
+            ) from None
+
+    def _dtype_of(self, name: str, inputs: Sequence[Any]) -> Any:
+        for value in inputs[1:] if name == "where" else inputs:
+            if type(value) is float or (type(value) is Tensor and value.dtype in FLOATS):
+                return self.trace.dtype
+        return self.refuse(
+            name, inputs, ": the step computes with floats; convert with t.to(...) first"
+        )
+
+    def _broadcast(
+        self, name: str, inputs: Sequence[Any], a: tuple[int, ...], b: tuple[int, ...]
+    ) -> tuple[int, ...]:
+        """The shape of two traced values together."""
+        if len(a) != len(b):
+            self.refuse_mixing(name, inputs)
+        if a[1] != b[1] and 1 not in (a[1], b[1]):
+            raise ShapeError(
+                f"{name}: shapes {a} and {b} were given at line %{len(self.trace.rows)} of the "
+                "step, their axes, aligned at the last, must be equal or 1"
+            )
+        return (a[0], b[1] if a[1] == 1 else a[1])
+
+    def _beside(
+        self, name: str, inputs: Sequence[Any], shape: tuple[int, ...], value: Tensor
+    ) -> tuple[int, ...]:
+        """The shape of a traced value together with a tensor that was there before."""
+        other = value.shape
+        if other == shape or not other:
+            return shape
+        if len(other) > 2 or (len(shape) == 1 and len(other) == 2):
+            self.refuse_mixing(name, inputs)
+        if len(shape) == 1:  # (B,): axis 0 of the other one is the batch too, or 1
+            if other[0] not in (1, self.trace.B):
+                self.refuse_mixing(name, inputs)
+            return shape
+        if len(other) == 2 and other[0] not in (1, self.trace.B):
+            self.refuse_mixing(name, inputs)
+        n, m = shape[1], other[-1]
+        if n != m and 1 not in (n, m):
+            raise ShapeError(
+                f"{name}: shapes {shape} and {other} were given at line %{len(self.trace.rows)} of "
+                "the step, their axes, aligned at the last, must be equal or 1"
+            )
+        return (shape[0], m if n == 1 else n)
+
+    def row(
+        self,
+        op: str,
+        inputs: tuple[int, ...],
+        shape: tuple[int, ...],
+        dtype: Any,
+        detail: Any = None,
+        single: bool = False,
+    ) -> Tensor:
+        """A row that the cell computes, as a value of the step."""
+        slot = self.trace.add(op, inputs, detail, shape[1] if len(shape) == 2 else 1, single)
+        if not recording.enabled:
+            self.trace.frozen.add(slot)
+        return stand_in(self, slot, shape, dtype)
+
+    def detach(self, x: Tensor) -> Tensor:
+        data, trace = x._data, self.trace
+        single = trace.single[data.slot]
+        made = self.row("detach", (data.slot,), data.shape, data.dtype, single=single)
+        trace.frozen.add(made._data.slot)
+        return made
+
+    def depart(self) -> Tracer:
+        """Whatever happens, this one writes it down; see ``following.py``."""
+        return self
+
+    def as_row(self, capture: int) -> int:
+        """What was captured, as a value of the step: 0 + x."""
+        inputs = self.number(0.0), capture
+        return self.trace.add("add", inputs, (True, False), self.trace.widths[capture])
+
+
+def power_of(x: Tensor, n: float) -> Tensor:
+    """x times itself, n times."""
+    total = x
+    for _ in range(int(n) - 1):
+        total = total * x
+    return total
+
+
+def _described(value: Any) -> str:
+    if type(value) is not Tensor:
+        return f"{value!r}"
+    traced = type(value._data) is Traced
+    line = f"%{value._data.slot} " if traced else ""
+    return f"{line}{value.dtype}{value.shape}"
+
+
+def trace_cell(cell: Cell, given: Given, dtype: np.dtype[Any]) -> Step:
+    """Run the cell once on tensors without values."""
+    tracer, x, state = begin_trace(given, dtype)
+    with tracing(tracer) as outer:
+        return finish_trace(tracer, cell(x, state), cell, given, outer)
+
+
+def begin_trace(given: Given, dtype: np.dtype[Any], noted: bool = False) -> tuple[Tracer, Any, Any]:
+    """A tracer with the leaves of the step, and these as x and state."""
+    tracer = Tracer(Trace(given.B, dtype, given.x_leaves[0].device), noted)
+    xs = [tracer.leaf("x", k, t.shape[1:], t.dtype) for k, t in enumerate(given.x_leaves)]
+    before = [tracer.leaf("state", k, t.shape, t.dtype) for k, t in enumerate(given.state_leaves)]
+    return tracer, rebuild(given.xs, iter(xs)), rebuild(given.state, iter(before))
+
+
+class tracing:  # noqa: N801
+    """``with tracing(tracer) as outer:`` it is asked for operations; outer: who was before."""
+
+    def __init__(self, tracer: Any) -> None:
+        self._tracer = tracer
+
+    def __enter__(self) -> Any:
+        self._outside = recording.tracer, recording.draws, recording.enabled
+        recording.tracer, recording.draws, recording.enabled = self._tracer, self._tracer, True
+        return self._outside[0]
+
+    def __exit__(self, *_: object) -> None:
+        recording.tracer, recording.draws, recording.enabled = self._outside
+
+
+def finish_trace(tracer: Tracer, returned: Any, cell: Cell, given: Given, outer: Any) -> Step:
+    """The step that is written down, when the cell has returned this."""
+    trace = tracer.trace
+    tracer.body = len(trace.rows)
+    y, after = check_returned(returned, cell, given)
+    check_state(after, given.state, given.xs, f"{given.driver}: the cell returned a state that")
+    copies: dict[int, int] = {}
+    y_slots = tuple([_slot(tracer, leaf, "y", copies) for leaf in leaves(y)])
+    state_slots = tuple([_slot(tracer, leaf, "state", copies) for leaf in leaves(after)])
+    trace.find_gaps()
+    if tracer.draws:
+        check_drawn_anew(outer, given.driver)
+    if tracer.events is None:
+        tracer.parts = {}  # they hold the tracer, and it would hold them
+    return Step(
+        trace,
+        y,
+        after,
+        y_slots,
+        state_slots,
+        length=len(trace.rows),
+        widths=tuple(trace.widths),
+        starts=tuple(trace.starts.items()),
+        draws=tracer.draws,
+        captured=tracer.captured,
+        numbers=tracer.numbers,
+        seeds=tracer.seeds,
+    )
+
+
+def _slot(tracer: Tracer, leaf: Tensor, what: str, copies: dict[int, int]) -> int:
+    """The row of an output; what is not computed in the step becomes a copy of its own."""
+    data, trace = leaf._data, tracer.trace
+    if type(data) is Traced:
+        if data.tracer is not tracer:
+            tracer.refuse_foreign()
+        if data.dtype != trace.dtype:
+            raise TraceError(
+                f"scan: the cell returned {what} of dtype {data.dtype}, line %{data.slot} of the "
+                f"step, expected {trace.dtype}; convert it with .to('{trace.dtype}') in the cell; "
+                f"{WAY_OUT}"
+            )
+        if trace.rows[data.slot].op in COMPUTED:
+            return data.slot
+        if data.slot not in copies:  # one for y and state, as if the step had computed it
+            copies[data.slot] = trace.copy_of(data.slot)
+        return copies[data.slot]
+    if len(leaf.shape) > 2 or leaf.dtype != trace.dtype:
+        raise TraceError(
+            f"scan: the cell returned {what} of {leaf.dtype}{leaf.shape}, expected "
+            f"{trace.dtype} (B, n) or (B,); {WAY_OUT}"
+        )
+    if leaf.ndim == 1:  # (B,) counts as (B, 1)
+        leaf = leaf.reshape(len(leaf), 1)
+    return tracer.as_row(tracer.capture(leaf))
