@@ -24,7 +24,6 @@ from tinygrad_seq.program import Plan
 Array = np.ndarray
 MOST_LAYOUTS = 1024  # that are kept, some 20 kB each
 MOST_ROWS = 256  # orders of rows that are kept
-PIECE = 8192  # bytes that are cleared in the time that it takes to begin with another row
 MOST_SEGMENTS = 256  # that threads are sent through at once
 
 
@@ -32,7 +31,8 @@ class Rows(NamedTuple):
     """In which order rows and steps are run through.
 
     Row r of a run is row ``batch[r]`` of the batch, the longest first. At step s it is at time
-    ``begin[r] + s * onward``, and the rows below ``active[s]`` have not ended.
+    ``begin[r] + s * onward``, and it has ``ends[r]`` steps: the rows below ``active[s]`` have not
+    ended.
     """
 
     T: int
@@ -41,22 +41,22 @@ class Rows(NamedTuple):
     batch: Array
     begin: Array
     active: Array
+    ends: Array
     onward: int
-    addresses: tuple[int, int, int]  # of these arrays
+    addresses: tuple[int, int, int, int]  # of these arrays
     ragged: bool  # whether some row has fewer than T steps
 
 
-def _rows(T: int, steps: int, batch: Array, begin: Array, active: Array, onward: int) -> Rows:
-    B = len(batch)
-    ragged = steps < T or bool(active[steps - 1] < B)
-    where = address(batch), address(begin), address(active)
-    return Rows(T, B, steps, batch, begin, active, onward, where, ragged)
+def _rows(T: int, batch: Array, begin: Array, active: Array, ends: Array, reverse: bool) -> Rows:
+    where = address(batch), address(begin), address(active), address(ends)
+    onward, ragged = -1 if reverse else 1, bool(ends[-1] < T)
+    return Rows(T, len(batch), int(ends[0]), batch, begin, active, ends, onward, where, ragged)
 
 
 @lru_cache(MOST_ROWS)
 def _dense_rows(T: int, B: int, reverse: bool) -> Rows:
     begin = np.full(B, T - 1 if reverse else 0)
-    return _rows(T, T, np.arange(B), begin, np.full(T + 1, B), -1 if reverse else 1)
+    return _rows(T, np.arange(B), begin, np.full(T + 1, B), np.full(B, T), reverse)
 
 
 def rows_of(T: int, B: int, lengths: Array | None, reverse: bool) -> Rows:
@@ -64,10 +64,10 @@ def rows_of(T: int, B: int, lengths: Array | None, reverse: bool) -> Rows:
     if lengths is None:
         return _dense_rows(T, B, reverse)
     batch = np.argsort(-lengths, kind="stable")
-    ordered = lengths[batch]
-    active = np.searchsorted(-ordered, -np.arange(T + 1), side="left")
-    begin = ordered - 1 if reverse else np.zeros(B, np.int64)
-    return _rows(T, int(ordered[0]), batch, begin, active, -1 if reverse else 1)
+    ends = lengths[batch]
+    active = np.searchsorted(-ends, -np.arange(T + 1), side="left")
+    begin = ends - 1 if reverse else np.zeros(B, np.int64)
+    return _rows(T, batch, begin, active, ends, reverse)
 
 
 @dataclass
@@ -213,7 +213,7 @@ class Runner:
     ) -> tuple[list[Array], Sequence[Array], Kept | None]:
         """The outputs (T, B, n), the last states (B, n), and what is kept if ``keep``."""
         rows, k = inputs.rows, inputs.checkpoint
-        ys = [_outputs(rows, n, self.dtype) for n in self._y_widths(inputs)]
+        ys = [memory.empty((rows.T, rows.B, n), self.dtype) for n in self._y_widths(inputs)]
         last = [np.empty(state.shape, self.dtype) for state in inputs.states]
         saved: Sequence[Array] = ()
         if keep and k is not None:
@@ -223,7 +223,7 @@ class Runner:
         layout = self._layout("forward", inputs, rows.steps, keep_all)
         work = memory.Block(layout.bytes["work"])
         block = memory.Block(layout.bytes["kept"]) if keep_all else None
-        more = self._forward_bases(inputs, ys, last, k or 0, saved)
+        more = self._forward_bases(inputs, ys, last, _beyond(rows), k or 0, saved)
         bases = self._bases(layout, inputs, work, block, more)
         threads.run(layout.fill(bases), layout.phases, layout.tasks)
         return ys, last, Kept(inputs, block, saved) if keep else None
@@ -233,12 +233,14 @@ class Runner:
         inputs: Inputs,
         ys: Sequence[Array],
         last: Sequence[Array],
+        T: int = 0,
         every: int = 0,
         saved: Sequence[Array] = (),
     ) -> list[int]:
         """The bases that only a forward run has; outputs (T, B, n), or (B, n) for all steps."""
         more = [address(state) for state in (*inputs.reset_states, *inputs.states, *last)]
         more += [every, *map(address, saved)] if saved else [0] * (1 + len(last))
+        more.append(T)
         for y in ys:
             more += address(y), *(y.strides[:2] if y.ndim == 3 else (0, y.strides[0]))
         return more
@@ -259,7 +261,7 @@ class Runner:
         plan, inputs = self.plan, kept.inputs
         rows, k = inputs.rows, inputs.checkpoint
         dxs: list[Array | None] = [
-            None if slot is None else _outputs(rows, x.shape[2], self.dtype)
+            None if slot is None else memory.empty((rows.T, rows.B, x.shape[2]), self.dtype)
             for slot, x in zip(plan.gradients.dx, inputs.xs, strict=True)
         ]
         steps = rows.steps if k is None else min(k, rows.steps)
@@ -271,6 +273,7 @@ class Runner:
         ]
         for dy in dys:
             more += address(dy), *dy.strides[:2]
+        more.append(_beyond(rows))
         for dx in dxs:
             more += (0, 0, 0) if dx is None else (address(dx), *dx.strides[:2])
         outs = [memory.empty((m.shape[0], m.distance), self.dtype) for m in layout.matrices]
@@ -431,19 +434,9 @@ class Repeated:
         threads.run(self._words, 1, self.layout.tasks)
 
 
-def _outputs(rows: Rows, n: int, dtype: np.dtype[Any]) -> Array:
-    """An array (T, B, n) that a run fills, zero where rows have ended."""
-    made = memory.empty((rows.T, rows.B, n), dtype)
-    if not rows.ragged:
-        return made
-    steps = np.searchsorted(-rows.active[: rows.T], -np.arange(rows.B))  # of each row
-    ended = np.flatnonzero(steps < rows.T)
-    if len(ended) * PIECE > made.nbytes:
-        made.fill(0)
-        return made
-    for b, length in zip(rows.batch[ended].tolist(), steps[ended].tolist(), strict=True):
-        made[length:, b] = 0
-    return made
+def _beyond(rows: Rows) -> int:
+    """Up to which step arrays (T, B, n) are zeroed from each row's end on."""
+    return rows.T if rows.ragged else 0
 
 
 def _add(captured: dict[int, Array], k: int, gradient: Array) -> None:

@@ -168,8 +168,23 @@ class CpuWriter(Writer):
 
     # The edges of a run
 
+    def _zero_beyond_ends(self, depth: int, arrays: dict[str, int]) -> None:
+        """Zeros in arrays of the caller, of these widths, from where each row has ended on."""
+        if not arrays:
+            return
+        ends, T = self.word("ends"), self.word("T")
+        self.add(depth, f"if {T}:  # there are rows that end earlier, and zeros beyond")
+        self.add(depth + 1, "for r in range(R):")
+        self.add(depth + 2, f"for t in range(word({ends}, first + r), {T}):")
+        for name, slot in arrays.items():
+            step, row = self.word(f"{name}_t"), self.word(f"{name}_b")
+            address = f"{self.word(name)} + t * {step} + word(batch, first + r) * {row}"
+            self.add(depth + 3, f"to = {address}")
+            self.add(depth + 3, f"zero_row(to, {self.width(slot)})")
+
     def _first_states(self) -> None:
         """States before the first step; rows that have no step end with them."""
+        self._zero_beyond_ends(1, {f"y{k}": slot for k, slot in enumerate(self.plan.y_slots)})
         if not self.plan.state_slots:
             return
         self.add(1, "for r in range(R):")
@@ -187,9 +202,13 @@ class CpuWriter(Writer):
         carried = [k for k, after in enumerate(plan.gradients.after) if after is not None]
         sums = sorted({k for _, k in plan.gradients.sums})
         captures = {row.detail: slot for slot, row in enumerate(plan.rows) if row.op == "capture"}
-        if not carried and not sums:
+        dx = {f"dx{k}": slot for k, slot in enumerate(plan.gradients.dx) if slot is not None}
+        if not carried and not sums and not dx:
             return
         self.add(1, "if not more:  # nothing has come back yet")
+        self._zero_beyond_ends(2, dx)
+        if not carried and not sums:
+            return
         self.add(2, "for r in range(R):")
         for k in carried:
             slot = plan.state_slots[k]

@@ -132,7 +132,7 @@ class Layout:
         """Blocks, the order of the rows, the first step, numbers, resets, seeds; then arrays of the
         caller and their strides. ``cpu.py`` gives them in this order."""
         plan, forward = self.plan, self.direction == "forward"
-        bases = ["", "work block", "kept block", "tasks", "batch", "begin", "active", "k0"]
+        bases = ["", "work block", "kept block", "tasks", "batch", "begin", "active", "ends", "k0"]
         bases += ["numbers", "resets"]
         xs = range(sum(row.op == "x" for row in plan.rows))
         bases += [f"seed{k}" for k in range(sum(row.op == "uniform" for row in plan.rows))]
@@ -142,11 +142,11 @@ class Layout:
         if forward:
             bases += [f"reset{k}" for k in states] + [f"initial{k}" for k in states]
             bases += [f"last{k}" for k in states]
-            bases += ["every", *(f"segments{k}" for k in states)]
+            bases += ["every", *(f"segments{k}" for k in states), "T"]
             bases += [name for k in ys for name in _strided(f"y{k}")]
         else:
             bases += [f"dlast{k}" for k in states]
-            bases += [name for k in ys for name in _strided(f"dy{k}")]
+            bases += [name for k in ys for name in _strided(f"dy{k}")] + ["T"]
             bases += [name for k in xs for name in _strided(f"dx{k}")]
             bases += [f"outer_m{k}_out" for k in range(len(self.matrices))]
         return bases

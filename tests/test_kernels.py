@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -532,13 +533,26 @@ def test_edges_of_tasks_cover_all_rows_in_every_segment(lengths, tasks, steps):
 
 @given(
     lengths=st.lists(st.integers(0, 9), min_size=1, max_size=12),
-    n=st.sampled_from([1, 3, 5000]),  # cleared as a whole, or row by row
     reverse=st.booleans(),
+    checkpoint=st.sampled_from([None, 1, 4]),
+    states=st.booleans(),
 )
-def test_outputs_are_cleared_where_rows_have_ended(lengths, n, reverse):
-    rows = cpu.rows_of(9, len(lengths), np.array(lengths), reverse)
-    memory.empty((9, len(lengths), n), np.dtype("f4")).fill(np.nan)  # used again
-    made = cpu._outputs(rows, n, np.dtype("f4"))
-    assert made.shape == (9, len(lengths), n)
+def test_arrays_are_zero_where_rows_have_ended(lengths, reverse, checkpoint, states):
+    W = tgs.tensor(np.ones((3, 5)))
+
+    def cell(x, h):
+        y = tgs.tanh(x @ W + 1)
+        return (y, y[:, 2]), y + h if states else ()
+
+    xs = tgs.tensor(np.ones((9, len(lengths), 3)), requires_grad=True)
+    h0 = np.zeros((len(lengths), 5)) if states else ()
+    with mock.patch.object(memory, "empty", lambda shape, dtype: np.full(shape, np.nan, dtype)):
+        (ys, single), _ = tgs.scan(
+            cell, xs, h0, lengths=lengths, reverse=reverse, checkpoint=checkpoint
+        )
+        (tgs.sum(ys) + tgs.sum(single)).backward()
     for b, length in enumerate(lengths):
-        assert not made[length:, b].any()
+        for array in (ys, single, xs.grad):
+            assert not array.numpy()[length:, b].any()
+            assert array.numpy()[:length, b].all()
+            assert np.isfinite(array.numpy()).all()
