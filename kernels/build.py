@@ -11,6 +11,7 @@ Imports library (texts of the shared functions), simd, machine, worker and Numba
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import hashlib
 import importlib.util
@@ -146,7 +147,30 @@ def _say_not_kept(error: Exception) -> None:
 
 @cache
 def _temporary() -> Path:
-    return Path(tempfile.mkdtemp(prefix="tinygrad_seq_"))
+    """A folder for as long as this process lives."""
+    made, owner = Path(tempfile.mkdtemp(prefix="tinygrad_seq_")), os.getpid()
+
+    def remove() -> None:
+        if os.getpid() == owner:  # and not in a forked child, which goes first
+            shutil.rmtree(made, ignore_errors=True)
+
+    atexit.register(remove)
+    return made
+
+
+def _to_load_from(path: Path) -> Path:
+    """The file, or a copy of it and of what is kept beside it if its folder cannot be written to,
+    where Numba would not look."""
+    home = path.parent
+    if os.access(home, os.W_OK):
+        return path
+    other = _temporary() / home.name
+    for file in (file for file in home.rglob("*") if file.is_file()):
+        copy = other / file.relative_to(home)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, copy)
+        os.utime(copy, (TIME, TIME))
+    return other / path.name
 
 
 @cache
@@ -198,7 +222,7 @@ class Module(NamedTuple):
 def load(name: str, text: str, functions: Mapping[str, int]) -> dict[str, Any]:
     """The functions of a text, compiled; each takes as many integers as ``functions`` says."""
     with _lock:
-        path = write_module(name, text)
+        path = _to_load_from(write_module(name, text))
         _compiling.append(path)
         try:
             worker.wait(path)

@@ -265,6 +265,25 @@ def test_a_full_disk(monkeypatch, tmp_path):
     assert path.read_text() == "x = 2\n"
 
 
+PUT = """from tinygrad_seq.kernels.threads import set_word
+
+
+def put(address, value):
+    set_word(address, value)
+"""
+
+
+@pytest.mark.skipif(bool(config.DISABLE_JIT), reason="the compiler is switched off")
+def test_what_is_kept_in_a_folder_that_cannot_be_written_is_used(monkeypatch, tmp_path):
+    monkeypatch.setenv("TINYGRAD_SEQ_CACHE", str(tmp_path))
+    assert build.load("put", PUT, {"put": 2})["put"].keep.cache_hits == 0
+    there = os.access
+    monkeypatch.setattr(
+        os, "access", lambda path, mode: tmp_path not in Path(path).parents and there(path, mode)
+    )
+    assert build.load("put", PUT, {"put": 2})["put"].keep.cache_hits == 1
+
+
 @pytest.mark.skipif(bool(config.DISABLE_JIT), reason="the compiler is switched off")
 @pytest.mark.parametrize("error", [OSError(28, "No space left"), RuntimeError("no locator")])
 def test_a_disk_that_is_full_once_something_is_compiled(monkeypatch, tmp_path, error):
@@ -275,14 +294,8 @@ def test_a_disk_that_is_full_once_something_is_compiled(monkeypatch, tmp_path, e
         raise error
 
     monkeypatch.setattr(caching.IndexDataCacheFile, "save", full)
-    text = """from tinygrad_seq.kernels.threads import set_word
-
-
-def put(address, value):
-    set_word(address, value)
-"""
     with pytest.warns(RuntimeWarning, match=f"cannot be kept in .*{error.args[-1]}"):
-        put = build.load("put", text, {"put": 2})["put"]
+        put = build.load("put", PUT, {"put": 2})["put"]
     word = np.zeros(1, np.int64)
     put(memory.address(word), 5)
     assert word[0] == 5
