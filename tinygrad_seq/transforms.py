@@ -307,9 +307,16 @@ def jvp(f: Function, xs: Sequence[Any], tangents: Sequence[Any]) -> tuple[Any, A
 
 def value_and_grad(f: Function, argnums: int | tuple[int, ...] = 0) -> Function:
     """The function that returns ``(f(*args), gradient)``; see ``grad``."""
+    if not callable(f):
+        raise ValueError(
+            f"grad: a {type(f).__name__} was given as f, expected a function that returns one "
+            "number; of a loss that is there already, loss.backward() writes the gradients to .grad"
+        )
     positions = argnums if isinstance(argnums, tuple) else (argnums,)
     if any(isinstance(k, bool) or not isinstance(k, int) for k in positions):
-        raise ValueError(f"grad: argnums {argnums!r} was given, expected an integer or a tuple")
+        raise ValueError(
+            f"grad: argnums {argnums!r:.60} was given, expected an integer or a tuple of integers"
+        )
 
     def function(*args: Any, **kwargs: Any) -> tuple[Any, Any]:
         if any(not -len(args) <= k < len(args) for k in positions):
