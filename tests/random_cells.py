@@ -18,7 +18,7 @@ import tinygrad_seq as tgs
 from tinygrad_seq.trees import leaves
 
 GUARD = 4096  # bytes on both sides of a block of memory that nobody may write to
-MARK = 0xA5
+MARK = 0xFF  # in numbers NaN, so that what was never written shows where it is read
 UNARY = ("tanh", "sigmoid", "sin", "square", "softplus", "negative", "relu", "abs", "exp")
 BINARY = ("add", "subtract", "multiply", "maximum", "minimum", "divide", "where", "power")
 KINDS = ("unary", "binary", "matmul", "slice", "column", "pick", "concat", "split", "sum", "mean")
