@@ -29,6 +29,7 @@ from tinygrad_seq.tensors import (
     as_tensor,
     check_dtype,
     float_dtype,
+    is_traced,
     promote,
     wrap,
 )
@@ -425,8 +426,8 @@ SCATTER = Operation(
 def index_part(part: Any, x: Tensor) -> Any:
     """One part of an index of x: an int, a slice, None, ... or an array of its own.
 
-    A list goes to the device of x. Raises DeviceError for an array elsewhere, and ValueError for
-    what is no index.
+    A list goes to the device of x; where a cell is traced, a list or an array is read on the host.
+    Raises DeviceError for an array elsewhere, and ValueError for what is no index.
     """
     if isinstance(part, Tensor):
         part = part._data
@@ -443,6 +444,8 @@ def index_part(part: Any, x: Tensor) -> Any:
             f"indexing: an index of dtype {array.dtype} was given, expected integers, slices or "
             "booleans"
         )
+    if is_traced((x,)):
+        return devices.to_host(array)
     if type(array) is not type(x._data) and x.device != devices.device_of(array):
         if devices.is_array(part) and part.ndim:
             raise DeviceError(

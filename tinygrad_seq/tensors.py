@@ -81,7 +81,11 @@ class Tensor:
     @property
     def device(self) -> str:
         """``"cpu"`` or ``"cuda"``; ``t.to(...)`` moves a tensor."""
-        return "cpu" if type(self._data) is ndarray else devices.device_of(self._data)
+        if type(self._data) is ndarray:
+            return "cpu"
+        if is_traced((self,)):  # where the step that it is of will be
+            return self._data.tracer.trace.device  # type: ignore[no-any-return]
+        return devices.device_of(self._data)
 
     @property
     def requires_grad(self) -> bool:
@@ -165,7 +169,7 @@ class Tensor:
         NumPy and others convert what they are given without being asked, and moving it would go
         unnoticed.
         """
-        if self.device != devices.CPU:
+        if devices.device_of(self._data) != devices.CPU:
             raise DeviceError(
                 f"np.asarray: a tensor on {self.device} was given where an array on the host is "
                 "wanted; t.numpy() copies it there"

@@ -121,6 +121,27 @@ def test_a_reset_overwrites_nothing_that_is_still_read(rng, device, divided):
         np.testing.assert_allclose(cuda, cpu, atol=1e-10)
 
 
+def test_a_cell_asks_where_its_input_is(rng, device):
+    """What it makes there is where the step is, and so is an index; a second call follows it."""
+    found = []
+    given = rng.standard_normal((3, 2, 3)), rng.standard_normal((2, 3))
+    for drive, place in ((tgs.unroll, "cpu"), (tgs.scan, device), (tgs.scan, device)):
+        order = tgs.tensor([2, 0, 1], device=place)
+
+        def cell(x, h, order=order):
+            more = tgs.full((2, 2), 0.5, "float64", device=x.device)
+            h = tgs.tanh(x + tgs.concat([h[:, :1], more], axis=-1)[:, order]).to(h.device)
+            return h, h
+
+        xs, h = (tgs.tensor(array, requires_grad=True) for array in given)
+        ys, _ = drive(cell, xs.to(place), h.to(place))
+        tgs.sum(ys * ys).backward()
+        found.append([ys.numpy(), xs.grad.numpy(), h.grad.numpy()])
+    for again in found[1:]:
+        for cpu, cuda in zip(found[0], again, strict=True):
+            np.testing.assert_allclose(cuda, cpu, atol=1e-12)
+
+
 def test_layers(rng, device):
     """Two layers both ways, with lengths, as ``nn`` runs them."""
     model = nn.LSTM(4, 5, num_layers=2, bidirectional=True, rng=rng, dtype="float64")
