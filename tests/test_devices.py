@@ -30,6 +30,7 @@ from tinygrad_seq.rules import RULES
 from tinygrad_seq.tensors import wrap
 from tinygrad_seq.trees import leaves
 
+F = nn.functional
 # Sums in another order differ by some units in the last place; the stand-in has NumPy's order.
 CLOSE = {"rtol": 1e-10, "atol": 1e-12}
 
@@ -135,12 +136,41 @@ def test_broadcasting(place, name, data):
     compare(getattr(tgs, name), *inputs_for(name, shapes.input_shapes, "float64", rng))
 
 
-@pytest.mark.parametrize("number", [2, -1, 0.5, np.float64(1.5), np.float32(3), np.array(1.5)])
+@pytest.mark.parametrize(
+    "number", [2, -1, 0.5, True, np.float64(1.5), np.float32(3), np.array(1.5)]
+)
 @pytest.mark.parametrize("name", [n for n in PUBLIC if len(RULES[n].inputs) == 2])
 def test_numbers_go_with_any_device(place, name, number, rng):
     function, positive = getattr(tgs, name), abs(number)
     x = rng.uniform(0.5, 2, (3,))
     compare(lambda x: (function(x, number), function(positive, x)), x, moving=waiting)
+
+
+NUMBERS = {
+    "both sides of a choice": lambda x: tgs.where(x > 0, 1.0, 0.5) * x,
+    "NumPy's, both sides": lambda x: tgs.where(x > 0, np.float32(1), np.float32(2)) * x,
+    "a condition": lambda x: tgs.where(True, x, -x),
+    "NumPy's condition": lambda x: tgs.where(np.bool_(False), x, -x),
+    "beside others": lambda x: tgs.stack([x.sum(), 0.5, np.float64(2)]),
+    "bounds": lambda x: tgs.clip(x, False, np.float32(0.5)),
+    "a bias": lambda x: tgs.linear(x, x, 0.5),
+    "a target": lambda x: F.mse_loss(x.sum(), 1.0) + F.l1_loss(x.sum(), np.float64(2)),
+    "a target between 0 and 1": lambda x: F.binary_cross_entropy_with_logits(x.sum(), 1),
+    "a class": lambda x: F.cross_entropy(x[0], 1),
+    "a cotangent": lambda x: tgs.vjp(lambda y: (y * y).sum(), x)[1](2.0)[0],
+}
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_numbers_go_anywhere_else_too(place, name, rng):
+    compare(NUMBERS[name], rng.standard_normal((2, 3)), moving=waiting)
+
+
+def test_numbers_are_put_in_the_place_of_a_value(place):
+    t = tgs.tensor(3.0, requires_grad=True, device="cuda")
+    (t * t).backward(0.5)
+    t.data = 2.0
+    assert (t.grad.item(), t.item(), t.device) == (3.0, 2.0, "cuda")
 
 
 # These are given an index, which is to be where the tensor is.
@@ -515,7 +545,6 @@ def test_layers(place, name, rng, monkeypatch):
     assert_equal(*found)
 
 
-F = nn.functional
 LOSSES = {
     "mse": lambda p, t, c, m: F.mse_loss(p, t),
     "mse masked": lambda p, t, c, m: F.mse_loss(p, t, mask=m),

@@ -23,6 +23,7 @@ from tinygrad_seq.tensors import (
     TensorLike,
     apply,
     as_tensor,
+    beside,
     boxed,
     float_dtype,
     is_traced,
@@ -89,32 +90,23 @@ def _documentation(rule: Rule, more: str = "") -> str:
     )
 
 
-def _operands(values: Sequence[Any], operation: str) -> list[Any]:
-    """Tensors and, beside them, Python numbers left weak; brought to dtypes that go together."""
-    like = float_dtype(values)
+def _operands(values: Sequence[Any], operation: str, others: Sequence[Any] = ()) -> list[Any]:
+    """Tensors and, beside them, Python numbers left weak; brought to dtypes that go together.
+
+    ``others`` are what the values meet that has no part in their dtype.
+    """
+    like, met = float_dtype(values), (*values, *others)
     operands: list[Any] = []
     for value in values:
         if type(value) is Tensor:
             operands.append(value)
         elif isinstance(value, (float, int)) and not isinstance(value, bool):
             operands.append(float(value) if isinstance(value, float) else value)
-        elif isinstance(value, np.generic) or (isinstance(value, np.ndarray) and not value.ndim):
-            operands.append(_beside(value, values, operation, like))
         else:
-            operands.append(as_tensor(value, operation, like))
+            operands.append(beside(value, met, operation, like))
     if not any(isinstance(operand, Tensor) for operand in operands):
-        operands = [as_tensor(operand) for operand in operands]
+        operands = [beside(operand, others) for operand in operands]
     return promote(operands)
-
-
-def _beside(value: Any, others: Sequence[Any], operation: str, like: Any) -> Tensor:
-    """``value`` as a tensor; one made of a number goes to the device of the tensors it meets."""
-    made = as_tensor(value, operation, like)
-    if made is not value and not made.ndim:
-        for other in others:
-            if isinstance(other, Tensor) and other.device != made.device:
-                return made.to(other.device)
-    return made
 
 
 def _general(rule: Rule, *inputs: Any) -> Tensor:
@@ -163,14 +155,14 @@ def power(a: TensorLike, b: TensorLike) -> Tensor:
         return square(a) if type(b) is int and b == 2 else _scalar_power(a, b)
     if isinstance(a, (float, int)) and isinstance(b, Tensor) and b.dtype.kind == "f":
         # A tensor, so that log(a) is taken in b's dtype.
-        a = wrap(devices.namespace(b._data).asarray(a, b.dtype), None)
+        a = beside(devices.namespace(b._data).asarray(a, b.dtype), (b,))
     return _power(a, b)
 
 
 def _with_number(rule: Rule, x: TensorLike, number: TensorLike) -> Tensor:
     """A rule that chooses by x, which therefore is a tensor in any case."""
     x = float(x) if isinstance(x, float) else x
-    return _general(rule, _beside(x, [number], rule.name, float_dtype([number])), number)
+    return _general(rule, beside(x, [number], rule.name, float_dtype([number])), number)
 
 
 def leaky_relu(x: TensorLike, slope: TensorLike = 0.01) -> Tensor:
@@ -182,13 +174,13 @@ def elu(x: TensorLike, alpha: TensorLike = 1.0) -> Tensor:
 
 
 def where(condition: TensorLike, a: TensorLike, b: TensorLike) -> Tensor:
-    chosen = as_tensor(condition, "where")
+    chosen = beside(condition, (a, b), "where")
     if chosen.dtype != np.bool_:
         raise ValueError(
             f"where: a condition of dtype {chosen.dtype} was given, expected booleans; "
             "write a comparison such as x > 0"
         )
-    return apply(RULES["where"], [chosen, *_operands([a, b], "where")])
+    return apply(RULES["where"], [chosen, *_operands([a, b], "where", [chosen])])
 
 
 power.__doc__ = _documentation(

@@ -27,6 +27,7 @@ from tinygrad_seq.tensors import (
     TensorLike,
     apply,
     as_tensor,
+    beside,
     check_dtype,
     float_dtype,
     is_traced,
@@ -197,7 +198,7 @@ def linear(x: TensorLike, weight: TensorLike, bias: TensorLike | None = None) ->
         y = apply(LINEAR, (a, w))
     else:  # one product over all rows
         y = apply(LINEAR, (a.reshape(prod(shape[:-1]), of[1]), w)).reshape(*shape[:-1], of[0])
-    return y if bias is None else y + as_tensor(bias, "linear")
+    return y if bias is None else y + bias
 
 
 # Reductions ----------------------------------------------------------------------------------
@@ -490,7 +491,7 @@ def _several(tensors: Iterable[TensorLike], operation: str) -> list[Tensor]:
     if not given:
         raise ValueError(f"{operation}: no tensors were given, expected at least one in a list")
     like = float_dtype(given)
-    return promote([as_tensor(t, operation, like) for t in given])
+    return promote([beside(t, given, operation, like) for t in given])
 
 
 def concat(tensors: Iterable[TensorLike], axis: int = 0) -> Tensor:

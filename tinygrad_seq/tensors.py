@@ -365,7 +365,7 @@ def replace_data(tensor: Tensor, array: Array) -> None:
 
 def _same_kind(value: Any, like: Tensor, name: str) -> Tensor:
     """``value`` as a tensor of the shape, dtype and device of ``like``, arrays copied."""
-    made = as_tensor(value, name, like.dtype)
+    made = beside(value, (like,), name, like.dtype)
     if made.shape != like.shape:
         raise ShapeError(f"{name}: shape {made.shape} was given, expected {like.shape}")
     if made.dtype != like.dtype:
@@ -492,6 +492,21 @@ def as_tensor(value: Any, operation: str = "tensor", like: np.dtype[Any] | None 
     raise ValueError(
         f"{operation}: a {name} was given, expected a tensor, an array or a number{hint}"
     )
+
+
+def beside(
+    value: Any,
+    others: Sequence[Any],
+    operation: str = "tensor",
+    like: np.dtype[Any] | None = None,
+) -> Tensor:
+    """``as_tensor`` for what meets others: a number goes to the device of the tensors there."""
+    made = as_tensor(value, operation, like)
+    if made is not value and not made.ndim and made.device == devices.CPU:
+        for other in others:
+            if isinstance(other, Tensor) and other.device != devices.CPU:
+                return wrap(devices.to_device(made._data, other.device), None)
+    return made
 
 
 # Running and recording -----------------------------------------------------------------------

@@ -20,8 +20,8 @@ from tinygrad_seq.tensors import (
     FLOATS,
     Tensor,
     TensorLike,
-    as_array,
     as_tensor,
+    beside,
     boxed,
     check_same_device,
     entry_of,
@@ -106,9 +106,7 @@ def _ones_like(tensor: Tensor) -> Tensor:
 
 
 def _cotangent(given: TensorLike, like: Tensor, what: str) -> Tensor:
-    made = (
-        given if isinstance(given, Tensor) else wrap(as_array(given, like.dtype, copy=True), None)
-    )
+    made = beside(given, (like,), what, like.dtype)
     if made.shape != like.shape:
         raise ShapeError(f"{what}: shape {made.shape} was given, expected {like.shape}")
     check_same_device(what, made, like)

@@ -142,6 +142,36 @@ def test_a_cell_asks_where_its_input_is(rng, device):
             np.testing.assert_allclose(cuda, cpu, atol=1e-12)
 
 
+NUMBERS = {
+    "a scalar of NumPy's": lambda x, h: h * np.float32(0.5) + x,
+    "an integer": lambda x, h: h * np.int8(2) + x,
+    "an array without axes": lambda x, h: h * np.array(0.5, "float32") + x,
+    "a condition": lambda x, h: h * True + x,
+    "two that are chosen from": lambda x, h: tgs.where(h > 0, 1.0, 0.5) * x + h,
+    "one that is compared with": lambda x, h: tgs.where(h > np.float32(0.1), h, x),
+    "a base": lambda x, h: 2 ** tgs.tanh(h) + np.float32(0.5) ** x,
+    "a slope": lambda x, h: tgs.leaky_relu(h, np.float32(0.1)) + x,
+}
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_numbers_in_a_cell_go_with_any_device(name, rng, device):
+    found = []
+    given = [rng.standard_normal(shape).astype("float32") for shape in ((3, 2, 3), (2, 3))]
+
+    def cell(x, h):
+        h = NUMBERS[name](x, h)
+        return h, h
+
+    for drive, place in ((tgs.unroll, "cpu"), (tgs.scan, device)):
+        xs, h = (tgs.tensor(array, requires_grad=True) for array in given)
+        ys, _ = drive(cell, xs.to(place), h.to(place))
+        tgs.sum(ys * ys).backward()
+        found.append([ys.numpy(), xs.grad.numpy(), h.grad.numpy()])
+    for cpu, cuda in zip(*found, strict=True):
+        np.testing.assert_allclose(cuda, cpu, rtol=1e-5, atol=1e-5)
+
+
 def test_layers(rng, device):
     """Two layers both ways, with lengths, as ``nn`` runs them."""
     model = nn.LSTM(4, 5, num_layers=2, bidirectional=True, rng=rng, dtype="float64")

@@ -22,7 +22,16 @@ from tinygrad_seq.errors import ShapeError
 from tinygrad_seq.rules import Array, Operation
 from tinygrad_seq.structural import permute_dims, sum
 from tinygrad_seq.tape import Piece, recording
-from tinygrad_seq.tensors import Tensor, TensorLike, apply, array_of, as_tensor, is_traced, wrap
+from tinygrad_seq.tensors import (
+    Tensor,
+    TensorLike,
+    apply,
+    array_of,
+    as_tensor,
+    beside,
+    is_traced,
+    wrap,
+)
 
 __all__ = [
     "accuracy",
@@ -79,7 +88,7 @@ def _wide(x: TensorLike, loss: str) -> Tensor:
 
 def _difference(prediction: TensorLike, target: TensorLike, mask: Any, loss: str) -> Any:
     """prediction − target where the mask selects, else 0; and the mask."""
-    p, t = _wide(prediction, loss), _wide(target, loss)
+    p, t = _wide(prediction, loss), _wide(beside(target, (prediction,), loss), loss)
     if p.shape != t.shape:
         raise ShapeError(
             f"{loss}: prediction {p.shape} and target {t.shape} were given, expected equal shapes; "
@@ -217,7 +226,7 @@ def _classes(
     logits: TensorLike, target: TensorLike, mask: Any, name: str
 ) -> tuple[Tensor, Tensor, Array | None]:
     """Logits (..., C), the classes (...) that they are for, and the mask."""
-    x, classes = _wide(logits, name), as_tensor(target, name)
+    x, classes = _wide(logits, name), beside(target, (logits,), name)
     if not x.ndim or x.shape[:-1] != classes.shape:
         raise ShapeError(
             f"{name}: logits {x.shape} and target {classes.shape} were given, expected "
@@ -237,7 +246,7 @@ def binary_cross_entropy_with_logits(
     Equal shapes; the mean is over where the boolean ``mask`` says so.
     """
     loss = "binary_cross_entropy_with_logits"
-    x, t = _wide(logits, loss), _wide(target, loss)
+    x, t = _wide(logits, loss), _wide(beside(target, (logits,), loss), loss)
     if x.shape != t.shape:
         raise ShapeError(
             f"{loss}: logits {x.shape} and target {t.shape} were given, expected equal shapes"

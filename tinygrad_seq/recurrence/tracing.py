@@ -34,7 +34,7 @@ from tinygrad_seq.recurrence.trace import (
 )
 from tinygrad_seq.rules import Operation, Rule
 from tinygrad_seq.tape import recording
-from tinygrad_seq.tensors import FLOATS, Tensor, as_tensor, is_traced, wrap
+from tinygrad_seq.tensors import FLOATS, Tensor, beside, is_traced, wrap
 from tinygrad_seq.trees import leaves, rebuild
 
 DOUBLE = np.dtype("float64")
@@ -219,7 +219,7 @@ class Tracer(Source):
         """A condition: ones and zeros in the kernel."""
         begin, given, asked = len(self.trace.rows), (a, b), name
         a, b = (
-            v if isinstance(v, (Tensor, int, float)) else as_tensor(v, name, self.trace.dtype)
+            v if isinstance(v, (Tensor, int, float)) else beside(v, (a, b), name, self.trace.dtype)
             for v in (a, b)
         )
         if name in ("bitwise_and", "bitwise_or"):
