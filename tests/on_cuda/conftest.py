@@ -57,7 +57,16 @@ def some_steps(rng, wanted, B, widest, item, machine, meetings=0):
 
 
 @pytest.fixture
-def by_steps(monkeypatch, rng):
+def laid_out_anew(monkeypatch):
+    """No layout that another test has chosen for the same cell and sizes is used again."""
+    from tinygrad_seq.recurrence import compiled, following
+
+    monkeypatch.setattr(compiled, "_runners", {})
+    monkeypatch.setattr(following, "_precedents", {})
+
+
+@pytest.fixture
+def by_steps(monkeypatch, rng, laid_out_anew):
     """Loops are taken by steps, whatever is thought to be best."""
     from tinygrad_seq.kernels import cuda_layout
 
@@ -76,7 +85,7 @@ def way(request):
 
 
 @pytest.fixture
-def divided(monkeypatch, rng):
+def divided(monkeypatch, rng, laid_out_anew):
     """Runs are divided among blocks in any way that works, whatever is thought to be best.
 
     On a GPU too: at the sizes of these tests the best is always one block a group, none of which
