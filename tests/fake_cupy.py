@@ -58,6 +58,7 @@ FUNCTIONS = {
     "argmax": "a axis dtype out keepdims",
     "argmin": "a axis dtype out keepdims",
     "argwhere": "a",
+    "ascontiguousarray": "a dtype",
     "broadcast_to": "array shape",
     "clip": "a a_min a_max out",
     "concatenate": "tup axis out dtype casting",

@@ -87,6 +87,26 @@ def test_many_steps_by_steps(rng, device, by_steps):
     agree("gru", rng, device, {}, dtype="float32", T=40, tolerance=1e-4)
 
 
+def test_a_matrix_of_every_second_column(rng, device, way):
+    """No product of the vendor's reads it as it is."""
+    found = []
+    given = rng.standard_normal((4, 3, 5)), rng.standard_normal((3, 5))
+    values = rng.standard_normal((5, 10))
+    for drive, place in ((tgs.unroll, "cpu"), (tgs.scan, device)):
+        W = tgs.tensor(values, requires_grad=True)
+        moved = W.to(place)
+
+        def cell(x, h, moved=moved):
+            h = tgs.tanh(x + h @ moved[:, ::2])
+            return h, h
+
+        ys, _ = drive(cell, *(tgs.tensor(array, device=place) for array in given))
+        tgs.sum(ys * ys).backward()
+        found.append([ys.numpy(), W.grad.numpy()])
+    for cpu, cuda in zip(*found, strict=True):
+        np.testing.assert_allclose(cuda, cpu, atol=1e-10)
+
+
 @pytest.mark.parametrize("sizes", [(1, 1, 1, 1), (2, 7, 1, 3), (3, 1, 5, 9), (4, 2, 3, 17)])
 @pytest.mark.parametrize("name", ["gru", "minimal gated unit"])
 def test_sizes(name, sizes, rng, device, way):
