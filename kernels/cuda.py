@@ -468,7 +468,7 @@ class _Run:
         for g, k in plan.sums_later:
             rows = self._side(g)
             if self.layout.values[f"capture{k}_b"]:
-                share = rows.reshape(end - begin, B, -1).sum(axis=0)
+                share = rows.reshape(end - begin, B, rows.shape[1]).sum(axis=0)
                 shares.append((k, share[self.order] if self.inputs.rows.ragged else share))
             else:  # a product: the vendor's is quicker than a sum along the first axis
                 shares.append((k, (xp.ones((1, len(rows)), rows.dtype) @ rows)[0]))
@@ -494,15 +494,15 @@ class _Run:
         """Rows of all steps (steps × B, n), those that have ended zero."""
         layout, inputs = self.layout, self.inputs
         row, width = layout.plan.rows[slot], layout.width(slot)
+        steps, B = self.words["s1"] - self.words["s0"], inputs.rows.B  # a width may be 0: no -1
         if row.op == "x":
             if slot in layout.program.gathered:
                 return self._steps_rows(f"z{slot}", width)
-            return self._in_order(inputs.xs[row.detail]).reshape(-1, width)
+            return self._in_order(inputs.xs[row.detail]).reshape(steps * B, width)
         if row.op == "state":
             places = self.words["slots"]
             rows = self._steps_rows(f"state{row.detail}", width, places)
-            every = rows.reshape(-1, places, inputs.rows.B, width)[:, 0]
-            return every.reshape(-1, width)
+            return rows.reshape(steps, places, B, width)[:, 0].reshape(steps * B, width)
         return self._steps_rows(f"grads{slot}", width)
 
     def _in_order(self, x: Array) -> Array:

@@ -267,6 +267,27 @@ def test_nothing_to_do(rng, device):
     assert not ys.numpy().any()
 
 
+def test_values_of_no_width(rng, device, way):
+    """Features that a configuration leaves out, for instance; their gradients are empty."""
+    shapes = (4, 2, 0), (2, 0), (2, 3), (0, 3), (0, 3), (2, 0)
+    values = [rng.standard_normal(shape) for shape in shapes]
+    found = []
+    for drive, place in ((tgs.unroll, "cpu"), (tgs.scan, device)):
+        given = [tgs.tensor(value, requires_grad=True) for value in values]
+        x, s, h, W, U, c = (t.to(place) for t in given)
+
+        def cell(x, state, W=W, U=U, c=c):
+            s, h = state
+            h = tgs.tanh(x @ W + (s * c) @ U + s @ W + h)
+            return h, (s, h)
+
+        ys, _ = drive(cell, x, (s, h), lengths=[4, 2])
+        tgs.sum(ys * ys).backward()
+        found.append([ys.numpy(), *(t.grad.numpy() for t in given)])
+    for cpu, cuda in zip(*found, strict=True):
+        np.testing.assert_allclose(cuda, cpu, atol=1e-10)
+
+
 def test_second_derivatives(rng, device):
     """They run step by step on the tape, on the device too."""
     cell = nn.RNNCell(2, 3, rng=rng, dtype="float64")
