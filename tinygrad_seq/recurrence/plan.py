@@ -144,7 +144,9 @@ def _to_keep(step: Step, derivative: Derivative, count: int) -> list[int]:
     needed: set[int] = set()  # what the rows of the derivative read
     while wanted:
         slot = wanted.pop()
-        if slot not in needed:
+        if rows[slot].op == "detach":  # looked through, as everybody who reads it does
+            wanted.extend(rows[slot].inputs)
+        elif slot not in needed:
             needed.add(slot)
             if slot >= count:
                 wanted.extend(rows[slot].inputs)
