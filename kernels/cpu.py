@@ -106,6 +106,7 @@ class Gradients(NamedTuple):
     states: list[Array | None]  # (B, n)
     reset_states: list[Array | None]  # (B, n)
     captured: dict[int, Array]
+    totals: list[Array | None]  # (T, B, n), of states at each step, where they were asked for
 
 
 class Runner:
@@ -250,19 +251,23 @@ class Runner:
         kept: Kept,
         dys: Sequence[Array],
         dlast: Sequence[Array | None],
-        seen: Callable[[int, dict[int, Array], list[Array | None]], None] | None = None,
+        seen: Callable[[int, dict[int, Array]], None] | None = None,
     ) -> Gradients:
         """Gradients of everything that wants one; ``dys`` (T, B, n), ``dlast`` (B, n).
 
         With ``seen`` the steps are done one at a time, from the last to the first, and it is called
-        for each with the step, its own share in the gradients of captured arrays, and the gradients
-        (B, n) of the states after it, rows in the order of the run. All steps must have been kept.
+        for each with the step and its own share in the gradients of captured arrays. All steps must
+        have been kept.
         """
         plan, inputs = self.plan, kept.inputs
         rows, k = inputs.rows, inputs.checkpoint
         dxs: list[Array | None] = [
             None if slot is None else memory.empty((rows.T, rows.B, x.shape[2]), self.dtype)
             for slot, x in zip(plan.gradients.dx, inputs.xs, strict=True)
+        ]
+        totals: list[Array | None] = [
+            None if slot is None else memory.empty((rows.T, *state.shape), self.dtype)
+            for slot, state in zip(plan.gradients.totals, inputs.states, strict=False)
         ]
         steps = rows.steps if k is None else min(k, rows.steps)
         layout = self._layout("backward", inputs, steps, True)
@@ -274,8 +279,8 @@ class Runner:
         for dy in dys:
             more += address(dy), *dy.strides[:2]
         more.append(_beyond(rows))
-        for dx in dxs:
-            more += (0, 0, 0) if dx is None else (address(dx), *dx.strides[:2])
+        for array in (*dxs, *(totals or [None] * len(inputs.states))):
+            more += (0, 0, 0) if array is None else (address(array), *array.strides[:2])
         outs = [memory.empty((m.shape[0], m.distance), self.dtype) for m in layout.matrices]
         more += map(address, outs)
         captured: dict[int, Array] = {}
@@ -288,7 +293,7 @@ class Runner:
             else:
                 captured = self._each_step(layout, inputs, work, words, outs, seen)
         captured = captured or self._captured(layout, inputs, work, outs)
-        return self._gradients(layout, inputs, work, dxs, captured)
+        return self._gradients(layout, inputs, work, dxs, captured, totals)
 
     def _each_step(
         self,
@@ -297,7 +302,7 @@ class Runner:
         work: memory.Block,
         words: Array,
         outs: Sequence[Array],
-        seen: Callable[[int, dict[int, Array], list[Array | None]], None],
+        seen: Callable[[int, dict[int, Array]], None],
     ) -> dict[int, Array]:
         """The way back in runs of one step; the gradients of captured arrays."""
         phases = words[: layout.phases * PHASE_WORDS].reshape(-1, PHASE_WORDS)
@@ -317,15 +322,7 @@ class Runner:
             share = self._captured(layout, inputs, work, outs)
             for k, array in share.items():
                 total[k] = array if k not in total else total[k] + array
-            after = [
-                None
-                if arriving is None
-                else layout.view(f"dstate{k}", work)[(s + 1) & 1, :, : layout.width(slot)]
-                for k, (arriving, slot) in enumerate(
-                    zip(self.plan.gradients.after, self.plan.state_slots, strict=True)
-                )
-            ]
-            seen(s, share, after)
+            seen(s, share)
         return total
 
     def _run_segments(
@@ -369,6 +366,7 @@ class Runner:
         work: memory.Block,
         dxs: list[Array | None],
         captured: dict[int, Array],
+        totals: list[Array | None],
     ) -> Gradients:
         """What a way back has left in its memory."""
         plan, order = self.plan, _batch_order(inputs.rows)
@@ -382,7 +380,7 @@ class Runner:
                 states[k] = np.array(end if order is None else end[order])
             if after is not None and inputs.resets is not None:
                 resets[k] = np.array(layout.view(f"dreset{k}", work))
-        return Gradients(dxs, states, resets, captured)
+        return Gradients(dxs, states, resets, captured, totals)
 
     def _captured(
         self, layout: Layout, inputs: Inputs, work: memory.Block, outs: Sequence[Array]

@@ -202,11 +202,17 @@ class CpuWriter(Writer):
         carried = [k for k, after in enumerate(plan.gradients.after) if after is not None]
         sums = sorted({k for _, k in plan.gradients.sums})
         captures = {row.detail: slot for slot, row in enumerate(plan.rows) if row.op == "capture"}
-        dx = {f"dx{k}": slot for k, slot in enumerate(plan.gradients.dx) if slot is not None}
-        if not carried and not sums and not dx:
+        written = {"dx": plan.gradients.dx, "total": plan.gradients.totals}
+        arrays = {
+            f"{name}{k}": slot
+            for name, slots in written.items()
+            for k, slot in enumerate(slots)
+            if slot is not None
+        }
+        if not carried and not sums and not arrays:
             return
         self.add(1, "if not more:  # nothing has come back yet")
-        self._zero_beyond_ends(2, dx)
+        self._zero_beyond_ends(2, arrays)
         if not carried and not sums:
             return
         self.add(2, "for r in range(R):")

@@ -19,7 +19,6 @@ from tinygrad_seq.kernels import build, cuda_blas, cuda_build, cuda_source
 from tinygrad_seq.kernels.cpu import Gradients, Inputs, Rows
 from tinygrad_seq.kernels.cuda_layout import Layout
 from tinygrad_seq.kernels.cuda_order import base_of
-from tinygrad_seq.kernels.cuda_rows import RING
 from tinygrad_seq.kernels.cuda_source import Form
 from tinygrad_seq.kernels.layout import Sizes
 
@@ -141,12 +140,17 @@ class Runner:
             None if slot is None else make(x.shape, self.dtype)
             for slot, x in zip(plan.gradients.dx, inputs.xs, strict=True)
         ]
+        totals: list[Array | None] = [
+            None if slot is None else make((rows.T, *state.shape), self.dtype)
+            for slot, state in zip(plan.gradients.totals, inputs.states, strict=False)
+        ]
         steps = rows.steps if kept.block is not None or k is None else min(k, rows.steps)
         layout = self._layout("backward", inputs, steps, True)
         back = _Run(self, layout, inputs, kept.block)
         back.give("dy", dys)
         back.give_rows("dlast", dlast)
         back.give("dx", dxs)
+        back.give("total", totals)
         captured: dict[int, Array] = {}
         if kept.block is None:
             self._segments(kept, back, steps, captured)
@@ -155,15 +159,14 @@ class Runner:
             back.steps(0, steps)
             back.outer(captured, 0, steps)
         else:
-            return self._gradients(back, dxs, self._each_step(back, steps, seen))
-        return self._gradients(back, dxs, back.whole(captured))
+            return self._gradients(back, dxs, self._each_step(back, steps, seen), totals)
+        return self._gradients(back, dxs, back.whole(captured), totals)
 
     def _each_step(self, back: _Run, steps: int, seen: Callable[..., None]) -> dict[int, Array]:
         """The way back in runs of one step; the gradients of captured arrays."""
-        plan, B = self.plan, back.inputs.rows.B
         total: dict[int, Array] = {}
         for s in reversed(range(steps)):
-            for k in plan.sums_on_the_way():
+            for k in self.plan.sums_on_the_way():
                 back.view(f"sum{k}").fill(0)
             back.words["more"] = int(s + 1 < steps)
             back.steps(s, s + 1, 0)
@@ -171,16 +174,7 @@ class Runner:
             back.outer(share, s, s + 1)
             for k, array in back.whole(share).items():
                 total[k] = array if k not in total else total[k] + array
-            place = (s + 1) % RING * B
-            after = [
-                None
-                if arriving is None
-                else back.rows(f"dstate{k}", back.layout.width(slot))[place : place + B]
-                for k, (arriving, slot) in enumerate(
-                    zip(plan.gradients.after, plan.state_slots, strict=True)
-                )
-            ]
-            seen(s, share, after)
+            seen(s, share)
         return total
 
     def _segments(self, kept: Kept, back: _Run, steps: int, captured: dict[int, Array]) -> None:
@@ -208,7 +202,11 @@ class Runner:
             back.outer(captured, begin, end)
 
     def _gradients(
-        self, run: _Run, dxs: list[Array | None], captured: dict[int, Array]
+        self,
+        run: _Run,
+        dxs: list[Array | None],
+        captured: dict[int, Array],
+        totals: list[Array | None],
     ) -> Gradients:
         """What a way back has left in its memory."""
         plan, inputs = self.plan, run.inputs
@@ -222,7 +220,7 @@ class Runner:
                 states[k] = end.copy() if order is None else end[order]
             if after is not None and inputs.resets is not None:
                 resets[k] = run.view(f"dreset{k}").copy()
-        return Gradients(dxs, states, resets, captured)
+        return Gradients(dxs, states, resets, captured, totals)
 
 
 class Repeated:

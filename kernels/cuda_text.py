@@ -41,7 +41,7 @@ GROUP = [
 SHARED = "shared = cuda.shared.array(0, number, 16)"
 HERE = "m = whole(min(word(active, s) - first, R))  # rows that have not ended"
 COUNTER = 128  # bytes that each group's counter has for itself
-NEVER = {"x", "dy", "y", "dx", "capture"}  # the caller's: nobody waits for them
+NEVER = {"x", "dy", "y", "dx", "total", "capture"}  # the caller's: nobody waits for them
 
 
 class CudaWriter(RowWriter):

@@ -148,6 +148,7 @@ class Layout:
             bases += [f"dlast{k}" for k in states]
             bases += [name for k in ys for name in _strided(f"dy{k}")] + ["T"]
             bases += [name for k in xs for name in _strided(f"dx{k}")]
+            bases += [name for k in states for name in _strided(f"total{k}")]
             bases += [f"outer_m{k}_out" for k in range(len(self.matrices))]
         return bases
 

@@ -98,7 +98,7 @@ class Writer:
 
     def _row(self, kind: str, which: int) -> str:
         """The address of row r at step s in a kind of memory."""
-        if kind in ("dy", "y", "dx"):
+        if kind in ("dy", "y", "dx", "total"):
             return self._user_row(f"{kind}{which}")
         if kind in ("state", "after"):
             slot = f"(s - k0) * {self.word('slots')}" + (" + 1" if kind == "after" else "")

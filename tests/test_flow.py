@@ -7,45 +7,60 @@ import pytest
 
 import tinygrad_seq as tgs
 from tinygrad_seq import nn
-from tinygrad_seq.trees import leaves, map_leaves
+from tinygrad_seq.structural import ARRAYS
+from tinygrad_seq.tape import walk
+from tinygrad_seq.tensors import entry_of
+from tinygrad_seq.trees import leaves
 
 
-def step_by_step(cell, xs, weights, dtype="float64"):
+def step_by_step(cell, xs, weights):
     """∂L/∂s_t and each step's share in ∂L/∂W, with parameters of its own for every step."""
-    T, B = xs.shape[:2]
     own = [
         {name: tgs.tensor(p.numpy(), requires_grad=True) for name, p in cell.named_parameters()}
-        for _ in range(T)
+        for _ in xs
     ]
-    nudges = [
-        map_leaves(lambda leaf: tgs.zeros(*leaf.shape, dtype=dtype), cell.initial_state(B))
-        for _ in range(T)
-    ]
-    for tree in nudges:
-        for leaf in leaves(tree):
-            leaf.requires_grad = True
-    state, loss = cell.initial_state(B), tgs.tensor(0.0, dtype)
     kept = {name: getattr(cell, name) for name in own[0]}
-    for t in range(T):
+    state, states, loss = cell.initial_state(xs.shape[1]), [], tgs.tensor(0.0, "float64")
+    for t, x in enumerate(xs):
         for name, tensor in own[t].items():
             setattr(cell, name, tensor)
-        _, state = cell(tgs.tensor(xs[t]), state)
-        state = map_leaves(lambda a, b: a + b, state, nudges[t])
-        loss = loss + tgs.sum(leaves(state)[0] * weights[t])
-    loss.backward()
+        y, state = cell(tgs.tensor(x), state)
+        states.append([entry_of(leaf) for leaf in leaves(state)])
+        loss = loss + tgs.sum(y * weights[t])
     for name, tensor in kept.items():
         setattr(cell, name, tensor)
-    norms = [
-        [0 if leaf.grad is None else np.linalg.norm(leaf.grad.numpy()) for leaf in leaves(tree)]
-        for tree in nudges
-    ]
-    return np.array(norms).T, [{n: t.grad.numpy() for n, t in each.items()} for each in own]
+
+    def norm(entry):
+        """That of the gradient, by all ways: the walk ends at this entry, and not before."""
+        found = walk({entry_of(loss): np.ones(())}, ARRAYS, [entry], retain_graph=True)
+        return np.linalg.norm(found.get(entry, 0))
+
+    norms = np.array([[norm(entry) for entry in entries] for entries in states]).T
+    loss.backward()
+    return norms, [{n: t.grad.numpy() for n, t in each.items()} for each in own]
+
+
+class WithHead(nn.RNNCell):
+    """The output is made of the new state, and so is another leaf of that."""
+
+    def __init__(self):
+        super().__init__(3, 4, dtype="float64", rng=0)
+        self.head = nn.parameter(np.ones((4, 4)) + np.eye(4), "float64")
+
+    def initial_state(self, batch_size):
+        return tgs.zeros(batch_size, 4, dtype="float64"), tgs.zeros(batch_size, 4, dtype="float64")
+
+    def forward(self, x, state):
+        h, mean = state
+        _, h = super().forward(x, h + 0.1 * mean)
+        return tgs.tanh(h) @ self.head, (h, 0.9 * mean + 0.1 * h)
 
 
 CELLS = {
     "rnn": lambda: nn.RNNCell(3, 4, dtype="float64", rng=0),
     "lstm": lambda: nn.LSTMCell(3, 4, peephole=True, dtype="float64", rng=0),
     "gru": lambda: nn.GRUCell(3, 4, dtype="float64", rng=0),  # a matrix captured in two parts
+    "with a head": WithHead,
 }
 
 
@@ -74,6 +89,31 @@ def test_against_the_tape(name):
             )
         total = flow.shares[parameter].sum(axis=0)  # T3 of the notes: the sum over all steps
         np.testing.assert_allclose(total, tensor.grad.numpy(), atol=1e-10)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("name", CELLS)
+def test_rows_that_end_and_begin_anew(name, reverse, rng):
+    cell, states = CELLS[name](), []
+
+    def noted(x, state):
+        y, state = cell(x, state)
+        states.append([entry_of(leaf) for leaf in leaves(state)])
+        return y, state
+
+    noted.initial_state = cell.initial_state
+    xs = rng.standard_normal((6, 3, 3))
+    options = {"lengths": [4, 0, 6], "resets": rng.random((6, 3)) < 0.3, "reverse": reverse}
+    ys, _ = tgs.unroll(noted, xs, **options)
+    weights = rng.standard_normal(ys.shape)
+    loss = tgs.sum(ys * weights)
+    states = states[::-1] if reverse else states
+    (flow,) = tgs.gradient_flow(lambda: tgs.sum(tgs.scan(cell, xs, **options)[0] * weights))
+    for k, found in enumerate(flow.states.values()):
+        for t, entries in enumerate(states):
+            ended = walk({entry_of(loss): np.ones(())}, ARRAYS, [entries[k]], retain_graph=True)
+            expected = np.linalg.norm(ended.get(entries[k], 0))
+            np.testing.assert_allclose(found[t], expected, rtol=1e-9, atol=1e-12)
 
 
 def test_layers_lengths_and_both_directions():

@@ -52,6 +52,7 @@ class Derivative(NamedTuple):
     outer: tuple[tuple[int, int, int], ...]  # (a, g, k): captured matrix k gets aᵀ g
     sums: tuple[tuple[int, int], ...]  # (g, k): captured tensor k gets g, summed over rows
     numbers: tuple[float, ...]  # which it adds to the cell's own
+    totals: tuple[int | None, ...] = ()  # of the states that a step computes, if asked for
 
 
 # Programs ------------------------------------------------------------------------------------
@@ -72,7 +73,7 @@ class Place(NamedTuple):
 class Target(NamedTuple):
     """Where a computed value is written: a kind of memory, which one, how far into a row."""
 
-    kind: str  # after, before, kept, grads, scratch; y, dx, sum
+    kind: str  # after, before, kept, grads, scratch; y, dx, total, sum
     which: int
     offset: Offset = ()
 

@@ -163,7 +163,8 @@ class Call:
         if self.given.resets is not None:
             pairs = zip(states, wants(self.reset_states), strict=True)
             states = tuple([first or second for first, second in pairs])
-        return Needs(wants(self.xs), states, wants(self.captured))
+        totals = recording.flow is not None
+        return Needs(wants(self.xs), states, wants(self.captured), totals=totals)
 
     def runner(self, needs: Needs | None) -> Any:
         """The compiled code, with a way back if something needs one."""
@@ -198,7 +199,7 @@ class Call:
     def run(self) -> tuple[Any, Any]:
         step, given = self.step, self.given
         inputs, needs = self.inputs(), self.needs()
-        record = recording.enabled and any(map(any, needs))
+        record = recording.enabled and needs.something
         runner = self.runner(needs if record else None)
         arrays = self.arrays(runner)
         y_leaves = leaves(step.y)
@@ -224,7 +225,7 @@ def prepare(cell: Cell, xs: Any, state: Any) -> tuple[Call, Needs]:
     given = check_arguments(cell, xs, state, None, None, "scan")
     scan = Call(cell, given, trace=trace_cell)  # from scratch, for who wants to see how
     needs = scan.needs()
-    if not any(any(each) for each in needs):
+    if not needs.something:
         floating = [x.dtype in FLOATS for x in scan.xs]
         needs = Needs(tuple(floating), needs.state, (True,) * len(scan.captured))
     return scan, needs
@@ -355,6 +356,7 @@ class _Run:
         self.shapes = [t._data.shape for t in inputs]
         self.outputs = [(v.shape, v.dtype) for v in values]
         self.left_out: tuple[int, ...] = ()  # outputs at which the way back does not begin
+        self.watched = recording.flow is not None
 
     def pull(self, gradients: dict[int, np.ndarray]) -> list[Any]:
         """The gradients of all inputs from those of the outputs; None where nothing arrives."""
@@ -374,7 +376,10 @@ class _Run:
             None if (g := gradients.get(count + k)) is None else _ready(g, dtype)
             for k in range(len(scan.states))
         ]
-        seen = None if recording.flow is None else recording.flow.of(self, dys)
+        # A scan from before is not watched: its states are not among what is written.
+        watched = recording.flow is not None and self.watched
+        flow = recording.flow.of(self) if watched else None
+        seen = None if flow is None else flow.see
         try:
             if not set(self.left_out) <= set(unused):  # in an earlier backward
                 self._leave_out(())
@@ -385,6 +390,8 @@ class _Run:
                 found = self.runner.backward(self.kept, dys, dlast)
         except Exception as error:
             devices.raise_explained(error, "scan")
+        if flow is not None:
+            flow.put_states(found.totals)
         resets = found.reset_states
         states = found.states
         if scan.given.resets is not None and not scan.own_resets:

@@ -29,6 +29,12 @@ class Needs(NamedTuple):
     state: tuple[bool, ...]
     captured: tuple[bool, ...]
     unused: tuple[int, ...] = ()  # outputs at which no gradient arrives
+    totals: bool = False  # whether the gradients of states are wanted at each step
+
+    @property
+    def something(self) -> bool:
+        """Whether anything does."""
+        return any(self.x) or any(self.state) or any(self.captured)
 
 
 def differentiate(step: Step, needs: Needs) -> Derivative:
@@ -65,6 +71,7 @@ class _Walk:
             if arrived is not None and slot in moving:
                 self._give(slot, self.value(arrived))
         found: dict[tuple[str, int], int] = {}
+        totals: dict[int, int] = {}
         for slot in range(self.count - 1, -1, -1):
             if slot not in moving:
                 continue
@@ -73,6 +80,8 @@ class _Walk:
             gradient = self.gradients.pop(slot, None)
             if gradient is None:
                 continue
+            if self.needs.totals and slot in step.state_slots:
+                totals[slot] = self._computed(gradient)
             row = trace.rows[slot]
             if row.op in ("x", "state"):
                 found[row.op, row.detail] = self._computed(gradient)
@@ -88,6 +97,7 @@ class _Walk:
             tuple(self.outer),
             tuple(self.sums),
             tuple(self.tracer.numbers[len(step.numbers) :]),
+            tuple(map(totals.get, step.state_slots)) if self.needs.totals else (),
         )
 
     def _moving(self) -> tuple[set[int], list[bool]]:

@@ -47,9 +47,10 @@ def gradient_flow(
 
     - ``norm`` (T,), and ``states`` (T,) for each leaf of the state, named ``"state"``, or
       ``"state[0]"`` and ``"state[1]"`` where it is a pair: the norm, over all rows of the batch, of
-      ∂L/∂s_t, s_t being the state after step t: what comes back from the steps after t, and what
-      the loss says of it directly where y is that leaf. Where it shrinks or grows from step to step
-      by a factor, gradients vanish or explode.
+      ∂L/∂s_t, s_t being the state that step t computes: by all ways, through the steps after t,
+      through the output of step t, and through another leaf that is computed of it (of an LSTM's
+      memory: through h' = o * tanh(c')). Where it shrinks or grows from step to step by a factor,
+      gradients vanish or explode.
     - ``parameters["cells.0.weight_hh"]`` (T,): the norm of step t's own share in the gradient, the
       derivative for the parameter as step t uses it; the shares of all steps sum to ∂L/∂W, and
       ``shares`` holds them, (T, ...), with ``keep_shares``.
@@ -81,13 +82,13 @@ def gradient_flow(
         walk({entry_of(loss): xp.ones(loss.shape, loss.dtype)}, ARRAYS)
     finally:
         recording.flow = outer
-    if not watch.found:
+    if not watch.scans:
         raise ValueError(
             "gradient_flow: the loss was computed without a scan, expected tgs.scan or a recurrent "
             'layer, one step and one sequence at least; a layer with backend="tape" runs step '
             "by step"
         )
-    return [flow for _, flow in sorted(watch.found, key=lambda each: each[0])]
+    return [each.flow for each in watch.scans]
 
 
 def _names(parameters: Any) -> dict[Entry, str]:
@@ -108,51 +109,47 @@ class _Watch:
 
     def __init__(self, names: dict[Entry, str], keep_shares: bool) -> None:
         self.names, self.keep_shares = names, keep_shares
-        self.found: list[tuple[int, GradientFlow]] = []
+        self.scans: list[_Scan] = []
 
-    def of(self, run: Any, dys: list[Array]) -> Callable[..., None]:
-        """What is to be called at each step of this scan."""
-        scan = run.scan
-        rows, T = run.kept.inputs.rows, scan.given.T
-        names = [f"state{path}" for path, _ in paths(scan.given.state)]
-        squares = {name: np.zeros(T) for name in names}
-        flow = GradientFlow(dict(squares), {})  # zeros, where no row has a step
-        self.found.append((-len(self.found), flow))
-        direct = [
-            [
-                devices.to_host(dy)
-                for slot, dy in zip(scan.step.y_slots, dys, strict=True)
-                if slot == state_slot
-            ]
-            for state_slot in scan.step.state_slots
-        ]
-        captured = [entry_of(tensor) for tensor in scan.captured]
+    def of(self, run: Any) -> _Scan:
+        """A scan that the walk has come to; the last one comes first."""
+        self.scans.insert(0, _Scan(self, run))
+        return self.scans[0]
 
-        def seen(s: int, share: dict[int, Array], after: list[Array | None]) -> None:
-            active = int(rows.active[s])
-            batch, times = rows.batch[:active], rows.begin[:active] + s * rows.onward
-            for name, gradient, straight in zip(names, after, direct, strict=True):
-                if gradient is not None:
-                    back = devices.to_host(gradient[:active])
-                    total = back + sum(dy[times, batch] for dy in straight)
-                    np.add.at(squares[name], times, np.square(total, dtype=float).sum(axis=1))
-            roots: dict[Entry, Array] = {}
-            for k, array in share.items():  # one tensor may be there twice, in a product and beside
-                gradient = as_used(array, scan.step.trace.roles[k])
-                before = roots.get(captured[k])
-                roots[captured[k]] = gradient if before is None else before + gradient
-            found = walk(roots, ARRAYS, retain_graph=True) if roots else {}
-            t = s if rows.onward > 0 else rows.T - 1 - s
-            for entry, gradient in found.items():
-                gradient = devices.to_host(gradient)
-                name = self.names.setdefault(entry, f"parameter {len(self.names)}")
-                if name not in flow.parameters:
-                    flow.parameters[name] = np.zeros(T)
-                    if self.keep_shares:
-                        flow.shares[name] = np.zeros((T, *gradient.shape), gradient.dtype)
-                flow.parameters[name][t] = np.sqrt(np.square(gradient, dtype=float).sum())
-                if self.keep_shares:
-                    flow.shares[name][t] = gradient
-            flow.states.update((name, np.sqrt(values)) for name, values in squares.items())
 
-        return seen
+class _Scan:
+    """What is noted down of one scan."""
+
+    def __init__(self, watch: _Watch, run: Any) -> None:
+        self.watch, self.scan, self.rows = watch, run.scan, run.kept.inputs.rows
+        names = [f"state{path}" for path, _ in paths(run.scan.given.state)]
+        self.flow = GradientFlow({name: np.zeros(self.rows.T) for name in names}, {})
+        self.captured = [entry_of(tensor) for tensor in run.scan.captured]
+
+    def put_states(self, totals: list[Array | None]) -> None:
+        """The gradients (T, B, n) of the states, None where nothing comes back."""
+        for name, gradient in zip(self.flow.states, totals, strict=True):
+            if gradient is not None:
+                squares = np.square(devices.to_host(gradient), dtype=float)
+                self.flow.states[name] = np.sqrt(squares.sum(axis=(1, 2)))
+
+    def see(self, s: int, share: dict[int, Array]) -> None:
+        """Step s of the run, and its own share in the gradients of what the cell closes over."""
+        flow, watch, T = self.flow, self.watch, self.rows.T
+        roots: dict[Entry, Array] = {}
+        for k, array in share.items():  # one tensor may be there twice, in a product and beside
+            gradient = as_used(array, self.scan.step.trace.roles[k])
+            before = roots.get(self.captured[k])
+            roots[self.captured[k]] = gradient if before is None else before + gradient
+        found = walk(roots, ARRAYS, retain_graph=True) if roots else {}
+        t = s if self.rows.onward > 0 else T - 1 - s
+        for entry, gradient in found.items():
+            gradient = devices.to_host(gradient)
+            name = watch.names.setdefault(entry, f"parameter {len(watch.names)}")
+            if name not in flow.parameters:
+                flow.parameters[name] = np.zeros(T)
+                if watch.keep_shares:
+                    flow.shares[name] = np.zeros((T, *gradient.shape), gradient.dtype)
+            flow.parameters[name][t] = np.sqrt(np.square(gradient, dtype=float).sum())
+            if watch.keep_shares:
+                flow.shares[name][t] = gradient

@@ -138,7 +138,8 @@ def width_classes(trace: Trace) -> list[int]:
 def _to_keep(step: Step, derivative: Derivative, count: int) -> list[int]:
     """The forward values to keep. What can be computed elementwise from the rest is not kept."""
     rows = step.trace.rows
-    wanted = [slot for slot in (*derivative.dx, *derivative.before) if slot is not None]
+    results = (*derivative.dx, *derivative.before, *derivative.totals)
+    wanted = [slot for slot in results if slot is not None]
     wanted += [slot for a, g, _ in derivative.outer for slot in (a, g)]
     wanted += [g for g, _ in derivative.sums]
     needed: set[int] = set()  # what the rows of the derivative read
@@ -216,6 +217,9 @@ def _backward(
     for k, dx in enumerate(derivative.dx):
         if dx is not None:
             build.write(dx, Target("dx", k))
+    for k, total in enumerate(derivative.totals):
+        if total is not None:
+            build.write(total, Target("total", k))
     for k, state in enumerate(derivative.before):
         if state is not None and derivative.after[k] is not None:
             build.write(state, Target("before", k))
