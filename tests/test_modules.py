@@ -267,6 +267,22 @@ def test_sequential_passes_the_sequence_on():
         nn.Sequential(nn.Linear(2, 1))(np.zeros((4, 5, 2), "f4"), lengths=[4] * 5)
 
 
+def test_sequential_gives_lengths_and_resets_to_who_takes_them(rng):
+    """As the layer alone; a Sequential in it takes them if something in that does."""
+    layer, head = nn.GRU(2, 3, rng=0), nn.Sequential(nn.Linear(3, 1, rng=0), tgs.tanh)
+    model, x = nn.Sequential(nn.Sequential(layer), head), rng.standard_normal((5, 2, 2), "f4")
+    given = {"lengths": [5, 4], "resets": np.arange(10).reshape(5, 2) == 6}
+    for names in (["lengths"], ["resets"], ["lengths", "resets"]):
+        options = {name: given[name] for name in names}
+        ys, state = layer(x, **options)
+        np.testing.assert_array_equal(model(x, **options), head(ys))
+        y, ((after,), *_) = model.with_state(x, **options)
+        np.testing.assert_array_equal(y, head(ys))
+        np.testing.assert_array_equal(after, state)
+    with pytest.raises(ValueError, match="resets were given, but no module in it takes them"):
+        nn.Sequential(head)(x, resets=given["resets"])
+
+
 BAD_LAYERS = {
     "Linear: in_features: 0 was given": lambda: nn.Linear(0, 2),
     "Linear: out_features: 2.5 was given": lambda: nn.Linear(1, 2.5),

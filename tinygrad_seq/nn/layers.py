@@ -142,6 +142,8 @@ class LayerNorm(Module):
 
 
 def _takes(layer: Any, argument: str) -> bool:
+    if isinstance(layer, Sequential):  # which takes whatever something in it does
+        return any(_takes(each, argument) for each in layer.layers)
     if isinstance(layer, Module):
         kind: Any = type(layer)
         return argument in _arguments(kind)
@@ -168,8 +170,8 @@ def _lengths_after(layer: Any, lengths: Any) -> Any:
 class Sequential(Module):
     """Modules one after another, each given what the one before returned.
 
-    Recurrent layers return ``(ys, state)``; ys is passed on. ``lengths`` go to every module that
-    takes them; ValueError if none does. What changes them, a convolution say, has
+    Recurrent layers return ``(ys, state)``; ys is passed on. ``lengths`` and ``resets`` go to every
+    module that takes them; ValueError if none does. What changes lengths, a convolution say, has
     ``output_lengths(lengths)``, and those go to the modules after it.
     """
 
@@ -183,10 +185,12 @@ class Sequential(Module):
     def __getitem__(self, index: int) -> Any:
         return self.layers[index]
 
-    def forward(self, x: Any, lengths: Any = None) -> Any:
-        return self._run(x, lengths, None)
+    def forward(self, x: Any, lengths: Any = None, resets: Any = None) -> Any:
+        return self._run(x, {"lengths": lengths, "resets": resets}, None)
 
-    def with_state(self, x: Any, state: Any = None, lengths: Any = None) -> tuple[Any, Any]:
+    def with_state(
+        self, x: Any, state: Any = None, lengths: Any = None, resets: Any = None
+    ) -> tuple[Any, Any]:
         """The output, and the state to go on from at the next call: ``(y, state)``.
 
         The state is a tuple with that of each module in it that takes one, in order; None stands
@@ -202,22 +206,28 @@ class Sequential(Module):
                 else "Sequential: no module in it takes a state, expected a recurrent layer"
             )
         after: list[Any] = []
-        return self._run(x, lengths, (iter(states), after)), tuple(after)
+        given = {"lengths": lengths, "resets": resets}
+        return self._run(x, given, (iter(states), after)), tuple(after)
 
-    def _run(self, x: Any, lengths: Any, states: tuple[Iterator[Any], list[Any]] | None) -> Any:
+    def _run(
+        self, x: Any, options: dict[str, Any], states: tuple[Iterator[Any], list[Any]] | None
+    ) -> Any:
         """All modules; with ``states``, those before are taken and those after noted down."""
-        takes = [lengths is not None and _takes(layer, "lengths") for layer in self.layers]
-        if lengths is not None and not any(takes):
-            raise ValueError("Sequential: lengths were given, but no module in it takes them")
-        for layer, given in zip(self.layers, takes, strict=True):
-            more = {"lengths": lengths} if given and lengths is not None else {}
+        given = {name: value for name, value in options.items() if value is not None}
+        takes = [[name for name in given if _takes(layer, name)] for layer in self.layers]
+        for name in given:
+            if not any(name in names for names in takes):
+                raise ValueError(f"Sequential: {name} were given, but no module in it takes them")
+        for layer, names in zip(self.layers, takes, strict=True):
+            more = {name: given[name] for name in names if given[name] is not None}
             if states is not None and _takes_state(layer):
                 run = getattr(layer, "with_state", layer)
                 x, after = run(x, next(states[0]), **more)
                 states[1].append(after)
             else:
                 x = layer(x, **more)
-            lengths = _lengths_after(layer, lengths)
+            if "lengths" in given:
+                given["lengths"] = _lengths_after(layer, given["lengths"])
             if isinstance(x, tuple):
                 x = x[0]
         return x
