@@ -92,6 +92,19 @@ class TestGenerate:
             so_far = np.concatenate([so_far, best[None]])
         assert tgs.generate(model, [1, 3, 5], 6, temperature=0).tolist() == made[:, 0].tolist()
 
+    def test_from_a_state(self):
+        """One to a sequence: the first state may be made of the one."""
+        model, so_far = language_model(), np.array([[1, 2], [3, 0]])
+        states = np.random.default_rng(0).standard_normal((2, 2, 5)).astype("f4")  # of each layer
+        made = tgs.generate(model, so_far, 5, temperature=0, state=tuple(states))
+        model.eval()
+        for row in made:
+            logits, _ = model.with_state(so_far, (states,))
+            assert row.tolist() == logits.numpy()[-1].argmax(axis=-1).tolist()
+            so_far = np.concatenate([so_far, row[None]])
+        with pytest.raises(tgs.ShapeError, match=r"initial_state gives \(a tensor, a tensor\)"):
+            tgs.generate(model, so_far, 5, state=tuple(states[:1]))
+
     def test_symbols_are_drawn_as_their_logits_say(self):
         V, logits = 4, np.array([0.0, 1.0, 2.0, -1.0], "f4")
         model = model_of(logits)

@@ -82,6 +82,7 @@ def generate(
     *,
     temperature: float = 1.0,
     top_k: int | None = None,
+    state: Any = None,
     rng: Rng = None,
 ) -> Array:
     """Go on from ``prompt`` for so many steps: each symbol is drawn and is the next input.
@@ -91,6 +92,10 @@ def generate(
     proportional to exp(logit_k / temperature), the likeliest one taken if the temperature is 0;
     with ``top_k`` only so many of the likeliest have a chance, of equal ones the first. Returns the
     new symbols, (steps,) or (steps, B), int64. Raises ValueError for logits that hold NaN.
+
+    ``state`` is the first one, a tuple with that of each cell in the model, (B, H) or a pair of
+    these, ``initial_state(B)`` of each unless given. One to a sequence, an image to its caption:
+    let a state be computed from the one, and the prompt be the symbol of the start.
 
     The model runs compiled, a step at a time, with the cell that it was trained with.
     """
@@ -112,7 +117,7 @@ def generate(
             "begins with an nn.Embedding of the symbols; others run by tgs.Stepper, nn.as_cell "
             "makes a cell of a layer"
         )
-    run, chance = ModelSteps(model, rows[0]), generator(rng)
+    run, chance = ModelSteps(model, rows[0], state), generator(rng)
     for row in rows:
         logits = run(row)
     made = np.empty((steps, rows.shape[1]), np.int64)
