@@ -372,6 +372,25 @@ def test_correspondences(tmp_path):
     assert_apart(figure)
 
 
+def test_windows(tmp_path):
+    """Every block, and predictions that stand in all windows after them."""
+    path = tmp_path / "windows.png"
+    figure = drawing.draw_windows(7, 3, 2, path=path)
+    shown = texts(figure)
+    assert "3 blocks of 3 and the one 2 steps ahead" in shown
+    for t, times in zip(range(1, 8), (2, 3, 4, 3, 3, 2, 2), strict=True):  # the series, the blocks
+        given = {1: 1, 2: 2, 3: 3}.get(t, 0)  # in the roll-out
+        assert shown.count(f"$x_{{{t}}}$") == times + given
+    assert [shown.count(rf"$\hat x_{{{t}}}$") for t in range(4, 8)] == [4, 3, 2, 1]
+    assert arrows(figure, canvas.RED) == 3
+    assert_apart(figure)
+    assert_apart(drawing.draw_windows(12, 5))
+    assert "1 block of 1 and the next one" in texts(drawing.draw_windows(2, 1))
+    assert path.exists()
+    with pytest.raises(ValueError, match=r"4 positions were given .*, expected at least 5"):
+        drawing.draw_windows(4, 3, 2)
+
+
 def test_activations():
     figure = drawing.draw_activations()
     assert [ax.get_title() for ax in figure.axes] == ["sigmoid", "tanh", "ReLU"]
@@ -486,6 +505,7 @@ def test_matplotlib_is_imported_when_something_is_drawn():
         lambda: drawing.draw_cell(nn.RNNCell(3, 4), XS),
         drawing.draw_unrolled,
         drawing.draw_correspondences,
+        drawing.draw_windows,
         drawing.draw_activations,
         lambda: drawing.draw_gates({"a": np.ones((2, 2))}),
         lambda: drawing.draw_gradients({"a": [1.0]}),

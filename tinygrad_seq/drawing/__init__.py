@@ -13,6 +13,7 @@ from tinygrad_seq.drawing.pictures import (
     draw_gates,
     draw_gradients,
     draw_unrolled,
+    draw_windows,
 )
 
 __all__ = [
@@ -22,4 +23,5 @@ __all__ = [
     "draw_gates",
     "draw_gradients",
     "draw_unrolled",
+    "draw_windows",
 ]

@@ -145,6 +145,70 @@ def draw_correspondences(*, ax: Axes | None = None, path: str | Path | None = No
     return finish(canvas.ax, path)
 
 
+def draw_windows(
+    N: int = 8,
+    length: int = 3,
+    horizon: int = 1,
+    *,
+    ax: Axes | None = None,
+    path: str | Path | None = None,
+) -> Figure:
+    """Windows over a series of N positions, and predictions that are fed back in.
+
+    Above are all blocks that ``data.windows`` cuts, N − n − k + 1 of them: n = ``length`` positions
+    and the target, k = ``horizon`` steps after their end. Below is a roll-out, as of
+    ``tgs.roll_out``: the first n positions are given, and each prediction is an input of those
+    after it. Raises ValueError for a series that is shorter than a block.
+    """
+    N, n = whole(N, "draw_windows: N"), whole(length, "draw_windows: length")
+    k = whole(horizon, "draw_windows: horizon")
+    count = N - n - k + 1
+    if count < 1:
+        raise ValueError(
+            f"draw_windows: {N} positions were given for windows of {n} with a horizon of {k}, "
+            f"expected at least {n + k}"
+        )
+    made = min(N - n, 4)
+    left, apart, size, high, down = 0.1, 0.6, 0.4, 0.34, 0.56
+    rolled = 0.75 + down * (made - 1)  # the first row of the roll-out, and of the blocks
+    first = rolled + 0.9 + down * (count - 1)
+    canvas = Canvas(ax, 2 * left + apart * max(N + 0.3, 8), first + 1.45)
+
+    def box(t: int, y: float, fill: str, letter: str = "x") -> None:
+        canvas.box(left + apart * t, y, f"${letter}_{{{t}}}$", size, high, fill=fill, size=10)
+
+    def arrow(a: int, b: int, y: float) -> None:
+        canvas.arrow((left + apart * a + size / 2, y), (left + apart * b - size / 2, y))
+
+    def heading(y: float, text: str) -> None:
+        canvas.text(left + apart - size / 2, y, text, 10, color=GREY, ha="left")
+
+    heading(first + 1.2, f"a series of {N} positions")
+    for t in range(1, N + 1):
+        box(t, first + 0.85, "white")
+    ahead = "the next one" if k == 1 else f"the one {k} steps ahead"
+    blocks = "1 block" if count == 1 else f"{count} blocks"
+    heading(first + 0.4, f"{blocks} of {n} and {ahead}")
+    for row in range(count):
+        y = first - down * row
+        for t in range(row + 1, row + n + 1):
+            box(t, y, PALE)
+        box(row + n + k, y, LIGHT[BLUE])
+        arrow(row + n, row + n + k, y)
+    heading(rolled + 0.4, "roll-out: a prediction is fed back in")
+    for row in range(made):
+        y = rolled - down * row
+        for t in range(row + 1, row + n + 1):
+            box(t, y, *((PALE,) if t <= n else (LIGHT[ORANGE], r"\hat x")))
+        box(row + n + 1, y, LIGHT[ORANGE], r"\hat x")
+        arrow(row + n, row + n + 1, y)
+        if row:
+            x = left + apart * (row + n)
+            canvas.arrow((x, y + down - high / 2), (x, y + high / 2), color=RED)
+    canvas.legend({"input": PALE, "target": LIGHT[BLUE], "prediction": LIGHT[ORANGE]}, 0.4, 0.3)
+    return finish(canvas.ax, path)
+
+
 def draw_activations(*, path: str | Path | None = None) -> Figure:
     """Sigmoid, tanh and ReLU with their derivatives, which are this package's own gradients."""
     figure = matplotlib_figure()(figsize=(10, 3.2), dpi=DPI, layout="constrained")
