@@ -9,8 +9,9 @@ Three things are asked of a model of sequences, and each has a task:
     (3) long range    two symbols, each X or Y, one early and one in the middle: which were they,
                       in this order? Of 20 steps, then of 60; all others mean nothing
 
-Seven models of about as many parameters learn them from the same examples:
+Eight models of about as many parameters learn them from the same examples:
 
+    memoryless        o_t = g(x_t), a hidden layer over each step alone; its last output
     dense, padded     a hidden layer over the whole sequence, filled up with zeros to the longest
     dense, window     the same over 5 steps, moved along the sequence; all windows have a vote
     convolution       two layers, windows of 3, so that it sees 5 steps too; a mean over all places
@@ -59,6 +60,14 @@ def last_place(x: tgs.Tensor, lengths: Any) -> tgs.Tensor:
     return x[np.arange(len(lengths)), :, lengths - 1]
 
 
+def last_step(x: tgs.Tensor, lengths: Any) -> tgs.Tensor:
+    return x[lengths - 1, np.arange(len(lengths))]
+
+
+def memoryless(I: int, C: int, width: int, T: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(I, width), tgs.tanh, last_step, nn.Linear(width, C))
+
+
 def dense(I: int, C: int, width: int, T: int) -> nn.Sequential:
     return nn.Sequential(flat, nn.Linear(T * I, width), tgs.relu, nn.Linear(width, C))
 
@@ -91,6 +100,7 @@ def recurrent(layer: type, chrono: bool, I: int, C: int, width: int, T: int) -> 
 
 def models(chrono: bool) -> dict[str, Make]:
     return {
+        "memoryless": memoryless,
         "dense, padded": dense,
         "dense, window": window,
         "convolution": convolution,
@@ -140,6 +150,7 @@ TASKS = {
 OTHERWISE = {column: task.otherwise for task in TASKS.values() for column in task.tests}
 DECIDES = {"(1) any length": "31-60", "(2) order": "30", "(3) long range": "60"}
 SAID = {  # Of dense networks also: larger, or slower to train.
+    "memoryless": ("no", "no", "no"),  # it cannot learn relations in time
     "dense, padded": ("no", "yes", "yes"),
     "dense, window": ("yes", "with difficulty", "no"),
     "convolution": ("yes", "with difficulty", "hardly"),
@@ -189,17 +200,21 @@ def verdict(share: float, otherwise: float) -> str:
     return "yes" if gained > 0.75 else "with difficulty" if gained > 0.25 else "hardly"
 
 
-def table(scores: dict[str, dict[str, float]], seconds: dict[str, float], sizes: str) -> None:
-    print(f"\nshare of right answers to sequences that are new, models of {sizes} parameters")
-    print(" " * 23 + "(1) sum positive?  (2) order  (3) both, in order")
-    print("steps".ljust(15) + " seconds" + "".join(f"{c:>8}" for c in OTHERWISE))
+def table(
+    scores: dict[str, dict[str, float]], seconds: dict[str, float], sizes: dict[str, list[int]]
+) -> None:
+    print("\nshare of right answers to sequences that are new; parameters, of the smallest and the")
+    print("largest of a model's networks, one for each task; seconds of training, for all together")
+    print(" " * 35 + "(1) sum positive?  (2) order  (3) both, in order")
+    print("steps".ljust(15) + "  parameters seconds" + "".join(f"{c:>8}" for c in OTHERWISE))
     print(
-        "without the ability".ljust(23) + "".join(f"{share:8.2f}" for share in OTHERWISE.values())
+        "without the ability".ljust(35) + "".join(f"{share:8.2f}" for share in OTHERWISE.values())
     )
     for name, row in scores.items():
         cells = (row.get(column, math.nan) for column in OTHERWISE)
         shown = "".join("       -" if math.isnan(share) else f"{share:8.2f}" for share in cells)
-        print(f"{name:15}{seconds[name]:8.1f}{shown}")
+        count = f"{min(sizes[name])}-{max(sizes[name])}"
+        print(f"{name:15}{count:>12}{seconds[name]:8.1f}{shown}")
 
 
 def compare(scores: dict[str, dict[str, float]]) -> list[str]:
@@ -252,14 +267,14 @@ def main(arguments: list[str] | None = None) -> tuple[dict[str, dict[str, float]
     made = models(given.chrono)
     scores: dict[str, dict[str, float]] = {name: {} for name in made}
     seconds = dict.fromkeys(made, 0.0)
-    sizes = []
+    sizes: dict[str, list[int]] = {name: [] for name in made}
     for task, name in progress(list(itertools.product(given.tasks, made))):
         model, time_taken = train(made[name], TASKS[task], given)
         seconds[name] += time_taken
-        sizes.append(size(model))
+        sizes[name].append(size(model))
         for column, draw in TASKS[task].tests.items():
             scores[name][column] = accuracy(model, draw(1000, given.seed + 1))
-    table(scores, seconds, f"{min(sizes)} to {max(sizes)}")
+    table(scores, seconds, sizes)
     contradicted = compare(scores)
     others = median(seconds[name] for name in made if name != "dense, padded")
     print(
