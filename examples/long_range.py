@@ -18,14 +18,19 @@ that is so of all but those which start with a memory; after it, of those that h
 (A GRU starts no better than an RNN, but it has gates to close: it learns from the nearest marks
 first, and the gradient then reaches further.) Where it grows by a factor, one update throws away
 what many have learned: an RNN started with 1.5 times its weights U is to say in which order two
-symbols came among 20, with the gradient's norm clipped to 1 and without (Pascanu, Mikolov, Bengio
-2013).
+symbols came among 20, with the gradient's norm clipped to 1 (Pascanu, Mikolov, Bengio 2013), with
+each of its elements held between ±0.1, and without either.
+
+A second picture, *_gates.png, has one example of the longest sums: its marks, the forget gates of
+the trained LSTM that was started with long memories, which are open all the way, and the gradient
+that comes back through them, beside that of the trained RNN, which has no gates.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +70,14 @@ TASKS: dict[str, tuple[Any, int, int, Any]] = {  # loss, inputs, outputs, loss w
 }
 
 
+Clip = Callable[[list[Any]], Any]
+CLIPPING: dict[str, Clip] = {
+    "norm": partial(optim.clip_grad_norm_, max_norm=1.0),
+    "each element": partial(optim.clip_grad_value_, limit=0.1),
+    "nothing": lambda parameters: None,
+}
+
+
 class Trial:
     """A network and a task, so many steps long."""
 
@@ -84,7 +97,7 @@ class Trial:
         """That of a new batch."""
         return self.of_batch(self.model, *self.draw)
 
-    def train(self, method: Any, lr: float, clip: float, updates: int) -> list[float]:
+    def train(self, method: Any, lr: float, clip: Clip, updates: int) -> list[float]:
         """The loss at each update."""
         optimizer, losses = method(self.parameters, lr=lr), []
         for _ in range(updates):
@@ -92,15 +105,32 @@ class Trial:
             losses.append(loss.item())
             optimizer.zero_grad()
             loss.backward()
-            optim.clip_grad_norm_(self.parameters, clip)
+            clip(self.parameters)
             optimizer.step()
         return losses
 
-    def flow(self) -> np.ndarray:
-        """The norm of the gradient for the state after each step, (T,), in parts of the last."""
-        (found,) = tgs.gradient_flow(self.loss)
+    def flow(self, of_model: Callable[[Any], Any] | None = None) -> np.ndarray:
+        """The norm of a loss's gradient for the state after each step, (T,), in parts of the last.
+
+        ``of_model(model)`` is the loss; unless given, that of a new batch.
+        """
+        loss = self.loss if of_model is None else partial(of_model, self.model)
+        (found,) = tgs.gradient_flow(loss)
         norms = np.linalg.norm(list(found.states.values()), axis=0)
         return np.asarray(norms / norms[-1])
+
+
+def forget_gates(cell: nn.LSTMCell, x: np.ndarray) -> np.ndarray:
+    """From (T, 1, I), those of each step, (T, H)."""
+
+    def opened(x: Any, state: Any) -> Any:
+        _, forget, _, _ = tgs.split(tgs.sigmoid(cell.sums(x, state[0])), 4, axis=-1)
+        return forget, cell(x, state)[1]
+
+    with tgs.no_grad():
+        gates, _ = tgs.scan(opened, x, cell.initial_state(1))
+    found: np.ndarray = gates.numpy()[:, 0]
+    return found
 
 
 def with_large_weights(factor: float, given: argparse.Namespace) -> Trial:
@@ -123,6 +153,33 @@ def picture(curves: dict[str, dict[str, np.ndarray]], path: Path) -> None:
     for ax, (title, norms) in zip(figure.subplots(1, len(curves)), curves.items(), strict=True):
         draw_gradients(norms, title=title, ax=ax)
         ax.set_ylabel("norm of the gradient, last step = 1")
+    figure.savefig(path)
+    print(f"saved {path}")
+
+
+def picture_of_gates(trials: dict[str, Trial], T: int, path: Path) -> None:
+    """One example: what is marked, what is kept, and the gradient with gates and without."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return
+    from tinygrad_seq.drawing import draw_gradients
+
+    x, _ = data.adding_problem(1, T, rng=0)
+    gates = forget_gates(trials["LSTM, chrono"].layer.cells[0], x)
+    norms = {
+        name: trials[name].flow(lambda model: model(x)[-1].sum())
+        for name in ("RNN", "LSTM, chrono")
+    }
+    figure = Figure(figsize=(8.5, 7), dpi=110, layout="constrained")
+    top, middle, bottom = figure.subplots(3, 1, sharex=True, height_ratios=(0.6, 1.6, 2.2))
+    top.step(np.arange(T), x[:, 0, 1], where="mid", color="black")
+    top.set(title=f"adding {T}: the two numbers that are marked", yticks=(0, 1))
+    shown = middle.imshow(gates.T, aspect="auto", vmin=0, vmax=1, interpolation="nearest")
+    middle.set(title="forget gates of the trained LSTM, chrono: 1 keeps all", ylabel="unit")
+    figure.colorbar(shown, ax=middle, pad=0.01)
+    draw_gradients(norms, title="the gradient of the answer, by step", ax=bottom)
+    bottom.set_ylabel("norm of the gradient, last step = 1")
     figure.savefig(path)
     print(f"saved {path}")
 
@@ -153,15 +210,15 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     longest = max(given.steps)
     columns = [("adding", T) for T in given.steps] + [("copy", T) for T in given.delays]
     losses: dict[tuple[str, int, str], float] = {}
-    before, after = {}, {}
+    before, after, trials = {}, {}, {}
     for task, T, name in with_progress([(*column, name) for column in columns for name in LAYERS]):
         trial = Trial(name, task, T, given)
         if (task, T) == ("adding", longest):
             before[name] = trial.flow()
-        found = trial.train(optim.Adam, 0.005, 1.0, given.updates)
+        found = trial.train(optim.Adam, 0.005, CLIPPING["norm"], given.updates)
         losses[task, T, name] = float(np.mean(found[-50:]))
         if (task, T) == ("adding", longest):
-            after[name] = trial.flow()
+            after[name], trials[name] = trial.flow(), trial
 
     print(f"mean loss of the last 50 of {given.updates} updates: of adding the squared error,")
     print("of copy the cross-entropy, in nats for each step")
@@ -173,20 +230,24 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     for name in LAYERS:
         print(f"{name:16}{before[name][0]:12.0e} before{after[name][0]:12.0e} after training")
     exploding = {f"RNN, {f} U": with_large_weights(f, given).flow() for f in (1.0, 1.5, 2.0, 3.0)}
-    clipped, free = (
-        with_large_weights(1.5, given).train(optim.SGD, 0.3, clip, given.updates)
-        for clip in (1.0, np.inf)
-    )
+    runs = {
+        name: with_large_weights(1.5, given).train(optim.SGD, 0.3, clip, given.updates)
+        for name, clip in CLIPPING.items()
+    }
     print("order 20: the same, for an RNN whose recurrent weights U start larger")
     for name, flow in exploding.items():
         print(f"{name:16}{flow[0]:12.0e} before")
-    print(f"RNN, 1.5 U: a loss of {np.log(4):.4f} nats becomes", end=" ")
-    print(f"{np.mean(clipped[-50:]):.4f} with clipping, {np.mean(free[-50:]):.4f} without")
+    ends = (f"{np.mean(run[-50:]):.4f} ({name})" for name, run in runs.items())
+    print(
+        f"RNN, 1.5 U: a loss of {np.log(4):.4f} nats becomes, by what is clipped,", ", ".join(ends)
+    )
     if not given.no_plot:
         curves = {f"adding {longest}, untrained": before, f"after {given.updates} updates": after}
         picture({**curves, "order 20, untrained": exploding}, given.output)
+        named = given.output.with_stem(f"{given.output.stem}_gates")
+        picture_of_gates(trials, longest, named)
     flows = {"before": before, "after": after, "exploding": exploding}
-    return {"losses": losses, "clipping": (clipped, free), **flows}
+    return {"losses": losses, "clipping": runs, **flows}
 
 
 if __name__ == "__main__":

@@ -38,15 +38,17 @@ def test_long_range(tmp_path, capsys):
     assert factors == sorted(factors)
     assert factors[0] < 1
     assert factors[-1] > 100
-    clipped, free = found["clipping"]
-    assert np.mean(clipped[-50:]) < 0.8 * np.log(4)
-    assert np.mean(free[-50:]) > 1.2 * np.mean(clipped[-50:])
+    runs = {name: np.mean(run[-50:]) for name, run in found["clipping"].items()}
+    assert runs["norm"] < 0.8 * np.log(4)
+    assert runs["nothing"] > 1.2 * runs["norm"]
 
     shown = capsys.readouterr().out
     assert "of adding the squared error" in shown
     assert "no memory             0.1667      0.1667      0.9452" in shown
-    assert f"becomes {np.mean(clipped[-50:]):.4f} with clipping" in shown
+    assert f"becomes, by what is clipped, {runs['norm']:.4f} (norm), " in shown
+    assert f"{runs['each element']:.4f} (each element)" in shown
     assert picture.stat().st_size > 10_000
+    assert (tmp_path / "long_range_gates.png").stat().st_size > 10_000
 
 
 class TestPublished:
