@@ -2,10 +2,10 @@
 
     python examples/pictures.py --output pictures
 
-Networks folded and unrolled, the insides of cells, gradients that vanish. Any cell can be drawn,
-since it is traced: the minimal gated unit below is known to nobody but this file. And any cell can
-show its gates, by returning them: a small LSTM learns to remember the last symbol that a flag
-marked, and its gates are drawn beside what it reads.
+Networks folded and unrolled, windows over a series, the insides of cells, gradients that vanish.
+Any cell can be drawn, since it is traced: the minimal gated unit below is known to nobody but this
+file. And any cell can show its gates, by returning them: a small LSTM learns to remember the last
+symbol that a flag marked, and its gates are drawn beside what it reads.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from tinygrad_seq.drawing import (
     draw_gates,
     draw_gradients,
     draw_unrolled,
+    draw_windows,
 )
 
 State = tuple[tgs.Tensor, tgs.Tensor]
@@ -83,7 +84,7 @@ def train(cell: OpenLSTM, batches: int) -> float:
         logits: tgs.Tensor = head(ys["y"])[:, :, 0]
         return logits
 
-    for _ in range(batches):
+    for _ in progress(batches):
         xs, last = sequences(rng, 64)
         loss = nn.functional.binary_cross_entropy_with_logits(logits(xs), last > 0, mask=last != 0)
         optimizer.zero_grad()
@@ -93,6 +94,15 @@ def train(cell: OpenLSTM, batches: int) -> float:
     with tgs.no_grad():
         right = (logits(xs).numpy() > 0) == (last > 0)
     return float(right[last != 0].mean())
+
+
+def progress(batches: int) -> Any:
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        print('training (pip install "tinygrad-seq[examples]" for a progress bar)')
+        return range(batches)
+    return tqdm(range(batches), desc="training", unit="batch")
 
 
 def gradient_norms(cell: Any, T: int = 60) -> np.ndarray:
@@ -135,11 +145,18 @@ def main(arguments: list[str] | None = None) -> list[Path]:
     draw_unrolled(4, path=to("unrolled"))
     draw_unrolled(4, backward=True, path=to("backward"))
     draw_unrolled(5, truncate=2, path=to("truncated"))
+    draw_windows(8, 3, path=to("windows"))
 
     xs, _ = sequences(np.random.default_rng(7), 1)
     lstm = nn.LSTMCell(2, 4, rng=0)
     draw_cell(nn.RNNCell(2, 4, rng=0), xs, path=to("rnn"))
+    output = nn.Head(nn.RNNCell(2, 4, rng=0), 1, activation="sigmoid", rng=0)
+    title = "the simple recurrent network with its output, one step"
+    draw_cell(output, xs, title=title, path=to("rnn_with_output"))
     draw_cell(lstm, xs, path=to("lstm"))
+    peephole = nn.LSTMCell(2, 4, peephole=True, coupled=True, rng=0)
+    title = "LSTM with peepholes, input and forget gates coupled, one step"
+    draw_cell(peephole, xs, title=title, path=to("lstm_peephole_coupled"))
     four_steps(lstm, xs, to("lstm_four_steps"))
     gru_parts = {"reset": ["r"], "update": ["z"], "candidate": ["from_h", "n"]}
     draw_cell(nn.GRUCell(2, 4, rng=0), xs, parts=gru_parts, path=to("gru"))

@@ -58,9 +58,11 @@ def test_read_the_tape(capsys):
 def test_pictures(tmp_path, capsys):
     pytest.importorskip("matplotlib")
     written = example("pictures")["main"](["--output", str(tmp_path), "--batches", "2"])
-    assert len(written) == 13
+    assert len(written) == 16
     assert all(path.stat().st_size > 10_000 for path in written)
-    assert "of the last flagged symbols right" in capsys.readouterr().out
+    shown = capsys.readouterr()
+    assert "of the last flagged symbols right" in shown.out
+    assert "2/2" in shown.err  # the progress bar
 
 
 class TestForecast:
