@@ -161,7 +161,7 @@ def measure(model: Window, truth: np.ndarray) -> Result:
     for k in AHEAD:
         given, target = data.dense_windows(truth, past, k)
         path = roll_out(model, given.reshape(-1, past, 2).swapaxes(0, 1), k)
-        rmse.append(float(np.sqrt(np.mean((path[-1] - target) ** 2))))
+        rmse.append(nn.functional.rmse_loss(path[-1], target).item())
     path = roll_out(model, truth[:past], len(truth) - past)
     error = np.linalg.norm(path - truth[past:], axis=-1)
     missed = np.concatenate([error > TOLERANCE, np.full((1, error.shape[1]), True)])
