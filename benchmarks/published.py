@@ -119,7 +119,7 @@ PARTS = {
             "LSTM": Variant(nn.LSTM, _nothing, _adam(0.005), 1.0),
             "GRU": Variant(nn.GRU, _nothing, _adam(0.005), 1.0),
         },
-        steps=(100, 200),
+        steps=(100, 200, 300, 400),
         hidden=32,
         batch=20,
         seeds=2,
