@@ -105,6 +105,18 @@ def test_layers(rng, device):
     assert [next(iter(flow.parameters)).split(".")[1] for flow in found] == list("0123")
 
 
+@pytest.mark.parametrize("options", OPTIONS)
+def test_outputs_computed_from_the_state(options, rng, device):
+    """Through which the gradient goes back step by step, there too."""
+    cell = nn.Head(nn.LSTMCell(4, 6, zoneout=0.3, dtype="float64", rng=rng), 2, dtype="float64")
+    xs, state = rng.standard_normal((5, 3, 4)), tuple(rng.standard_normal((2, 3, 6)))
+
+    def run(cell, xs, state):
+        return tgs.scan(cell, xs, state, **OPTIONS[options])
+
+    agree(cell, (xs, state), run, device)
+
+
 def test_rows_without_a_step(rng, device):
     (flow,) = flow_of_a_cell("lstm", {"lengths": [0, 0, 0]}, rng, device)
     np.testing.assert_array_equal(flow.norm, np.zeros(5))
