@@ -175,6 +175,18 @@ def stepping() -> list[str]:
     ]
 
 
+def characters(table: list[str]) -> list[str]:
+    """How many characters a second the programs of text train on."""
+    found = []
+    for row in table:
+        one, ms, other, other_ms, *_ = row.strip("| ").split(" | ")
+        found += [
+            (name, t) for name, t in ((one, ms), (other, other_ms)) if name.startswith("text")
+        ]
+    per_second = [f"{name} {TEXT[0] * TEXT[1] / float(ms):.0f}" for name, ms in found]
+    return ["", f"Thousands of characters a second: {'; '.join(per_second)}."]
+
+
 def main() -> None:
     if len(sys.argv) > 2 and sys.argv[1] == "--worker":
         answer(PROGRAMS, sys.argv[2])
@@ -190,7 +202,8 @@ def main() -> None:
         f"skewed: as many of each order of magnitude: {rows_there(True)}.",
         "",
     ]
-    parts = [*heading("What sequence work costs"), "", *lines, *pairs(__file__, PAIRS)]
+    table = pairs(__file__, PAIRS)
+    parts = [*heading("What sequence work costs"), "", *lines, *table, *characters(table)]
     path = Path(__file__).parent / "results/sequences.md"
     path.write_text("\n".join(parts) + "\n", encoding="utf-8")
     print(f"wrote {path}")
