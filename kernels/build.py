@@ -16,6 +16,7 @@ import ctypes
 import hashlib
 import importlib.util
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -43,6 +44,7 @@ OPTIONS = {"error_model": "numpy", "boundscheck": False}
 LARGEST = 256 * 2**20  # bytes in the folder
 LATER = 1.0  # seconds after which a compile says that it is going on
 TIME = 1_000_000_000  # every file is as old as the others, so that rewriting one changes nothing
+OURS = re.compile(r".*_[0-9a-f]{20}")  # the folder of one text
 
 _lock = threading.RLock()
 
@@ -179,14 +181,25 @@ def _say_once(text: str) -> None:
 
 
 def entries() -> list[tuple[Path, int, float]]:
-    """What is kept: each folder, its bytes, and when it was last used."""
+    """What is kept: each folder, its bytes, and when it was last used.
+
+    Whatever else stands beside them is not this package's. Other processes come and go meanwhile.
+    """
     found = []
-    if folder().is_dir():
-        for home in folder().iterdir():
-            if home.is_dir():
-                files = [file.stat() for file in home.rglob("*") if file.is_file()]
-                found.append((home, sum(f.st_size for f in files), home.stat().st_mtime))
+    for home in folder().iterdir() if folder().is_dir() else ():
+        if OURS.fullmatch(home.name):
+            with suppress(OSError):  # deleted just now
+                found.append((home, _bytes_in(home), home.stat().st_mtime))
     return found
+
+
+def _bytes_in(home: Path) -> int:
+    total = 0
+    for where, _, names in os.walk(home):
+        for name in names:
+            with suppress(OSError):  # deleted, or given its name, just now
+                total += os.stat(os.path.join(where, name)).st_size
+    return total
 
 
 def clear() -> int:

@@ -329,6 +329,37 @@ def test_the_folder_is_bounded(monkeypatch, tmp_path):
     assert sorted(p.name.split("_")[0] for p, _, _ in build.entries()) == ["entry3", "entry4"]
 
 
+def test_what_else_is_in_the_folder_is_let_be(monkeypatch, tmp_path):
+    monkeypatch.setenv("TINYGRAD_SEQ_CACHE", str(tmp_path))
+    monkeypatch.setattr(build, "LARGEST", 10)
+    (tmp_path / "papers").mkdir()
+    (tmp_path / "papers" / "mine.txt").write_text("of much use")
+    build.write_module("first", "x = 5\n")
+    second = build.write_module("second", "x = 6\n")
+    assert [home for home, *_ in build.entries()] == [second.parent]
+    assert build.clear() == 1
+    assert (tmp_path / "papers" / "mine.txt").read_text() == "of much use"
+
+
+def test_files_that_go_while_they_are_counted(monkeypatch, tmp_path):
+    """Another process gives what it has written its name, or deletes it."""
+    monkeypatch.setenv("TINYGRAD_SEQ_CACHE", str(tmp_path))
+    made = [build.write_module(name, "x = 7\n") for name in ("one", "two")]
+    unnamed = [str(path.with_name("unnamed")) for path in made]
+    for each in unnamed:
+        Path(each).touch()
+    there = os.stat
+
+    def then_gone(path, *given, **options):
+        found = there(path, *given, **options)
+        if str(path) in unnamed:
+            os.unlink(path)
+        return found
+
+    monkeypatch.setattr(os, "stat", then_gone)
+    assert [size for _, size, _ in build.entries()] == [6, 6]
+
+
 def test_a_compile_says_that_it_takes_long(monkeypatch, capsys):
     monkeypatch.setattr(build, "LATER", 0.01)
     with build.said("what is kept"):  # and takes its time to load
