@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from functools import cache
 from pathlib import Path
 from unittest import mock
 
@@ -358,6 +359,23 @@ def test_files_that_go_while_they_are_counted(monkeypatch, tmp_path):
 
     monkeypatch.setattr(os, "stat", then_gone)
     assert [size for _, size, _ in build.entries()] == [6, 6]
+
+
+@pytest.mark.parametrize("changed", ["numba", "processor", "sources"])
+def test_what_code_depends_on_is_in_the_name_of_what_is_kept(monkeypatch, tmp_path, changed):
+    monkeypatch.setenv("TINYGRAD_SEQ_CACHE", str(tmp_path))
+    before = build.write_module("nothing", "x = 8\n")
+    made_from = cache(build.made_from.__wrapped__)
+    monkeypatch.setattr(build, "made_from", made_from)
+    assert build.write_module("nothing", "x = 8\n") == before
+    made_from.cache_clear()
+    if changed == "numba":
+        monkeypatch.setattr(build.numba, "__version__", "9.9")
+    elif changed == "processor":
+        monkeypatch.setattr(machine, "features", lambda: frozenset({"sse2"}))
+    else:
+        monkeypatch.setattr(build, "sources", lambda *_: "of the next version")
+    assert build.write_module("nothing", "x = 8\n") != before
 
 
 def test_a_compile_says_that_it_takes_long(monkeypatch, capsys):
