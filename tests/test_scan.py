@@ -657,6 +657,19 @@ def grows(x, h):
     return x, tgs.concat([h, x], axis=-1)
 
 
+def other_structure(x, h):
+    return x, (h, h)
+
+
+def forgets_the_state(x, h):
+    return x, None
+
+
+class CalledObject:
+    def __call__(self, x, h):
+        return x, (h, h)
+
+
 def other_dtype(x, h):
     return x, h.to("float64")
 
@@ -732,6 +745,9 @@ BAD = [
     (item, tgs.TraceError, "line %"),
     (grows, tgs.ShapeError, r"\(2, 8\), line %2 of the step, but .* keeps its shape from step to"),
     (other_dtype, tgs.TraceError, "float32 to float64.*tgs.unroll"),
+    (other_structure, tgs.ShapeError, r"structure \(.*_scan.py, line \d+\) .*, but it was given"),
+    (forgets_the_state, tgs.TraceError, r"state \(.*_scan.py, line \d+\) .* is a NoneType"),
+    (CalledObject(), tgs.ShapeError, r"CalledObject \(.*_scan.py, line \d+\) returned a state"),
     (no_state, tgs.TraceError, r"no_state \(.*test_scan.py, line \d+\) .* a pair \(y, state\)"),
     (mixes, tgs.TraceError, "mix rows.*tgs.unroll"),
     (transposes, tgs.TraceError, "mix rows"),

@@ -106,8 +106,8 @@ def _name(cell: Any) -> str:
 
 
 def _where(cell: Any) -> str:
-    """The line where a cell that is a function, or a module, begins."""
-    forward = getattr(type(cell), "forward", None)
+    """The line where a cell that is a function, a module or another object begins."""
+    forward = getattr(type(cell), "forward", type(cell).__call__)
     code = getattr(cell, "__code__", getattr(forward, "__code__", None))
     return "" if code is None else f" ({code.co_filename}, line {code.co_firstlineno})"
 
@@ -225,14 +225,15 @@ def check_returned(returned: Any, cell: Cell, given: Given) -> tuple[Any, Any]:
     return rebuild(y, iter([check(path, leaf) for path, leaf in paths(y)])), state
 
 
-def check_state(state: Any, before: Any, xs: Any, what: str) -> None:
+def check_state(state: Any, before: Any, cell: Cell, given: Given, at: str = "") -> None:
     """Raise unless a state has the structure, shapes and dtypes of the state before it."""
     if _alike(state, before):
         return
+    what = f"{given.driver}: {at}the cell {_name(cell)}{_where(cell)} returned a state that"
     for path, leaf in paths(state):
         if not isinstance(leaf, Tensor):
             raise TraceError(f"{what}{path} is a {type(leaf).__name__}, expected a tensor")
-    kinds = sorted({leaf.dtype.name for leaf in leaves(xs) if leaf.dtype in FLOATS})
+    kinds = sorted({leaf.dtype.name for leaf in given.x_leaves if leaf.dtype in FLOATS})
     about = f", and xs is {' and '.join(kinds)}" if kinds else ""
     _check_like(
         state,

@@ -125,8 +125,7 @@ def _step(
             x, state = _select(going, x, stand_in.x), _select(going, state, stand_in.state)
         stand_in = StandIn(stand_in.x, map_leaves(lambda leaf: leaf.detach(), state))
     y, after = check_returned(cell(x, state), cell, given)
-    what = f"{given.driver}: at step {t} the cell returned a state that"
-    check_state(after, before, given.xs, what)
+    check_state(after, before, cell, given, f"at step {t} ")
     if going is not None and not going.all():
         y = map_leaves(lambda leaf: _zero_unless(going, leaf), y)
         after = _select(going, after, before)  # a row that has ended is not reset either

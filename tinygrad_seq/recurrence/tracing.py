@@ -464,7 +464,7 @@ def finish_trace(tracer: Tracer, returned: Any, cell: Cell, given: Given, outer:
     trace = tracer.trace
     tracer.body = len(trace.rows)
     y, after = check_returned(returned, cell, given)
-    check_state(after, given.state, given.xs, f"{given.driver}: the cell returned a state that")
+    check_state(after, given.state, cell, given)
     copies: dict[int, int] = {}
     y_slots = tuple([_slot(tracer, leaf, "y", copies) for leaf in leaves(y)])
     state_slots = tuple([_slot(tracer, leaf, "state", copies) for leaf in leaves(after)])
