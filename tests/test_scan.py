@@ -353,7 +353,7 @@ def test_source_is_a_file_with_tape_lines():
 
 
 def test_compiled_float32_holds_no_double(monkeypatch, tmp_path):
-    from tinygrad_seq.kernels import worker
+    from tinygrad_seq.kernels import build, library, tiles, worker
 
     from tinygrad_seq.recurrence import compiled
 
@@ -366,11 +366,15 @@ def test_compiled_float32_holds_no_double(monkeypatch, tmp_path):
         xs = tgs.tensor(make_inputs(name, rng, 4, 2, 3, "float32"))
         ys, _ = tgs.scan(cell, xs)
         ys.sum().backward()
-    for runner in compiled._runners.values():
-        for function in runner.functions.values():
-            text = function.keep.inspect_llvm()
-            assert "x float>" in text
-            assert "double" not in text.replace("double*", "")
+    functions = [f for r in compiled._runners.values() for f in r.functions.values()]
+    assert all("x float>" in function.keep.inspect_llvm() for function in functions)
+    monkeypatch.setenv("TINYGRAD_SEQ_CACHE", str(tmp_path / "once more"))
+    for part, words in library.PARTS.items():
+        if part != "tiles" or tiles.used("float32"):
+            text = library.text("float32", part)
+            functions += build.load(f"{part}_float32", text, words).values()
+    for function in functions:
+        assert "double" not in function.keep.inspect_llvm().replace("double*", "")
 
 
 # Sizes, threads, order --------------------------------------------------------------------------
