@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
 from unittest import mock
@@ -483,6 +484,24 @@ def test_a_fork_waits_for_a_compile_in_another_thread():
     thread.join()
     assert build._lock.acquire(timeout=1)
     build._lock.release()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+@pytest.mark.filterwarnings("ignore:This process")
+def test_a_forked_child_finds_no_lock_taken(rng):
+    """Whatever other threads of the parent are doing just then."""
+    work(rng)()  # which imports all that takes part
+    kind = type(threading.Lock())
+    modules = [sys.modules[name] for name in sys.modules if name.startswith("tinygrad_seq")]
+    locks = [(m, name) for m in modules for name, each in vars(m).items() if type(each) is kind]
+    assert len(locks) > 3
+    with ExitStack() as others:
+        for module, name in locks:
+            others.enter_context(getattr(module, name))
+        child = os.fork()
+        if not child:
+            os._exit(sum(not getattr(m, name).acquire(blocking=False) for m, name in locks))
+        assert os.waitpid(child, 0)[1] == 0
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")

@@ -7,6 +7,7 @@ Imports rules, tape, tensors, structural (for the walk's arithmetic), devices, t
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -34,6 +35,16 @@ from tinygrad_seq.trees import check_same, leaves, map_leaves, paths, rebuild
 Function = Callable[..., Any]
 INPUT = Operation("input", ("x",), lambda x: x, (lambda g: g,), view=True)
 _accumulating = threading.Lock()
+
+
+def _forget() -> None:
+    """In a forked child nobody is adding to gradients, whatever other threads of the parent did."""
+    global _accumulating
+    _accumulating = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
 
 
 def backward(
