@@ -6,8 +6,9 @@
 
 Training is forward, then backward from a gradient of all outputs to inputs and parameters. The
 programs alternate, each in a process of its own; what is not installed is left out. A cell is
-written once here, over a module ``m`` of functions, and runs in all three. PyTorch's LSTM, GRU and
-RNN are its fused layers, its other cells a loop; JAX runs every cell as ``lax.scan`` under ``jit``.
+written once here, over a module ``m`` of functions, and runs in all three. LSTM, GRU and RNN are
+layers, PyTorch's fused ones and ours, other cells of PyTorch a loop; JAX runs every cell as
+``lax.scan`` under ``jit``. Our GRU is the default one; PyTorch's has ``reset_after=True``.
 """
 
 from __future__ import annotations
@@ -140,7 +141,8 @@ CELLS = {
 }
 FUSED = ("lstm", "gru", "rnn")
 PEERS = {
-    **dict.fromkeys(FUSED, ("torch",)),
+    "lstm": ("torch", "jax"),
+    **dict.fromkeys(("gru", "rnn"), ("torch",)),
     "peephole": ("torch", "jax"),
     **dict.fromkeys(("minimal_gated", "multiplicative", "indrnn"), ("jax",)),
     **dict.fromkeys(("layer_norm_lstm", "highway"), ("jax",)),
@@ -163,8 +165,11 @@ def ours(name: str, row: tuple[int, ...]) -> Runs:
     x, dy = data(*row)
     xs, gradient = tgs.tensor(x, requires_grad=True), tgs.tensor(dy)
     if name in FUSED:
-        cell: Any = {"lstm": nn.LSTMCell, "gru": nn.GRUCell, "rnn": nn.RNNCell}[name](I, H)
-        parameters, state = cell.parameters(), None
+        layer = getattr(nn, name.upper())(I, H)
+        parameters = list(layer.parameters())
+
+        def run() -> Any:
+            return layer(xs)[0]
     else:
         kind = CELLS[name]
         p = {k: tgs.tensor(v, requires_grad=True) for k, v in kind.parameters(I, H).items()}
@@ -183,15 +188,18 @@ def ours(name: str, row: tuple[int, ...]) -> Runs:
         def cell(x: Any, state: Any) -> Any:
             return kind.step(m, named, x, state)
 
+        def run() -> Any:
+            return tgs.scan(cell, xs, state)[0]
+
     def train() -> None:
         xs.grad = None
         for parameter in parameters:
             parameter.grad = None
-        tgs.scan(cell, xs, state)[0].backward(gradient)
+        run().backward(gradient)
 
     def infer() -> None:
         with tgs.no_grad():
-            tgs.scan(cell, xs, state)
+            run()
 
     return {"train": train, "infer": infer}
 
@@ -308,6 +316,7 @@ def table(name: str, rows: list[int], turns: int) -> list[str]:
     }
     lines = []
     for mode in ("train", "infer"):
+        begin = len(lines)
         answers = alternate(commands, [f"{mode} {row}" for row in rows], turns)
         shown = [peer for peer in peers if peer in answers[f"{mode} {rows[0]}"]]
         head = ["B T I H", "tinygrad_seq ms"]
@@ -326,7 +335,7 @@ def table(name: str, rows: list[int], turns: int) -> list[str]:
             mean = exp(sum(map(log, found)) / len(found))
             lines += ["", f"{peer} / ours: worst {min(found):.2f}, geometric mean {mean:.2f}"]
         lines.append("")
-        print("\n".join(lines[-len(rows) - 8 :]), flush=True)
+        print("\n".join(lines[begin:]), flush=True)
     return lines
 
 
