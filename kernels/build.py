@@ -203,11 +203,11 @@ def _bytes_in(home: Path) -> int:
 
 
 def clear() -> int:
-    """Delete everything that is kept; how many kernels that were."""
+    """Delete everything that is kept; how many kernels are gone."""
     found = entries()
     for home, _, _ in found:
         shutil.rmtree(home, ignore_errors=True)
-    return len(found)
+    return sum(not home.exists() for home, _, _ in found)
 
 
 def _bound(where: Path, keep: Path) -> None:

@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+from tinygrad_seq.kernels import build
 
 import tinygrad_seq as tgs
 from tinygrad_seq import __main__ as commands
@@ -28,13 +29,20 @@ def test_cache_shows_and_clears(tmp_path, monkeypatch, capsys):
     assert not source.path.exists()
 
 
+def test_clear_says_what_it_could_not_delete(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("TINYGRAD_SEQ_CACHE", str(tmp_path))
+    build.write_module("nothing", "x = 1\n")
+    monkeypatch.setattr(build.shutil, "rmtree", lambda *_, **__: None)  # as where one may not write
+    with pytest.raises(SystemExit, match="1 entries could not be deleted"):
+        commands.main(["cache", "clear"])
+    assert capsys.readouterr().out.startswith("0 entries deleted")
+
+
 def test_warmup_compiles_what_layers_use(capsys, monkeypatch):
     cell = tgs.nn.RNNCell(3, 4)
     monkeypatch.setattr(commands, "_built_in", lambda dtype: iter([("RNNCell", cell)]))
     commands.main(["warmup"])
     assert capsys.readouterr().out.startswith("RNNCell ")
-    from tinygrad_seq.kernels import build
-
     monkeypatch.setattr(build, "load", lambda *_, **__: pytest.fail("something is compiled"))
     layer = tgs.nn.RNN(5, 6, num_layers=2)
     layer(np.zeros((3, 2, 5), "f4"))[0].sum().backward()

@@ -87,6 +87,8 @@ def _cache(what: str) -> None:
 
     if what == "clear":
         print(f"{build.clear()} entries deleted from {build.folder()}")
+        if left := len(build.entries()):
+            raise SystemExit(f"{left} entries could not be deleted; may you write to that folder?")
         return
     found = sorted(build.entries(), key=lambda entry: entry[2])
     for path, size, used in found:
