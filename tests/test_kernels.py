@@ -159,7 +159,11 @@ X86 = pytest.mark.skipif(
 @X86
 @pytest.mark.parametrize(
     ("name", "features", "bits"),
-    [("haswell", "+sse2,+avx,+avx2,+fma", 256), ("x86-64", "+sse2", 128)],
+    [
+        ("haswell", "+sse2,+avx,+avx2,+fma", 256),
+        ("x86-64", "+sse2", 128),
+        ("x86-64", "-avx", 64),  # no vectors: two float32 or a float64 at a time
+    ],
 )
 def test_on_older_processors(name, features, bits, tmp_path):
     environment = {"NUMBA_CPU_NAME": name, "NUMBA_CPU_FEATURES": features}
