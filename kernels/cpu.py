@@ -8,9 +8,10 @@ Imports build, cpu_text, layout, memory, threads and NumPy; it sees arrays, neve
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -430,6 +431,36 @@ class Repeated:
     def run(self) -> None:
         self._words[:PHASE_WORDS] = self._step
         threads.run(self._words, 1, self.layout.tasks)
+
+
+_FLUSHING = '''"""A thread takes numbers below the normal range for zero, or no more."""
+
+from tinygrad_seq.kernels.simd import flush_denormals, put_word, restore_denormals, word
+
+
+def begin(saved):
+    put_word(saved, 0, flush_denormals())
+
+
+def end(saved):
+    restore_denormals(word(saved, 0))
+'''
+
+
+@cache
+def _flushing() -> dict[str, Any]:
+    return build.load("flushing", _FLUSHING, {"begin": 1, "end": 1})
+
+
+@contextmanager
+def flushing() -> Iterator[None]:
+    """In the block NumPy computes as kernels do: numbers below the normal range are zero."""
+    functions, saved = _flushing(), np.zeros(1, np.int64)
+    functions["begin"](address(saved))
+    try:
+        yield
+    finally:
+        functions["end"](address(saved))
 
 
 def _beyond(rows: Rows) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from numba import config
 
 import tinygrad_seq as tgs
 from tinygrad_seq.errors import TapeError
@@ -47,6 +48,29 @@ def test_a_gradient():
     found = tgs.find_nan(lambda: tgs.scan(cell, xs, START)[0].sum())
     assert (found.of, found.step, found.line.op) == ("gradient", 2, "sqrt")
     assert "1 of 2 are NaN, the first at (0, 0)" in str(found)
+
+
+@pytest.mark.skipif(bool(config.DISABLE_JIT), reason="the compiler is switched off")
+@pytest.mark.parametrize("of", ["value", "gradient"])
+def test_numbers_so_small_that_kernels_take_them_for_zero(of):
+    def cell(x, h):
+        small = x * W
+        h = tgs.sqrt(small * 1e10 - 1e-31) if of == "value" else tgs.sqrt(small) * 0.0 + h
+        return h, h
+
+    xs = np.ones((6, 2, 1), "f4")
+    xs[3, 1] = 1e-40
+
+    def total():
+        return tgs.scan(cell, xs, START)[0].sum()
+
+    W.grad = None
+    total().backward()
+    assert np.isnan(W.grad.item())
+    found = tgs.find_nan(total)
+    assert (found.of, found.step) == (of, 3)
+    assert np.float32(1e-40) * np.float32(0.5) > 0  # which is as ever afterwards
+    assert tgs.find_nan(lambda: tgs.unroll(cell, xs, START)[0].sum()) is None
 
 
 def test_what_was_given():

@@ -3,13 +3,14 @@
 A function is run while a tape looks at every value that is recorded, and scans go step by step as
 ``unroll`` does, so that a step and a line of the cell can be named. If all values are numbers, the
 way back is gone through in the same manner.
-Imports listing, structural, tape, tensors, devices, trees and errors.
+Imports listing, structural, tape, tensors, devices, trees and errors, and the kernels when asked.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -54,8 +55,9 @@ def find_nan(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Nan | N
     ``tgs.find_nan(lambda: loss_of(model, batch))``: the function returns a loss, or any structure
     of tensors, and does not call ``backward`` itself. Values are looked at first, in the order in
     which they are computed; then gradients, in the order of the way back from ones. Layers and
-    scans run step by step, as ``tgs.unroll`` does: the result names the step, the line of the tape
-    and the line of the program. None means that there is no NaN.
+    scans run step by step, as ``tgs.unroll`` does, but numbers below the normal range are zero in
+    scans, as in kernels: the result names the step, the line of the tape and the line of the
+    program. None means that there is no NaN.
 
     Only what is recorded can be seen: something must require a gradient. Raises ValueError if
     nothing is recorded or no function was given, TapeError if the function went backward.
@@ -89,10 +91,13 @@ class _Watch(Tape):
     def __init__(self) -> None:
         super().__init__()
         self._context: dict[Entry, tuple[int | None, str, Sequence[Any]]] = {}
+        self._flushed: set[Entry] = set()
 
     def add(self, entry: Entry, inputs: Sequence[Any], value: Any) -> None:
         super().add(entry, inputs, value)
         self._context[entry] = self.step, _called_from(), inputs
+        if self.flushes:
+            self._flushed.add(entry)
         for given in inputs:
             if isinstance(given, Tensor) and _is_nan(given._data):
                 self._stop("value", given._entry or entry, given._data, "was given as it is")
@@ -123,7 +128,8 @@ class _Watch(Tape):
             for k, parent in enumerate(entry.parents):
                 if parent is None or not parent.requires_grad:
                     continue
-                part = entry.op.vjps[k](gradient, *entry.saved)
+                with self._as_recorded(entry):
+                    part = entry.op.vjps[k](gradient, *entry.saved)
                 values = part.gradient if type(part) is Piece else part
                 if _is_nan(values):
                     was = _range(gradient)
@@ -133,6 +139,14 @@ class _Watch(Tape):
                     continue
                 part = ARRAYS.fit(part, parent)
                 gradients[parent] = gradients[parent] + part if parent in gradients else part
+
+    def _as_recorded(self, entry: Entry) -> AbstractContextManager[None]:
+        """Compute as the line of this entry was computed."""
+        if entry not in self._flushed:
+            return nullcontext()
+        from tinygrad_seq.kernels import cpu
+
+        return cpu.flushing()
 
     def _stop(self, of: str, entry: Entry, values: Any, how: str) -> NoReturn:
         line = next((each for each in self if each.entry is entry), self[len(self) - 1])

@@ -88,9 +88,28 @@ def scan(
     given = check_arguments(cell, xs, state, lengths, resets, "scan")
     if given.T == 0:
         return no_steps(cell, given), given.state
-    if given.B == 0 or any(tape.by_steps for tape in recording.tapes):
+    if given.B == 0:
         return run_steps(cell, given, reverse)
+    if any(tape.by_steps for tape in recording.tapes):
+        return _by_steps(cell, given, reverse)
     return Call(cell, given, reverse, checkpoint).run()
+
+
+def _by_steps(cell: Cell, given: Given, reverse: bool) -> tuple[Any, Any]:
+    """What kernels would compute, step by step on the tape."""
+    if given.x_leaves[0].device != devices.CPU:
+        return run_steps(cell, given, reverse)
+    from tinygrad_seq.kernels import cpu
+
+    before = [(tape, tape.flushes) for tape in recording.tapes]
+    try:
+        for tape, _ in before:
+            tape.flushes = True
+        with cpu.flushing():
+            return run_steps(cell, given, reverse)
+    finally:
+        for tape, flushed in before:
+            tape.flushes = flushed
 
 
 def _dtype(given: Given) -> np.dtype[Any]:
