@@ -314,7 +314,7 @@ def table(name: str, rows: list[int], turns: int) -> list[str]:
         program: [sys.executable, "-W", "ignore", __file__, "--worker", program, name]
         for program in ("ours", *peers)
     }
-    lines = []
+    lines: list[str] = []
     for mode in ("train", "infer"):
         begin = len(lines)
         answers = alternate(commands, [f"{mode} {row}" for row in rows], turns)
