@@ -27,7 +27,7 @@ from tinygrad_seq.kernels.simd import I64, WORD, lanes, prefetch_ir, splat_ir, v
 LINE = 64  # bytes of a line of the cache
 KC = 256  # rows that the large products take in at once
 ONWARD, APART = 1, 2  # how a product is added to what is there
-NEAREST = 2**14  # bytes of a panel that are gone over again and again: half of the nearest cache
+NEAREST = 2**15  # bytes of a panel that are gone over again and again: the nearest cache
 VECTORS = 2  # of which a panel is wide
 # Rows held at once: ROWS * VECTORS sums, VECTORS of the panel and one of a fit in the registers.
 ROWS = 8 if vector_bits() == 512 else 6
