@@ -220,12 +220,12 @@ def memory_kept() -> list[str]:
     xs, gradient = tgs.tensor(x, requires_grad=True), tgs.tensor(dy)
     cell = tgs.nn.LSTMCell(I, H)
     step = 6 * H * B * 4  # bytes: four gates, h and c
-    memory.Block.__init__ = noted  # type: ignore[method-assign]
-    cpu.Runner.forward = watched  # type: ignore[assignment, method-assign]
+    memory.Block.__init__ = noted
+    cpu.Runner.forward = watched
     ys, _ = tgs.scan(cell, xs, checkpoint=EVERY)
     ys.backward(gradient)
-    memory.Block.__init__ = made  # type: ignore[method-assign]
-    cpu.Runner.forward = forward  # type: ignore[method-assign]
+    memory.Block.__init__ = made
+    cpu.Runner.forward = forward
     blocks = [size for size in sizes if size not in (x.nbytes, dy.nbytes)]  # and the arrays given
     states = sum(array.nbytes for each in kept for array in each.saved) / step
     segment, others = max(blocks) / step, (sum(blocks) - max(blocks)) / step

@@ -146,7 +146,8 @@ class _Watch(Tape):
             return nullcontext()
         from tinygrad_seq.kernels import cpu
 
-        return cpu.flushing()
+        flushing: AbstractContextManager[None] = cpu.flushing()
+        return flushing
 
     def _stop(self, of: str, entry: Entry, values: Any, how: str) -> NoReturn:
         line = next((each for each in self if each.entry is entry), self[len(self) - 1])
