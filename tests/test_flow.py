@@ -161,10 +161,12 @@ def test_vanishing_and_exploding_by_a_known_factor():
 def test_errors_say_what_was_given():
     cell = nn.RNNCell(2, 3, rng=0)
     x = np.ones((4, 1, 2), "f4")
+    before, _ = tgs.scan(cell, x)
     for words, call in {
-        "was computed without a scan": lambda: tgs.gradient_flow(
+        "depends on no scan that the function ran": lambda: tgs.gradient_flow(
             lambda: tgs.sum(tgs.unroll(cell, x)[0])
         ),
+        "inside of it": lambda: tgs.gradient_flow(lambda: tgs.sum(before)),
         "expected a loss: one number": lambda: tgs.gradient_flow(lambda: tgs.scan(cell, x)[0]),
         "a int was given, expected a function": lambda: tgs.gradient_flow(3),
         "parameters is a list": lambda: tgs.gradient_flow(lambda: None, [1]),

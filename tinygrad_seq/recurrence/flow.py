@@ -43,7 +43,8 @@ def gradient_flow(
 
     ``tgs.gradient_flow(lambda: loss(model(x), y), model)``: the function computes a loss L, and is
     called once. ``parameters`` gives names: a module, or a dict of tensors. ``.grad`` of nothing is
-    touched. Returns one ``GradientFlow`` for each scan, in the order in which they ran:
+    touched. Returns one ``GradientFlow`` for each scan inside the function, in the order in which
+    they ran:
 
     - ``norm`` (T,), and ``states`` (T,) for each leaf of the state, named ``"state"``, or
       ``"state[0]"`` and ``"state[1]"`` where it is a pair: the norm, over all rows of the batch, of
@@ -84,9 +85,9 @@ def gradient_flow(
         recording.flow = outer
     if not watch.scans:
         raise ValueError(
-            "gradient_flow: the loss was computed without a scan, expected tgs.scan or a recurrent "
-            'layer, one step and one sequence at least; a layer with backend="tape" runs step '
-            "by step"
+            "gradient_flow: the loss depends on no scan that the function ran, expected tgs.scan "
+            "or a recurrent layer inside of it, one step and one sequence at least; a layer with "
+            'backend="tape" runs step by step'
         )
     return [each.flow for each in watch.scans]
 
