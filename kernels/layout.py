@@ -29,6 +29,10 @@ BLOCK_ROWS = 32  # rows that a product outside the loop should have at least
 FAR_BLOCK_ROWS = 96  # if its matrix does not fit the second cache
 NEAR = 2**19  # bytes of a matrix that does
 WORTH_PACKING = 20_000  # numbers in matrices from which on all threads pack
+# A processor that sees every eighth row asked for fetches rows far beyond the last: to write them,
+# which takes them from another core if they are its own. So far apart are the buffers of tasks.
+FETCHED_AHEAD = 64  # rows
+MOST_APART = 2**18  # bytes; where rows are longer, it is not felt
 
 
 class Sizes(NamedTuple):
@@ -279,7 +283,7 @@ class Layout:
     def _scratch(self) -> None:
         """The buffers of all tasks, side by side."""
         panel, lanes = gemm.panel(self.plan.dtype), simd.lanes(self.plan.dtype)
-        total = 0
+        total = longest = 0
         for buffer in self.program.scratch:
             unit = panel if buffer.panels else lanes
             distance = -(-max(1, self.width(buffer.slot)) // unit) * unit
@@ -287,10 +291,12 @@ class Layout:
                 distance += lanes  # rows must not all fall into the same lines of the cache
             self.values[f"z{buffer.slot}"] = total
             self.values[f"z{buffer.slot}_row"] = distance
+            longest = max(longest, distance * self.item)
             rows = self._most * (self.values["block"] if buffer.block else 1)
             total += -(-rows * distance * self.item // 64) * 64
-        self.values["scratch_bytes"] = total + 64
-        self.take("scratch", (total + 64) * self.tasks)
+        apart = min(FETCHED_AHEAD * longest, MOST_APART) if self.tasks > 1 else 64
+        self.values["scratch_bytes"] = total + apart
+        self.take("scratch", (total + apart) * self.tasks)
 
     # The shared functions
 

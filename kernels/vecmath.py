@@ -15,12 +15,15 @@ Imports NumPy alone.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from inspect import signature
 from math import e, factorial, log2
+from math import log as scalar_log
 from math import erf as scalar_erf
 from typing import Any, ClassVar
 
 import numpy as np
+from numpy.polynomial.chebyshev import cheb2poly
 
 Value = Any
 LOG2_E = log2(e)
@@ -29,7 +32,7 @@ LN2 = {
     "float32": (0.693359375, -2.12194440e-4),
     "float64": (6.93147180369123816490e-01, 1.90821492927058770002e-10),
 }
-TERMS = {"float32": 8, "float64": 14}  # of the series of eʳ − 1
+TERMS = {"float32": 5, "float64": 11}  # of the series of (eʳ − 1 − r)/r²
 LOG_TERMS = {"float32": 5, "float64": 11}
 MANTISSA = {"float32": 23, "float64": 52}
 BIAS = {"float32": 127, "float64": 1023}
@@ -45,19 +48,38 @@ def arity(function: Callable[..., Any]) -> int:
     return len(signature(function).parameters) - 1
 
 
-def _reduced(on: Any, x: Value) -> tuple[Value, Value]:
-    """k and eʳ − 1, where x = k ln 2 + r."""
-    k = on.call("rint", x * LOG2_E)
+@cache
+def _series(count: int) -> list[float]:
+    """So many coefficients of (eʳ − 1 − r)/r² = 1/2 + r/6 + ... for |r| ≤ ½ ln 2.
+
+    One more of Taylor's is spread over them by a Chebyshev polynomial, which is the smallest with
+    that leading coefficient (economised, Lanczos 1938).
+    """
+    taylor = np.array([1.0 / factorial(n) for n in range(2, count + 3)])
+    smallest = cheb2poly([0.0] * count + [1.0]) / (scalar_log(2) / 2) ** np.arange(count + 1)
+    return (taylor - taylor[-1] / smallest[-1] * smallest)[:-1].tolist()
+
+
+def _reduced(on: Any, x: Value, sign: float = 1.0) -> tuple[Value, Value, Value]:
+    """k, 2ᵏ and eʳ − 1, where x, or −x with the sign −1, is k ln 2 + r.
+
+    2ᵏ holds where a float's exponent can hold k.
+    """
+    # So large a number has no fraction, and its lowest bits are those of k and the bias.
+    mantissa = MANTISSA[on.dtype]
+    large = on.constant(1.5 * 2**mantissa + BIAS[on.dtype])
+    sum_ = on.fma(x, sign * LOG2_E, large)
+    k = sum_ - large
+    power = on.from_bits(on.shift_left(on.bits_of(sum_), mantissa))
     high, low = LN2[on.dtype]
-    r = on.fma(k, -low, on.fma(k, -high, x))
+    r = on.fma(k, -sign * low, on.fma(k, -sign * high, x))  # times the sign
     square = r * r
-    # 1/2 + r/6 + ..., two terms at a time: half as many steps wait for one another
-    terms = [on.constant(1.0 / factorial(n)) for n in range(2, TERMS[on.dtype])]
-    pairs = [on.fma(r, terms[n + 1], terms[n]) for n in range(0, len(terms), 2)]
-    series = pairs[-1]
-    for pair in pairs[-2::-1]:
-        series = on.fma(series, square, pair)
-    return k, on.fma(square, series, r)
+    # two terms at a time: half as many steps wait for one another
+    terms = [on.constant(c * sign**n) for n, c in enumerate(_series(TERMS[on.dtype]))]
+    series = terms[-1]
+    for n in range(len(terms) - 3, -1, -2):
+        series = on.fma(series, square, on.fma(r, terms[n + 1], terms[n]))
+    return k, power, on.fma(square, series, r if sign > 0 else -r)
 
 
 def _two_to(on: Any, k: Value) -> Value:
@@ -74,13 +96,13 @@ def _held(on: Any, x: Value, limit: float) -> Value:
 
 
 def exp(on: Any, x: Value) -> Value:
-    k, small = _reduced(on, _held(on, x, LARGEST[on.dtype]))
+    k, _, small = _reduced(on, _held(on, x, LARGEST[on.dtype]))
     half = on.call("floor", k * 0.5)  # 2ᵏ in two factors, each of which exists
     return (small + 1.0) * _two_to(on, half) * _two_to(on, k - half)
 
 
 def expm1(on: Any, x: Value) -> Value:
-    k, small = _reduced(on, _held(on, x, LARGEST[on.dtype]))
+    k, _, small = _reduced(on, _held(on, x, LARGEST[on.dtype]))
     half = on.call("floor", k * 0.5)
     first, second = _two_to(on, half), _two_to(on, k - half)
     whole = (small * first) * second + (first * second - 1.0)
@@ -92,19 +114,16 @@ def expm1(on: Any, x: Value) -> Value:
 def tanh(on: Any, x: Value) -> Value:
     size, limit = abs(on, x), SATURATED[on.dtype]
     size = on.select(on.compare(">", size, limit), limit, size)
-    k, small = _reduced(on, -(size + size))
-    scale = _two_to(on, k)
-    m = on.fma(small, scale, scale - 1.0)  # e^(−2|x|) − 1
-    y = -m / (m + 2.0)
-    return on.copysign(y, x)
+    _, scale, small = _reduced(on, size + size)
+    m = on.fma(small, scale, scale - 1.0)  # e^(2|x|) − 1
+    return on.copysign(m / (m + 2.0), x)
 
 
 def sigmoid(on: Any, x: Value) -> Value:
     low, high = NORMAL[on.dtype]  # beyond these it is 0 or 1
     x = on.select(on.compare("<", x, -high), -high, x)
     x = on.select(on.compare(">", x, -low), -low, x)
-    k, small = _reduced(on, -x)
-    scale = _two_to(on, k)
+    _, scale, small = _reduced(on, x, sign=-1.0)
     return 1.0 / (on.fma(small, scale, scale) + 1.0)
 
 
