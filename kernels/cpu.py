@@ -395,8 +395,10 @@ class Runner:
                 captured[k] = np.array(parts if order is None else parts[order])
             else:
                 captured[k] = parts[0].copy() if len(parts) == 1 else np.add.reduce(parts)
-        for matrix, out in zip(layout.matrices, outs, strict=True):
+        for n, (matrix, out) in enumerate(zip(layout.matrices, outs, strict=True)):
             width = matrix.shape[1]
+            for part in layout.view(f"outer_m{n}_parts", work):
+                np.add(out, part, out=out)
             found = out if matrix.distance == width else np.ascontiguousarray(out[:, :width])
             _add(captured, matrix.k, found.T if matrix.g_first else found)
         for k, array in captured.items():

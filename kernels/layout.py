@@ -17,12 +17,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from tinygrad_seq.kernels import gemm, memory, simd, tiles
-from tinygrad_seq.kernels.threads import PHASE_WORDS
+from tinygrad_seq.kernels.threads import AFTER, PHASE_WORDS
 
 from tinygrad_seq.program import Plan, Product
 
 Array = np.ndarray
 MOST_CHUNKS = 16  # in so many parts, at most, sums over the batch are made
+PARTS = 2  # of the batch, whose rows the large products are summed over apart
+MOST_IN_PARTS = 2**21  # bytes of all sums of a part; more would not stay near
 ALL_STEPS = 2**62  # more than any run has
 WORTH_THREADS = 4e6  # arithmetic operations below which one thread is quicker
 BLOCK_ROWS = 32  # rows that a product outside the loop should have at least
@@ -94,10 +96,11 @@ class Layout:
         self._names: list[str] = []
         backward = self.direction == "backward"
         self.tasks = self._count_tasks()
-        self.edges = np.arange(self.tasks + 1) * -(-sizes.B // chunk(sizes.B)) // self.tasks
-        self.edges = np.minimum(self.edges * chunk(sizes.B), sizes.B)
+        self.edges = self._edges(self.tasks)
+        self.parts = self._count_parts() if backward else 1
         # steps that are done before the large products take them in
-        self.segment = max(1, min(self.steps, -(-gemm.KC // sizes.B))) if backward else self.steps
+        rows = -(-sizes.B // self.parts)
+        self.segment = max(1, min(self.steps, -(-gemm.KC // rows))) if backward else self.steps
         # Steps for which the edges of tasks hold. Where all wait for each other after a segment,
         # and rows have ended, each segment has edges of its own.
         self.edge_steps = self.segment if backward and sizes.ragged else ALL_STEPS
@@ -123,6 +126,10 @@ class Layout:
         self.values[name], self.base[name] = offset, f"{block} block"
         self.bytes[block] = offset + -(-size // memory.ALIGNMENT) * memory.ALIGNMENT
         return offset
+
+    def _take_array(self, name: str, shape: tuple[int, ...]) -> None:
+        """Reserve memory for an array that the run looks into."""
+        self.views[name] = self.take(name, int(np.prod(shape)) * self.item), shape
 
     def _table(self, function: str, names: Sequence[str]) -> None:
         self._tables[function] = (len(self._names), names)
@@ -185,18 +192,22 @@ class Layout:
         """Function, tasks, first and last step of what is done, one after another.
 
         The way back goes by segments, and after each come its shares of the large products: what
-        they are made of is still near then, and its memory is used again.
+        they are made of is still near then, and its memory is used again. Where these are made of
+        no more rows than the task itself has done, it goes on at once, segment after segment.
         """
         phases: list[Any] = []
         if "pack" in self._tables:
             phases.append(("pack", self.values["pack_tasks"], 0, 0))
         if self.direction == "forward":
             return [*phases, ("forward", self.tasks, 0, self.steps)]
+        tasks = self.tasks
+        alone = self.parts % tasks == 0  # each task has whole parts
         for s0 in range(0, max(self.steps, 1), self.segment)[::-1]:
             s1 = min(s0 + self.segment, self.steps)
-            phases.append(("backward", self.tasks, s0, s1))
+            phases.append(("backward", tasks, s0, s1))
+            tasks = AFTER if alone else tasks
             if "outer" in self._tables:
-                phases.append(("outer", self.tasks, s0, s1))
+                phases.append(("outer", tasks, s0, s1))
         return phases
 
     def fill(self, bases: Sequence[int] | Array) -> Array:
@@ -220,6 +231,24 @@ class Layout:
         work = (flops + 50 * sum(sizes.widths)) * sizes.B * self.steps
         chunks = -(-sizes.B // chunk(sizes.B))
         return min(sizes.threads, chunks) if work > WORTH_THREADS else 1
+
+    def _count_parts(self) -> int:
+        """In how many parts the batch is where gradients of matrices are summed over its rows.
+
+        By shapes alone, so that sums are the same. A core that does the steps of its part can sum
+        over them without another's, and need not wait for it.
+        """
+        sizes = self.sizes
+        if sizes.ragged or sizes.B == 1:
+            return 1
+        numbers = sum(int(np.prod(sizes.captured[k][0])) for *_, k in self.plan.gradients.outer)
+        return PARTS if numbers * self.item <= MOST_IN_PARTS else 1
+
+    def _edges(self, parts: int) -> Array:
+        """Rows where so many parts of the batch begin, and where the last one ends."""
+        per_chunk = chunk(self.sizes.B)
+        chunks = -(-self.sizes.B // per_chunk)
+        return np.minimum(np.arange(parts + 1) * chunks // parts * per_chunk, self.sizes.B)
 
     def _sizes(self) -> None:
         """Words that are sizes."""
@@ -346,23 +375,20 @@ class Layout:
         """Memory for gradients that are added up on the way."""
         plan, B = self.plan, self.sizes.B
 
-        def take(name: str, shape: tuple[int, ...]) -> None:
-            self.views[name] = self.take(name, int(np.prod(shape)) * self.item), shape
-
         for k, after in enumerate(plan.gradients.after):
             if after is not None:
                 width, panel = self.width(plan.state_slots[k]), gemm.panel(plan.dtype)
                 distance = -(-width // panel) * panel
                 self.values[f"dstate{k}_row"] = distance * self.item
-                take(f"dstate{k}", (2, B, distance))  # now, and a step later
+                self._take_array(f"dstate{k}", (2, B, distance))  # now, and a step later
                 if self.sizes.resets:
-                    take(f"dreset{k}", (B, width))
+                    self._take_array(f"dreset{k}", (B, width))
         slots = {row.detail: slot for slot, row in enumerate(plan.rows) if row.op == "capture"}
         for k in {k for _, k in plan.gradients.sums}:
             per_row = self.values[f"capture{k}_b"] != 0
             width = self.sizes.widths[slots[k]]
             row, rows = width * self.item, chunk(B)
-            take(f"sum{k}", (B if per_row else -(-B // rows), width))
+            self._take_array(f"sum{k}", (B if per_row else -(-B // rows), width))
             self.values[f"sum{k}_chunk"] = row * rows if per_row else row
             self.values[f"sum{k}_b"] = row if per_row else 0
 
@@ -375,7 +401,9 @@ class Layout:
             groups.setdefault((g, matrix.g_first), []).append(matrix)
         names = ["k0", "active", "batch", "begin", "onward"]
         names += ["outer_tasks", "outer_scratch", "outer_bytes", "outer_g_bytes", "outer_count"]
-        names.append("outer_tiles")
+        names += ["outer_tiles", "outer_parts", *(f"outer_row{k}" for k in range(self.parts + 1))]
+        values |= {f"outer_row{k}": int(row) for k, row in enumerate(self._edges(self.parts))}
+        values["outer_parts"] = self.parts
         widest_g = widest_a = 0
         for (g, g_first), matrices in groups.items():
             G, name = self.width(g), f"outer{g}_{int(g_first)}"
@@ -393,10 +421,12 @@ class Layout:
                 names += self._operand(name, matrix.a)
                 values[f"{name}_width"] = self.width(matrix.a)
                 values[f"{name}_distance"] = matrix.distance
-                names += [f"{name}_width", f"{name}_out", f"{name}_distance"]
+                names += [f"{name}_width", f"{name}_out", f"{name}_distance", f"{name}_parts"]
+                shape = self.parts - 1, matrix.shape[0], matrix.distance
+                self._take_array(f"{name}_parts", shape)  # of the parts but the first
         if self.matrices:
             values["outer_tasks"], values["outer_count"] = self.tasks, len(groups)
-            rows = min(gemm.KC, self.sizes.B * self.segment)
+            rows = min(gemm.KC, -(-self.sizes.B // self.parts) * self.segment)
             in_tiles = self._worth_tiles and rows >= tiles.SPAN
             sides = [gemm.packed_bytes(dtype, widest) for widest in (widest_g, widest_a)]
             if in_tiles:
@@ -416,10 +446,11 @@ class Layout:
         """
         if self._worth_tiles:
             return False
+        shares = max(1, self.tasks // self.parts)
 
         def share(columns: int, unit: int) -> int:
-            parts = (columns + unit - 1) // unit
-            return min((parts + self.tasks - 1) // self.tasks * unit, columns)
+            units = -(-columns // unit)
+            return min(-(-units // shares) * unit, columns)
 
         A, mine = sum(widths), share(G, gemm.panel(self.plan.dtype))
         others = sum(share(width, gemm.ROWS) for width in widths)
@@ -481,9 +512,12 @@ def in_turns(
     wanted[0] |= packs & pack
     count, at, first = int(wanted.sum()), 0, 0
     for layout, table in zip(layouts, tables, strict=True):
+        done = slice(first, first + layout.phases)
+        begin = first + (wanted & ~packs)[:, done].argmax(axis=1)  # where each segment begins
+        phases[np.arange(len(phases)), begin, 2] = layout.tasks
         begins = 8 * (count - layout.phases) * PHASE_WORDS + 8 * at
         begins += 8 * table.shape[1] * np.arange(len(table))
-        phases[:, first : first + layout.phases, 1] += begins[:, None]
+        phases[:, done, 1] += begins[:, None]
         first += layout.phases
         at += table.size
     phases[:, :, 6] = np.minimum(phases[:, :, 6], steps)

@@ -146,44 +146,38 @@ def gram(p_block, q_block, low, high, N, count, out, distance, add, in_tiles):
 _OUTER = '''
 
 
-def outer(table, task, phase):
-    """Gradients of matrices: g times each of several a, over all rows of a segment of steps.
-
-    For each group of products that share g, by its word ``how``: 1, out = gᵀ a for every a, divided
-    among the tasks by columns of g; 0, out = aᵀ g, divided by columns of a; 2, the same divided by
-    columns of g. KC rows at a time are packed, and the sum over blocks of rows runs in the same
-    order whatever the tasks. Words: see layout.py.
-    """
-    saved = flush_denormals()
+def of_part(table, task, phase, part, share, shares):
+    """The sums over the rows of one part of the batch: this one of so many shares of them."""
     s0, s1, more = word(phase, 5), word(phase, 6), word(phase, 7)
     order = table
-    active, tasks, bytes_ = word(table, 1), word(table, 5), word(table, 7)
+    active, bytes_ = word(table, 1), word(table, 7)
     lines = word(table, 6) + task * bytes_
     g_block = lines + 16 * KC + 8 * KC  # after the numbers of rows, and the addresses of some
     a_block = g_block + word(table, 8)
     in_tiles = word(table, 10)  # not 0: with tiles, whose shapes are written down there
     in_tiles += task * bytes_ if in_tiles else 0
     unit = ROWS if in_tiles == 0 else LINES  # columns that are divided among the tasks together
-    at = table + 8 * 11
+    first, last = word(table, 12 + part), word(table, 13 + part)  # rows
+    at = table + 8 * (13 + word(table, 11))
     for group in range(word(table, 9)):
         G, how, a_count = word(at, 5), word(at, 6), word(at, 7)
-        g, a_first = at, at + 64
-        at = a_first + 64 * a_count
+        g, a_first = at, at + 8 * 8
+        at = a_first + 8 * 9 * a_count
         low, high, begin, end = 0, G, 0, G
         if how == 1:
-            share = (G + unit - 1) // unit
-            low = min(share * task // tasks * unit, G)
-            high = min(share * (task + 1) // tasks * unit, G)
+            units = (G + unit - 1) // unit
+            low = min(units * share // shares * unit, G)
+            high = min(units * (share + 1) // shares * unit, G)
         elif how == 2:
-            share = (G + PANEL - 1) // PANEL
-            begin = min(share * task // tasks * PANEL, G)
-            end = min(share * (task + 1) // tasks * PANEL, G)
-        s, r, add, going = s0, 0, more, 1
+            units = (G + PANEL - 1) // PANEL
+            begin = min(units * share // shares * PANEL, G)
+            end = min(units * (share + 1) // shares * PANEL, G)
+        s, r, add, going = s0, first, more, 1
         while going:
             count = 0
             while s < s1 and count < KC:  # the next KC rows
-                rows = word(active, s)
-                if rows == 0:
+                rows = min(word(active, s), last)
+                if rows <= first:
                     s = s1
                 while r < rows and count < KC:
                     put_word(lines, 2 * count, s)
@@ -192,15 +186,17 @@ def outer(table, task, phase):
                     r += 1
                 if r >= rows:
                     s += 1
-                    r = 0
+                    r = first
             if count > 0 or add == 0:
                 if how == 1:
                     pack_groups(g, lines, count, low, high, g_block, s0, order, in_tiles)
                 else:
                     pack_panels(g, lines, count, begin, end, g_block, s0, order, in_tiles)
                 for i in range(a_count):
-                    a = a_first + 64 * i
+                    a = a_first + 8 * 9 * i
                     A, out, distance = word(a, 5), word(a, 6), word(a, 7)
+                    if part > 0:
+                        out = word(a, 8) + (part - 1) * (G if how == 1 else A) * distance * ITEM
                     p_block, q_block, N = g_block, a_block, A
                     if how == 1:
                         if low < high:
@@ -209,15 +205,33 @@ def outer(table, task, phase):
                         p_block, q_block, N = a_block, g_block, end - begin
                         low, high = 0, A
                         if how == 0:
-                            share = (A + unit - 1) // unit
-                            low = min(share * task // tasks * unit, A)
-                            high = min(share * (task + 1) // tasks * unit, A)
+                            units = (A + unit - 1) // unit
+                            low = min(units * share // shares * unit, A)
+                            high = min(units * (share + 1) // shares * unit, A)
                         if low < high and N > 0:
                             pack_groups(a, lines, count, low, high, a_block, s0, order, in_tiles)
                         out += begin * ITEM
                     gram(p_block, q_block, low, high, N, count, out, distance, add, in_tiles)
             add = 1
             going = s < s1
+
+
+def outer(table, task, phase):
+    """Gradients of matrices: g times each of several a, over all rows of a segment of steps.
+
+    The rows of the batch are in parts, each with sums of its own, which a task makes alone, or
+    shares with others. For each group of products that share g, by its word ``how``: 1,
+    out = gᵀ a for every a, divided among the tasks by columns of g; 0, out = aᵀ g, divided by
+    columns of a; 2, the same divided by columns of g. KC rows at a time are packed, and the sum
+    over blocks of rows runs in the same order whatever the tasks. Words: see layout.py.
+    """
+    saved = flush_denormals()
+    tasks, parts = word(table, 5), word(table, 11)
+    for part in range(parts):
+        low = part * tasks // parts
+        high = max(low + 1, (part + 1) * tasks // parts)
+        if low <= task < high:
+            of_part(table, task, phase, part, task - low, high - low)
     restore_denormals(saved)
 '''
 
@@ -227,7 +241,8 @@ def _without_tiles(source: str) -> str:
     return re.sub(r"\n( +)if in_tiles:\n(?:\1 +.*\n)+", "\n", source)
 
 
-HELPERS = ("sweep", "line", *tiles.HELPERS)  # called by the functions of the same part alone
+# Called by the functions of the same part alone.
+HELPERS = ("sweep", "line", "of_part", *tiles.HELPERS)
 
 
 def text(dtype: str, part: str) -> str:

@@ -1,7 +1,8 @@
 """Threads: one function on many tasks, by the caller and by helpers that wait for work.
 
 A job is a list of phases, each a compiled function with its table, a number of tasks and the steps
-that it is about; a phase begins when the one before has ended. Tasks are taken one by one from a
+that it is about; a phase begins when the one before has ended. One without tasks of its own is done
+by each task of the phase before, as soon as that is done. Tasks are taken one by one from a
 counter, so a helper that comes late takes fewer, and one that never comes is not missed: the caller
 goes on until all is done. Which thread does a task changes nothing in its result.
 
@@ -39,13 +40,14 @@ SOON = 700_000  # ticks of the processor's clock, some 250 µs
 # alone: the first step, the one after the last, whether steps were done before.
 JOB, INSIDE, WANTED, PHASES, LIST = range(5)
 PHASE_WORDS, FIRST_HELPER, HELPER_WORDS = 8, 8, 8
+AFTER = 0  # in the place of a number of tasks: those of the phase before go on with this one
 
 _TEXT = '''"""What the threads do while they hold no lock of Python's; see threads.py."""
 
 from tinygrad_seq.kernels.build import callable_here
 from tinygrad_seq.kernels.simd import word
 from tinygrad_seq.kernels.threads import (
-    FIRST_HELPER, HELPER_WORDS, INSIDE, JOB, LIST, LOOKS, PHASES, PHASE_WORDS, SOON, WANTED,
+    AFTER, FIRST_HELPER, HELPER_WORDS, INSIDE, JOB, LIST, LOOKS, PHASES, PHASE_WORDS, SOON, WANTED,
     call_function, exchange, fetch_add, pause, read, set_word, ticks,
 )
 
@@ -53,10 +55,14 @@ from tinygrad_seq.kernels.threads import (
 def go_through(count, phases):
     for p in range(count):
         at = phases + 8 * PHASE_WORDS * p
-        function, table, tasks = word(at, 0), phases + word(at, 1), word(at, 2)
+        tasks, end = word(at, 2), p + 1
+        while end < count and word(phases + 8 * PHASE_WORDS * end, 2) == AFTER:
+            end += 1
         task = fetch_add(at + 24, 1)
         while task < tasks:
-            call_function(function, table, task, at)
+            for q in range(p, end):
+                here = phases + 8 * PHASE_WORDS * q
+                call_function(word(here, 0), phases + word(here, 1), task, here)
             fetch_add(at + 32, 1)
             task = fetch_add(at + 24, 1)
         while read(at + 32) < tasks:
@@ -311,8 +317,9 @@ def run(words: np.ndarray, phases: int, threads: int) -> None:
 
 def _run_plainly(words: np.ndarray, phases: int) -> None:
     """The same with the compiler switched off."""
-    first = address(words)
+    first, tasks = address(words), 0
     for p in range(phases):
-        function, table, tasks = words[p * PHASE_WORDS : p * PHASE_WORDS + 3].tolist()
+        function, table, own = words[p * PHASE_WORDS : p * PHASE_WORDS + 3].tolist()
+        tasks = own or tasks  # of one task after the other, in this thread, nobody sees the order
         for task in range(tasks):
             build.function_at(function)(first + table, task, first + 8 * PHASE_WORDS * p)

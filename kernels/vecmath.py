@@ -18,7 +18,6 @@ from collections.abc import Callable
 from functools import cache
 from inspect import signature
 from math import e, factorial, log2
-from math import log as scalar_log
 from math import erf as scalar_erf
 from typing import Any, ClassVar
 
@@ -56,7 +55,7 @@ def _series(count: int) -> list[float]:
     that leading coefficient (economised, Lanczos 1938).
     """
     taylor = np.array([1.0 / factorial(n) for n in range(2, count + 3)])
-    smallest = cheb2poly([0.0] * count + [1.0]) / (scalar_log(2) / 2) ** np.arange(count + 1)
+    smallest = cheb2poly([0.0] * count + [1.0]) / (0.5 / LOG2_E) ** np.arange(count + 1)
     return (taylor - taylor[-1] / smallest[-1] * smallest)[:-1].tolist()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -21,6 +22,8 @@ from hypothesis import strategies as st
 from numba import config
 from numba.core import caching
 from tinygrad_seq.kernels import build, cpu, layout, machine, memory, philox, simd, vecmath
+from tinygrad_seq.kernels import threads as pool
+from tinygrad_seq.kernels.threads import PHASE_WORDS
 
 import tinygrad_seq as tgs
 from tinygrad_seq import nn
@@ -594,6 +597,34 @@ def test_layouts_of_many_lengths_are_not_all_kept(monkeypatch):
         ys.sum().backward()
     (runner,) = compiled._runners.values()
     assert 0 < sum(map(len, runner._layouts.values())) <= 5
+
+
+ONE_SHORT = [*[400] * 7, 1]
+
+
+@pytest.mark.parametrize(("lengths", "tasks"), [(None, 1), (None, 2), (None, 3), (ONE_SHORT, 2)])
+def test_tasks_wait_for_each_other_only_where_they_share_sums(monkeypatch, rng, lengths, tasks):
+    monkeypatch.setattr(layout, "WORTH_THREADS", 0)
+    monkeypatch.setattr(compiled, "_runners", {})
+    before = tgs.get_num_threads()
+    tgs.set_num_threads(tasks)
+    try:
+        ys, _ = tgs.scan(nn.LSTMCell(2, 3), rng.random((400, 8, 2), "f4"), lengths=lengths)
+        ys.sum().backward()
+    finally:
+        tgs.set_num_threads(before)
+    (runner,) = compiled._runners.values()
+    found = {each.direction: each for each in runner._layouts.popitem()[1].values()}
+    back, forward = found["backward"], found["forward"]
+    first = back.functions.index("backward")
+    table = back.template[: back.phases * PHASE_WORDS].reshape(-1, PHASE_WORDS)[first:]
+    later = tasks if lengths or tasks == 3 else pool.AFTER
+    assert table[:, 2].tolist() == [tasks, *[later] * (len(table) - 1)]
+    assert table[:, 5:7].tolist() == sorted(table[:, 5:7].tolist(), reverse=True)
+    assert len(table) > 4  # of some segments
+    if tasks > 1:  # rows fetched beyond the last one of a task are not another's
+        longest = max(v for name, v in forward.values.items() if re.fullmatch(r"z\d+_row", name))
+        assert forward.values["scratch_bytes"] > layout.FETCHED_AHEAD * longest * 4
 
 
 def test_lanes_of_this_machine():
