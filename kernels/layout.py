@@ -24,7 +24,7 @@ from tinygrad_seq.program import Plan, Product
 Array = np.ndarray
 MOST_CHUNKS = 16  # in so many parts, at most, sums over the batch are made
 PARTS = 2  # of the batch, whose rows the large products are summed over apart
-MOST_IN_PARTS = 2**21  # bytes of all sums of a part; more would not stay near
+MOST_IN_PARTS = 2**19  # bytes of all sums of a part; more would not stay near
 ALL_STEPS = 2**62  # more than any run has
 WORTH_THREADS = 4e6  # arithmetic operations below which one thread is quicker
 BLOCK_ROWS = 32  # rows that a product outside the loop should have at least
@@ -404,7 +404,15 @@ class Layout:
         names += ["outer_tiles", "outer_parts", *(f"outer_row{k}" for k in range(self.parts + 1))]
         values |= {f"outer_row{k}": int(row) for k, row in enumerate(self._edges(self.parts))}
         values["outer_parts"] = self.parts
-        widest_g = widest_a = 0
+        rows = min(gemm.KC, -(-self.sizes.B // self.parts) * self.segment)
+        in_tiles = self._worth_tiles and rows >= tiles.SPAN
+
+        def packed(columns: int) -> int:
+            if in_tiles:
+                return tiles.block_bytes(rows, columns)
+            return gemm.packed_bytes(dtype, columns)
+
+        g_bytes = a_bytes = 0
         for (g, g_first), matrices in groups.items():
             G, name = self.width(g), f"outer{g}_{int(g_first)}"
             names += self._operand(name, g)
@@ -413,8 +421,8 @@ class Layout:
             values[f"{name}_how"] = 1 if g_first else 2 * self._by_wide_side(G, widths)
             values[f"{name}_count"] = len(matrices)
             names += [f"{name}_width", f"{name}_how", f"{name}_count"]
-            widest_g = max(widest_g, G)
-            widest_a = max(widest_a, *widths)
+            g_bytes = max(g_bytes, packed(G if in_tiles else min(G, gemm.AT_ONCE)))
+            block = 0  # where each a is packed, one after the other
             for matrix in matrices:
                 name = f"outer_m{len(self.matrices)}"
                 self.matrices.append(matrix)
@@ -424,15 +432,14 @@ class Layout:
                 names += [f"{name}_width", f"{name}_out", f"{name}_distance", f"{name}_parts"]
                 shape = self.parts - 1, matrix.shape[0], matrix.distance
                 self._take_array(f"{name}_parts", shape)  # of the parts but the first
+                values[f"{name}_block"] = block
+                names.append(f"{name}_block")
+                block += packed(self.width(matrix.a))
+            a_bytes = max(a_bytes, block)
         if self.matrices:
             values["outer_tasks"], values["outer_count"] = self.tasks, len(groups)
-            rows = min(gemm.KC, -(-self.sizes.B // self.parts) * self.segment)
-            in_tiles = self._worth_tiles and rows >= tiles.SPAN
-            sides = [gemm.packed_bytes(dtype, widest) for widest in (widest_g, widest_a)]
-            if in_tiles:
-                sides = [tiles.block_bytes(rows, widest) for widest in (widest_g, widest_a)]
-            values["outer_g_bytes"] = sides[0]
-            values["outer_bytes"] = 24 * gemm.KC + sum(sides) + gemm.LINE
+            values["outer_g_bytes"] = g_bytes
+            values["outer_bytes"] = 24 * gemm.KC + g_bytes + a_bytes + gemm.LINE
             at = self.take("outer_scratch", values["outer_bytes"] * self.tasks)
             values["outer_tiles"] = 0
             if in_tiles:  # the last line of a task's scratch says what shape the tiles have

@@ -146,6 +146,15 @@ def gram(p_block, q_block, low, high, N, count, out, distance, add, in_tiles):
 _OUTER = '''
 
 
+def columns_of(a, how, unit, share, shares):
+    """From which column of a to which one this share goes: through all, unless they are divided."""
+    A = word(a, 5)
+    if how > 0:
+        return 0, A
+    units = (A + unit - 1) // unit
+    return min(units * share // shares * unit, A), min(units * (share + 1) // shares * unit, A)
+
+
 def of_part(table, task, phase, part, share, shares):
     """The sums over the rows of one part of the batch: this one of so many shares of them."""
     s0, s1, more = word(phase, 5), word(phase, 6), word(phase, 7)
@@ -157,21 +166,19 @@ def of_part(table, task, phase, part, share, shares):
     in_tiles = word(table, 10)  # not 0: with tiles, whose shapes are written down there
     in_tiles += task * bytes_ if in_tiles else 0
     unit = ROWS if in_tiles == 0 else LINES  # columns that are divided among the tasks together
+    at_once = AT_ONCE if in_tiles == 0 else ALL_AT_ONCE  # columns of g
     first, last = word(table, 12 + part), word(table, 13 + part)  # rows
     at = table + 8 * (13 + word(table, 11))
     for group in range(word(table, 9)):
         G, how, a_count = word(at, 5), word(at, 6), word(at, 7)
         g, a_first = at, at + 8 * 8
-        at = a_first + 8 * 9 * a_count
-        low, high, begin, end = 0, G, 0, G
-        if how == 1:
-            units = (G + unit - 1) // unit
-            low = min(units * share // shares * unit, G)
-            high = min(units * (share + 1) // shares * unit, G)
-        elif how == 2:
-            units = (G + PANEL - 1) // PANEL
-            begin = min(units * share // shares * PANEL, G)
-            end = min(units * (share + 1) // shares * PANEL, G)
+        at = a_first + 8 * 10 * a_count
+        begin, end = 0, G  # this share's columns of g
+        if how > 0:
+            width = unit if how == 1 else PANEL
+            units = (G + width - 1) // width
+            begin = min(units * share // shares * width, G)
+            end = min(units * (share + 1) // shares * width, G)
         s, r, add, going = s0, first, more, 1
         while going:
             count = 0
@@ -187,31 +194,35 @@ def of_part(table, task, phase, part, share, shares):
                 if r >= rows:
                     s += 1
                     r = first
-            if count > 0 or add == 0:
-                if how == 1:
-                    pack_groups(g, lines, count, low, high, g_block, s0, order, in_tiles)
-                else:
-                    pack_panels(g, lines, count, begin, end, g_block, s0, order, in_tiles)
+            if begin < end and (count > 0 or add == 0):
                 for i in range(a_count):
-                    a = a_first + 8 * 9 * i
-                    A, out, distance = word(a, 5), word(a, 6), word(a, 7)
-                    if part > 0:
-                        out = word(a, 8) + (part - 1) * (G if how == 1 else A) * distance * ITEM
-                    p_block, q_block, N = g_block, a_block, A
+                    a = a_first + 8 * 10 * i
+                    low, high = columns_of(a, how, unit, share, shares)
+                    to = a_block + word(a, 9)
                     if how == 1:
-                        if low < high:
-                            pack_panels(a, lines, count, 0, A, a_block, s0, order, in_tiles)
+                        pack_panels(a, lines, count, 0, high, to, s0, order, in_tiles)
+                    elif low < high:
+                        pack_groups(a, lines, count, low, high, to, s0, order, in_tiles)
+                for n in range(begin, end, at_once):
+                    rest = min(n + at_once, end)
+                    if how == 1:
+                        pack_groups(g, lines, count, n, rest, g_block, s0, order, in_tiles)
                     else:
-                        p_block, q_block, N = a_block, g_block, end - begin
-                        low, high = 0, A
-                        if how == 0:
-                            units = (A + unit - 1) // unit
-                            low = min(units * share // shares * unit, A)
-                            high = min(units * (share + 1) // shares * unit, A)
-                        if low < high and N > 0:
-                            pack_groups(a, lines, count, low, high, a_block, s0, order, in_tiles)
-                        out += begin * ITEM
-                    gram(p_block, q_block, low, high, N, count, out, distance, add, in_tiles)
+                        pack_panels(g, lines, count, n, rest, g_block, s0, order, in_tiles)
+                    for i in range(a_count):
+                        a = a_first + 8 * 10 * i
+                        low, high = columns_of(a, how, unit, share, shares)
+                        A, out, distance = word(a, 5), word(a, 6), word(a, 7)
+                        if part > 0:
+                            size = (G if how == 1 else A) * distance * ITEM
+                            out = word(a, 8) + (part - 1) * size
+                        packed = a_block + word(a, 9)
+                        if how == 1:
+                            gram(g_block, packed, n, rest, A, count, out, distance, add, in_tiles)
+                        else:
+                            out += n * ITEM
+                            N = rest - n
+                            gram(packed, g_block, low, high, N, count, out, distance, add, in_tiles)
             add = 1
             going = s < s1
 
@@ -222,8 +233,9 @@ def outer(table, task, phase):
     The rows of the batch are in parts, each with sums of its own, which a task makes alone, or
     shares with others. For each group of products that share g, by its word ``how``: 1,
     out = gᵀ a for every a, divided among the tasks by columns of g; 0, out = aᵀ g, divided by
-    columns of a; 2, the same divided by columns of g. KC rows at a time are packed, and the sum
-    over blocks of rows runs in the same order whatever the tasks. Words: see layout.py.
+    columns of a; 2, the same divided by columns of g. KC rows at a time are packed, all of a and
+    some columns of g after the other, so that both stay near; and the sum over blocks of rows runs
+    in the same order whatever the tasks. Words: see layout.py.
     """
     saved = flush_denormals()
     tasks, parts = word(table, 5), word(table, 11)
@@ -242,7 +254,7 @@ def _without_tiles(source: str) -> str:
 
 
 # Called by the functions of the same part alone.
-HELPERS = ("sweep", "line", "of_part", *tiles.HELPERS)
+HELPERS = ("sweep", "line", "columns_of", "of_part", *tiles.HELPERS)
 
 
 def text(dtype: str, part: str) -> str:
@@ -257,7 +269,7 @@ from tinygrad_seq.kernels.simd import flush_denormals, put_word, restore_denorma
 _v = vectors("{dtype}")
 LANES, load, store, constant, fetch = _v.LANES, _v.load, _v.store, _v.constant, _v.fetch
 PANEL, ROWS, ITEM, KC = gemm.panel("{dtype}"), gemm.ROWS, {np.dtype(dtype).itemsize}, gemm.KC
-APART = gemm.APART
+APART, AT_ONCE, ALL_AT_ONCE = gemm.APART, gemm.AT_ONCE, 2**62
 GROUP, LINES, repeat = gemm.group("{dtype}"), tiles.LINES, _v.repeat
 globals().update(gemm.micro_kernels("{dtype}"))
 '''
