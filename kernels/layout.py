@@ -25,6 +25,8 @@ Array = np.ndarray
 MOST_CHUNKS = 16  # in so many parts, at most, sums over the batch are made
 PARTS = 2  # of the batch, whose rows the large products are summed over apart
 MOST_IN_PARTS = 2**19  # bytes of all sums of a part; more would not stay near
+FAR_BLOCKS = 4  # of rows, that are taken in together where sums are far away, from so many bytes on
+FAR = 2**22
 ALL_STEPS = 2**62  # more than any run has
 WORTH_THREADS = 4e6  # arithmetic operations below which one thread is quicker
 BLOCK_ROWS = 32  # rows that a product outside the loop should have at least
@@ -95,17 +97,17 @@ class Layout:
         self._tables: dict[str, tuple[int, Sequence[str]]] = {}
         self._names: list[str] = []
         backward = self.direction == "backward"
+        self._worth_tiles = tiles.used(plan.dtype) and sizes.B * steps >= tiles.WORTH_PACKING
         self.tasks = self._count_tasks()
         self.edges = self._edges(self.tasks)
         self.parts = self._count_parts() if backward else 1
+        self.blocks = self._count_blocks() if backward else 1
         # steps that are done before the large products take them in
-        rows = -(-sizes.B // self.parts)
-        self.segment = max(1, min(self.steps, -(-gemm.KC // rows))) if backward else self.steps
+        rows, most = -(-sizes.B // self.parts), gemm.KC * self.blocks
+        self.segment = max(1, min(self.steps, -(-most // rows))) if backward else self.steps
         # Steps for which the edges of tasks hold. Where all wait for each other after a segment,
         # and rows have ended, each segment has edges of its own.
         self.edge_steps = self.segment if backward and sizes.ragged else ALL_STEPS
-        rows = sizes.B * steps
-        self._worth_tiles = tiles.used(plan.dtype) and rows >= tiles.WORTH_PACKING
         self._sizes()
         self._states()
         self._scratch()
@@ -238,11 +240,18 @@ class Layout:
         By shapes alone, so that sums are the same. A core that does the steps of its part can sum
         over them without another's, and need not wait for it.
         """
-        sizes = self.sizes
-        if sizes.ragged or sizes.B == 1:
-            return 1
-        numbers = sum(int(np.prod(sizes.captured[k][0])) for *_, k in self.plan.gradients.outer)
-        return PARTS if numbers * self.item <= MOST_IN_PARTS else 1
+        dense = self.sizes.B > 1 and not self.sizes.ragged
+        return PARTS if dense and self._bytes_of_sums() <= MOST_IN_PARTS else 1
+
+    def _count_blocks(self) -> int:
+        """How many blocks of rows the large products take in at once."""
+        far = self._bytes_of_sums() >= FAR and not self._worth_tiles
+        return FAR_BLOCKS if far else 1
+
+    def _bytes_of_sums(self) -> int:
+        """Bytes of the gradients of matrices."""
+        matrices = [self.sizes.captured[k][0] for *_, k in self.plan.gradients.outer]
+        return sum(K * N for K, N in matrices) * self.item
 
     def _edges(self, parts: int) -> Array:
         """Rows where so many parts of the batch begin, and where the last one ends."""
@@ -401,9 +410,10 @@ class Layout:
             groups.setdefault((g, matrix.g_first), []).append(matrix)
         names = ["k0", "active", "batch", "begin", "onward"]
         names += ["outer_tasks", "outer_scratch", "outer_bytes", "outer_g_bytes", "outer_count"]
-        names += ["outer_tiles", "outer_parts", *(f"outer_row{k}" for k in range(self.parts + 1))]
+        names += ["outer_tiles", "outer_parts", "outer_blocks", "outer_a_bytes"]
+        names += [f"outer_row{k}" for k in range(self.parts + 1)]
         values |= {f"outer_row{k}": int(row) for k, row in enumerate(self._edges(self.parts))}
-        values["outer_parts"] = self.parts
+        values["outer_parts"], values["outer_blocks"] = self.parts, self.blocks
         rows = min(gemm.KC, -(-self.sizes.B // self.parts) * self.segment)
         in_tiles = self._worth_tiles and rows >= tiles.SPAN
 
@@ -438,8 +448,9 @@ class Layout:
             a_bytes = max(a_bytes, block)
         if self.matrices:
             values["outer_tasks"], values["outer_count"] = self.tasks, len(groups)
-            values["outer_g_bytes"] = g_bytes
-            values["outer_bytes"] = 24 * gemm.KC + g_bytes + a_bytes + gemm.LINE
+            values["outer_g_bytes"], values["outer_a_bytes"] = g_bytes, a_bytes
+            numbers = (16 * self.blocks + 8) * gemm.KC
+            values["outer_bytes"] = numbers + (g_bytes + a_bytes) * self.blocks + gemm.LINE
             at = self.take("outer_scratch", values["outer_bytes"] * self.tasks)
             values["outer_tiles"] = 0
             if in_tiles:  # the last line of a task's scratch says what shape the tiles have

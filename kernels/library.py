@@ -160,15 +160,17 @@ def of_part(table, task, phase, part, share, shares):
     s0, s1, more = word(phase, 5), word(phase, 6), word(phase, 7)
     order = table
     active, bytes_ = word(table, 1), word(table, 7)
+    blocks, g_bytes, a_bytes = word(table, 12), word(table, 8), word(table, 13)
     lines = word(table, 6) + task * bytes_
-    g_block = lines + 16 * KC + 8 * KC  # after the numbers of rows, and the addresses of some
-    a_block = g_block + word(table, 8)
+    g_block = lines + 16 * KC * blocks + 8 * KC  # after numbers of rows, and addresses of some
+    a_block = g_block + g_bytes * blocks
     in_tiles = word(table, 10)  # not 0: with tiles, whose shapes are written down there
     in_tiles += task * bytes_ if in_tiles else 0
     unit = ROWS if in_tiles == 0 else LINES  # columns that are divided among the tasks together
-    at_once = AT_ONCE if in_tiles == 0 else ALL_AT_ONCE  # columns of g
-    first, last = word(table, 12 + part), word(table, 13 + part)  # rows
-    at = table + 8 * (13 + word(table, 11))
+    g_columns = AT_ONCE // blocks if in_tiles == 0 else ALL  # at once
+    q_columns = PANEL if blocks > 1 else ALL  # whose sums stay near from one block to the next
+    first, last = word(table, 14 + part), word(table, 15 + part)  # rows
+    at = table + 8 * (15 + word(table, 11))
     for group in range(word(table, 9)):
         G, how, a_count = word(at, 5), word(at, 6), word(at, 7)
         g, a_first = at, at + 8 * 8
@@ -181,48 +183,59 @@ def of_part(table, task, phase, part, share, shares):
             end = min(units * (share + 1) // shares * width, G)
         s, r, add, going = s0, first, more, 1
         while going:
-            count = 0
-            while s < s1 and count < KC:  # the next KC rows
+            total = 0
+            while s < s1 and total < KC * blocks:  # the next rows
                 rows = min(word(active, s), last)
                 if rows <= first:
                     s = s1
-                while r < rows and count < KC:
-                    put_word(lines, 2 * count, s)
-                    put_word(lines, 2 * count + 1, r)
-                    count += 1
+                while r < rows and total < KC * blocks:
+                    put_word(lines, 2 * total, s)
+                    put_word(lines, 2 * total + 1, r)
+                    total += 1
                     r += 1
                 if r >= rows:
                     s += 1
                     r = first
-            if begin < end and (count > 0 or add == 0):
+            count = min(max((total + KC - 1) // KC, 1 - add), blocks)  # one without rows is zeros
+            if begin == end:
+                count = 0
+            for i in range(a_count * count):
+                a, block = a_first + 8 * 10 * (i // count), i % count
+                low, high = columns_of(a, how, unit, share, shares)
+                of, K = lines + 16 * KC * block, min(total - KC * block, KC)
+                to = a_block + word(a, 9) + block * a_bytes
+                if how == 1:
+                    pack_panels(a, of, K, 0, high, to, s0, order, in_tiles)
+                elif low < high:
+                    pack_groups(a, of, K, low, high, to, s0, order, in_tiles)
+            for n in range(begin, end * (count > 0), g_columns):
+                rest = min(n + g_columns, end)
+                for block in range(count):
+                    of, K = lines + 16 * KC * block, min(total - KC * block, KC)
+                    to = g_block + block * g_bytes
+                    if how == 1:
+                        pack_groups(g, of, K, n, rest, to, s0, order, in_tiles)
+                    else:
+                        pack_panels(g, of, K, n, rest, to, s0, order, in_tiles)
                 for i in range(a_count):
                     a = a_first + 8 * 10 * i
                     low, high = columns_of(a, how, unit, share, shares)
-                    to = a_block + word(a, 9)
+                    A, out, distance = word(a, 5), word(a, 6), word(a, 7)
+                    if part > 0:
+                        size = (G if how == 1 else A) * distance * ITEM
+                        out = word(a, 8) + (part - 1) * size
+                    p, p_bytes, q, q_bytes, N = g_block, g_bytes, a_block + word(a, 9), a_bytes, A
                     if how == 1:
-                        pack_panels(a, lines, count, 0, high, to, s0, order, in_tiles)
-                    elif low < high:
-                        pack_groups(a, lines, count, low, high, to, s0, order, in_tiles)
-                for n in range(begin, end, at_once):
-                    rest = min(n + at_once, end)
-                    if how == 1:
-                        pack_groups(g, lines, count, n, rest, g_block, s0, order, in_tiles)
+                        low, high = n, rest
                     else:
-                        pack_panels(g, lines, count, n, rest, g_block, s0, order, in_tiles)
-                    for i in range(a_count):
-                        a = a_first + 8 * 10 * i
-                        low, high = columns_of(a, how, unit, share, shares)
-                        A, out, distance = word(a, 5), word(a, 6), word(a, 7)
-                        if part > 0:
-                            size = (G if how == 1 else A) * distance * ITEM
-                            out = word(a, 8) + (part - 1) * size
-                        packed = a_block + word(a, 9)
-                        if how == 1:
-                            gram(g_block, packed, n, rest, A, count, out, distance, add, in_tiles)
-                        else:
-                            out += n * ITEM
-                            N = rest - n
-                            gram(packed, g_block, low, high, N, count, out, distance, add, in_tiles)
+                        p, p_bytes, q, q_bytes, N = q, q_bytes, p, p_bytes, rest - n
+                        out += n * ITEM
+                    for c in range(0, N, q_columns):
+                        here, to, C = q + c * KC * ITEM, out + c * ITEM, min(q_columns, N - c)
+                        for block in range(count):
+                            K, too = min(total - KC * block, KC), add | (block > 0)
+                            P, Q = p + block * p_bytes, here + block * q_bytes
+                            gram(P, Q, low, high, C, K, to, distance, too, in_tiles)
             add = 1
             going = s < s1
 
@@ -233,9 +246,9 @@ def outer(table, task, phase):
     The rows of the batch are in parts, each with sums of its own, which a task makes alone, or
     shares with others. For each group of products that share g, by its word ``how``: 1,
     out = gᵀ a for every a, divided among the tasks by columns of g; 0, out = aᵀ g, divided by
-    columns of a; 2, the same divided by columns of g. KC rows at a time are packed, all of a and
-    some columns of g after the other, so that both stay near; and the sum over blocks of rows runs
-    in the same order whatever the tasks. Words: see layout.py.
+    columns of a; 2, the same divided by columns of g. Some blocks of KC rows are packed, all of a
+    and some columns of g after the other, so that they stay near; and the sum over blocks runs in
+    the same order whatever the tasks. Words: see layout.py.
     """
     saved = flush_denormals()
     tasks, parts = word(table, 5), word(table, 11)
@@ -269,7 +282,7 @@ from tinygrad_seq.kernels.simd import flush_denormals, put_word, restore_denorma
 _v = vectors("{dtype}")
 LANES, load, store, constant, fetch = _v.LANES, _v.load, _v.store, _v.constant, _v.fetch
 PANEL, ROWS, ITEM, KC = gemm.panel("{dtype}"), gemm.ROWS, {np.dtype(dtype).itemsize}, gemm.KC
-APART, AT_ONCE, ALL_AT_ONCE = gemm.APART, gemm.AT_ONCE, 2**62
+APART, AT_ONCE, ALL = gemm.APART, gemm.AT_ONCE, 2**62
 GROUP, LINES, repeat = gemm.group("{dtype}"), tiles.LINES, _v.repeat
 globals().update(gemm.micro_kernels("{dtype}"))
 '''

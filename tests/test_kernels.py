@@ -438,9 +438,17 @@ def test_python_threads_scan_at_once(rng):
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize(("I", "H"), [(3, 17), (40, 64), (1, 33), (70, 96), (9, 160)])
-def test_gradients_of_matrices_divided_by_either_side(monkeypatch, rng, dtype, I, H):
-    """x (B, I) times W (I, 4H), as cells of one's own have it: the same bits, by many tasks."""
+@pytest.mark.parametrize("far", [False, True])
+def test_gradients_of_matrices_divided_by_either_side(monkeypatch, rng, dtype, I, H, far):
+    """x (B, I) times W (I, 4H), as cells of one's own have it: the same bits, by many tasks.
+
+    ``far``: several blocks of rows are taken in together, as if sums were very large.
+    """
     monkeypatch.setattr(layout, "WORTH_THREADS", 0)
+    if far:
+        monkeypatch.setattr(layout, "FAR", 0)
+        monkeypatch.setattr(layout, "MOST_IN_PARTS", 0)
+        monkeypatch.setattr(compiled, "_runners", {})  # which have layouts
     T, B = 9, 37
     W, U = (nn.parameter(rng.standard_normal(s) / 8, dtype) for s in ((I, 4 * H), (H, 4 * H)))
     x, dy = (tgs.tensor(rng.standard_normal((T, B, n)).astype(dtype)) for n in (I, H))
