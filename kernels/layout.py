@@ -25,8 +25,7 @@ Array = np.ndarray
 MOST_CHUNKS = 16  # in so many parts, at most, sums over the batch are made
 PARTS = 2  # of the batch, whose rows the large products are summed over apart
 MOST_IN_PARTS = 2**19  # bytes of all sums of a part; more would not stay near
-FAR_BLOCKS = 4  # of rows, that are taken in together where sums are far away, from so many bytes on
-FAR = 2**22
+FAR = 2**22  # bytes of sums from which on they are far away
 ALL_STEPS = 2**62  # more than any run has
 WORTH_THREADS = 4e6  # arithmetic operations below which one thread is quicker
 BLOCK_ROWS = 32  # rows that a product outside the loop should have at least
@@ -246,7 +245,7 @@ class Layout:
     def _count_blocks(self) -> int:
         """How many blocks of rows the large products take in at once."""
         far = self._bytes_of_sums() >= FAR and not self._worth_tiles
-        return FAR_BLOCKS if far else 1
+        return gemm.FAR_BLOCKS if far else 1
 
     def _bytes_of_sums(self) -> int:
         """Bytes of the gradients of matrices."""

@@ -21,7 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numba import config
 from numba.core import caching
-from tinygrad_seq.kernels import build, cpu, layout, machine, memory, philox, simd, vecmath
+from tinygrad_seq.kernels import build, cpu, gemm, layout, machine, memory, philox, simd, vecmath
 from tinygrad_seq.kernels import threads as pool
 from tinygrad_seq.kernels.threads import PHASE_WORDS
 
@@ -447,6 +447,7 @@ def test_gradients_of_matrices_divided_by_either_side(monkeypatch, rng, dtype, I
     monkeypatch.setattr(layout, "WORTH_THREADS", 0)
     if far:
         monkeypatch.setattr(layout, "FAR", 0)
+        monkeypatch.setattr(gemm, "FAR_BLOCKS", 4)
         monkeypatch.setattr(layout, "MOST_IN_PARTS", 0)
         monkeypatch.setattr(compiled, "_runners", {})  # which have layouts
     T, B = 9, 37
