@@ -33,7 +33,7 @@ VECTORS = 2  # of which a panel is wide
 ROWS = 8 if vector_bits() == 512 else 6
 # Columns of a side that the large products take in at once: whole panels, and whole blocks of ROWS.
 AT_ONCE = 256 if vector_bits() == 512 else 192
-# Where the sums themselves are far away, so many blocks of KC rows, and so many times fewer columns.
+# Where sums are far away, so many blocks of KC rows, and so many times fewer columns.
 FAR_BLOCKS = 4 if vector_bits() == 512 else 1  # with shorter vectors that gains nothing
 # With few rows the sums are too few to keep the multipliers busy: several panels at once.
 PANELS_AT_ONCE = {1: 4, 2: 4, 3: 3, 4: 3} if vector_bits() == 512 else {1: 3, 2: 2}

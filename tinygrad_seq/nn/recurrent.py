@@ -110,6 +110,11 @@ class Recurrent(Module):
             if leaf.ndim < 2:
                 axes = "(B, T, ...)" if self.batch_first else "(T, B, ...)"
                 raise ShapeError(f"{name}: x{path} has shape {leaf.shape}, expected {axes}")
+        return self._run(ys, state, lengths, resets)
+
+    def _run(self, ys: Any, state: Any, lengths: Any, resets: Any) -> tuple[Tensor, Any]:
+        """``forward`` of tensors that have axes of steps and rows."""
+        name = type(self).__name__
         if self.batch_first:
             if resets is not None:
                 resets = host_array(resets, "resets")
@@ -253,7 +258,7 @@ class _Stacked(Recurrent):
                 f"{type(self).__name__}: x has shape {x.shape}, expected {self.input_size} "
                 "elements in the last axis (input_size)"
             )
-        return super().forward(x, state, lengths, resets)
+        return self._run(x, state, lengths, resets)
 
     def _split_state(self, state: Any) -> Sequence[Any]:
         if state is None:
