@@ -275,7 +275,8 @@ def compare(seed: int) -> str | None:
 
 
 def main(first: int, count: int) -> int:
-    layout.BLOCK_ROWS, gemm.KC = 4, 8  # so that there are several blocks and segments
+    # so that there are several blocks, of rows and of columns, and segments
+    layout.BLOCK_ROWS, gemm.KC, gemm.AT_ONCE = 4, 8, 8
     memory.SMALL, memory.Block = 0, Guarded
     failed = 0
     for seed in range(first, first + count):
