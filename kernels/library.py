@@ -146,21 +146,41 @@ def gram(p_block, q_block, low, high, N, count, out, distance, add, in_tiles):
 _OUTER = '''
 
 
+def share_of(columns, unit, share, shares):
+    """From which column to which this share goes, in whole units."""
+    units = (columns + unit - 1) // unit
+    low, high = units * share // shares * unit, units * (share + 1) // shares * unit
+    return min(low, columns), min(high, columns)
+
+
 def columns_of(a, how, unit, share, shares):
-    """From which column of a to which one this share goes: through all, unless they are divided."""
-    A = word(a, 5)
-    if how > 0:
-        return 0, A
-    units = (A + unit - 1) // unit
-    return min(units * share // shares * unit, A), min(units * (share + 1) // shares * unit, A)
+    """The same of an a, through all of which every share goes unless it is what is divided."""
+    return share_of(word(a, 5), unit, share if how == 0 else 0, shares if how == 0 else 1)
 
 
-def of_part(table, task, phase, part, share, shares):
-    """The sums over the rows of one part of the batch: this one of so many shares of them."""
-    s0, s1, more = word(phase, 5), word(phase, 6), word(phase, 7)
-    order = table
-    active, bytes_ = word(table, 1), word(table, 7)
-    blocks, g_bytes, a_bytes = word(table, 12), word(table, 8), word(table, 13)
+def next_rows(lines, most, active, first, last, s, r, s1):
+    """Write down steps and rows from s and r on; how many, and where the next ones begin."""
+    total = 0
+    while s < s1 and total < most:
+        rows = min(word(active, s), last)
+        if rows <= first:
+            s = s1
+        while r < rows and total < most:
+            put_word(lines, 2 * total, s)
+            put_word(lines, 2 * total + 1, r)
+            total += 1
+            r += 1
+        if r >= rows:
+            s += 1
+            r = first
+    return total, s, r
+
+
+def of_group(table, task, phase, part, share, shares, g):
+    """The products that share g, over the rows of a part: this one of so many shares of them."""
+    s0, s1, add = word(phase, 5), word(phase, 6), word(phase, 7)
+    bytes_, blocks = word(table, 7), word(table, 12)
+    g_bytes, a_bytes = word(table, 8), word(table, 13)  # of a packed block
     lines = word(table, 6) + task * bytes_
     g_block = lines + 16 * KC * blocks + 8 * KC  # after numbers of rows, and addresses of some
     a_block = g_block + g_bytes * blocks
@@ -170,74 +190,53 @@ def of_part(table, task, phase, part, share, shares):
     g_columns = AT_ONCE // blocks if in_tiles == 0 else ALL  # at once
     q_columns = PANEL if blocks > 1 else ALL  # whose sums stay near from one block to the next
     first, last = word(table, 14 + part), word(table, 15 + part)  # rows
-    at = table + 8 * (15 + word(table, 11))
-    for group in range(word(table, 9)):
-        G, how, a_count = word(at, 5), word(at, 6), word(at, 7)
-        g, a_first = at, at + 8 * 8
-        at = a_first + 8 * 10 * a_count
-        begin, end = 0, G  # this share's columns of g
-        if how > 0:
-            width = unit if how == 1 else PANEL
-            units = (G + width - 1) // width
-            begin = min(units * share // shares * width, G)
-            end = min(units * (share + 1) // shares * width, G)
-        s, r, add, going = s0, first, more, 1
-        while going:
-            total = 0
-            while s < s1 and total < KC * blocks:  # the next rows
-                rows = min(word(active, s), last)
-                if rows <= first:
-                    s = s1
-                while r < rows and total < KC * blocks:
-                    put_word(lines, 2 * total, s)
-                    put_word(lines, 2 * total + 1, r)
-                    total += 1
-                    r += 1
-                if r >= rows:
-                    s += 1
-                    r = first
-            count = min(max((total + KC - 1) // KC, 1 - add), blocks)  # one without rows is zeros
-            if begin == end:
-                count = 0
-            for i in range(a_count * count):
-                a, block = a_first + 8 * 10 * (i // count), i % count
-                low, high = columns_of(a, how, unit, share, shares)
+    G, how, a_count = word(g, 5), word(g, 6), word(g, 7)
+    begin, end = 0, G
+    if how > 0:
+        begin, end = share_of(G, unit if how == 1 else PANEL, share, shares)
+    s, r, going = s0, first, begin < end
+    while going:
+        total, s, r = next_rows(lines, KC * blocks, word(table, 1), first, last, s, r, s1)
+        count = min(max((total + KC - 1) // KC, 1 - add), blocks)  # one without rows is zeros
+        for i in range(a_count * count):
+            a, block = g + 8 * (8 + 10 * (i // count)), i % count
+            low, high = columns_of(a, how, unit, share, shares)
+            of, K = lines + 16 * KC * block, min(total - KC * block, KC)
+            to = a_block + word(a, 9) + block * a_bytes
+            if how == 1:
+                pack_panels(a, of, K, 0, high, to, s0, table, in_tiles)
+            elif low < high:
+                pack_groups(a, of, K, low, high, to, s0, table, in_tiles)
+        for n in range(begin, end * (count > 0), g_columns):
+            rest = min(n + g_columns, end)
+            for block in range(count):
                 of, K = lines + 16 * KC * block, min(total - KC * block, KC)
-                to = a_block + word(a, 9) + block * a_bytes
+                to = g_block + block * g_bytes
                 if how == 1:
-                    pack_panels(a, of, K, 0, high, to, s0, order, in_tiles)
-                elif low < high:
-                    pack_groups(a, of, K, low, high, to, s0, order, in_tiles)
-            for n in range(begin, end * (count > 0), g_columns):
-                rest = min(n + g_columns, end)
-                for block in range(count):
-                    of, K = lines + 16 * KC * block, min(total - KC * block, KC)
-                    to = g_block + block * g_bytes
-                    if how == 1:
-                        pack_groups(g, of, K, n, rest, to, s0, order, in_tiles)
-                    else:
-                        pack_panels(g, of, K, n, rest, to, s0, order, in_tiles)
-                for i in range(a_count):
-                    a = a_first + 8 * 10 * i
-                    low, high = columns_of(a, how, unit, share, shares)
-                    A, out, distance = word(a, 5), word(a, 6), word(a, 7)
-                    if part > 0:
-                        size = (G if how == 1 else A) * distance * ITEM
-                        out = word(a, 8) + (part - 1) * size
-                    p, p_bytes, q, q_bytes, N = g_block, g_bytes, a_block + word(a, 9), a_bytes, A
-                    if how == 1:
-                        low, high = n, rest
-                    else:
-                        p, p_bytes, q, q_bytes, N = q, q_bytes, p, p_bytes, rest - n
-                        out += n * ITEM
-                    for c in range(0, N, q_columns):
-                        here, to, C = q + c * KC * ITEM, out + c * ITEM, min(q_columns, N - c)
-                        for block in range(count):
-                            K, too = min(total - KC * block, KC), add | (block > 0)
-                            P, Q = p + block * p_bytes, here + block * q_bytes
-                            gram(P, Q, low, high, C, K, to, distance, too, in_tiles)
-            add = 1
-            going = s < s1
+                    pack_groups(g, of, K, n, rest, to, s0, table, in_tiles)
+                else:
+                    pack_panels(g, of, K, n, rest, to, s0, table, in_tiles)
+            for i in range(a_count):
+                a = g + 8 * (8 + 10 * i)
+                low, high = columns_of(a, how, unit, share, shares)
+                A, out, distance = word(a, 5), word(a, 6), word(a, 7)
+                if part > 0:
+                    size = (G if how == 1 else A) * distance * ITEM
+                    out = word(a, 8) + (part - 1) * size
+                p, p_bytes, q, q_bytes, N = g_block, g_bytes, a_block + word(a, 9), a_bytes, A
+                if how == 1:
+                    low, high = n, rest
+                else:
+                    p, p_bytes, q, q_bytes, N = q, q_bytes, p, p_bytes, rest - n
+                    out += n * ITEM
+                for c in range(0, N, q_columns):
+                    here, to, C = q + c * KC * ITEM, out + c * ITEM, min(q_columns, N - c)
+                    for block in range(count):
+                        K, too = min(total - KC * block, KC), add | (block > 0)
+                        P, Q = p + block * p_bytes, here + block * q_bytes
+                        gram(P, Q, low, high, C, K, to, distance, too, in_tiles)
+        add = 1
+        going = s < s1
 
 
 def outer(table, task, phase):
@@ -256,7 +255,10 @@ def outer(table, task, phase):
         low = part * tasks // parts
         high = max(low + 1, (part + 1) * tasks // parts)
         if low <= task < high:
-            of_part(table, task, phase, part, task - low, high - low)
+            g = table + 8 * (15 + parts)
+            for _ in range(word(table, 9)):
+                of_group(table, task, phase, part, task - low, high - low, g)
+                g += 8 * (8 + 10 * word(g, 7))
     restore_denormals(saved)
 '''
 
@@ -267,7 +269,7 @@ def _without_tiles(source: str) -> str:
 
 
 # Called by the functions of the same part alone.
-HELPERS = ("sweep", "line", "columns_of", "of_part", *tiles.HELPERS)
+HELPERS = ("sweep", "line", "share_of", "columns_of", "next_rows", "of_group", *tiles.HELPERS)
 
 
 def text(dtype: str, part: str) -> str:
