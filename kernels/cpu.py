@@ -12,11 +12,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
 from tinygrad_seq.kernels import build, cpu_text, memory, threads
-from tinygrad_seq.kernels.layout import Layout, Sizes, chunk, in_turns
+from tinygrad_seq.kernels.layout import Layout, Sizes, chunk, count_parts, edges_of, in_turns
 from tinygrad_seq.kernels.memory import address
 from tinygrad_seq.kernels.threads import PHASE_WORDS
 
@@ -33,7 +34,8 @@ class Rows(NamedTuple):
 
     Row r of a run is row ``batch[r]`` of the batch, the longest first. At step s it is at time
     ``begin[r] + s * onward``, and it has ``ends[r]`` steps: the rows below ``active[s]`` have not
-    ended.
+    ended. Where rows were dealt to parts of the batch, each part has its longest first, and those
+    of its rows that are below ``active[part, s]`` have not ended.
     """
 
     T: int
@@ -44,12 +46,12 @@ class Rows(NamedTuple):
     active: Array
     ends: Array
     onward: int
-    addresses: tuple[int, int, int, int]  # of these arrays
+    addresses: tuple[int, ...]  # of these arrays; and from a part's active to the next one's
     ragged: bool  # whether some row has fewer than T steps
 
 
 def _rows(T: int, batch: Array, begin: Array, active: Array, ends: Array, reverse: bool) -> Rows:
-    where = address(batch), address(begin), address(active), address(ends)
+    where = address(batch), address(begin), address(active), address(ends), 0
     onward, ragged = -1 if reverse else 1, bool(ends[-1] < T)
     return Rows(T, len(batch), int(ends[0]), batch, begin, active, ends, onward, where, ragged)
 
@@ -71,6 +73,25 @@ def rows_of(T: int, B: int, lengths: Array | None, reverse: bool) -> Rows:
     return _rows(T, batch, begin, active, ends, reverse)
 
 
+def _dealt(rows: Rows, edges: Array) -> Rows:
+    """The same rows in parts of the batch with these edges, each as much work as the others.
+
+    From the longest on, they go to the parts in turn, to and fro; those that are left, to the
+    parts that have room.
+    """
+    sizes = np.diff(edges)
+    parts, least = len(sizes), int(sizes.min())
+    turns = np.tile([*range(parts), *reversed(range(parts))], -(-least // 2))[: least * parts]
+    part = np.concatenate([turns, np.repeat(np.arange(parts), sizes - least)])
+    order = np.argsort(part, kind="stable")
+    batch, begin, ends = rows.batch[order], rows.begin[order], rows.ends[order]
+    active = np.empty((parts, rows.T + 1), np.int64)
+    for k, (low, high) in enumerate(pairwise(edges)):
+        active[k] = low + np.searchsorted(-ends[low:high], -np.arange(rows.T + 1), side="left")
+    where = *map(address, (batch, begin, active, ends)), active.strides[0]
+    return rows._replace(batch=batch, begin=begin, active=active, ends=ends, addresses=where)
+
+
 @dataclass
 class Inputs:
     """The arrays of a run."""
@@ -89,7 +110,15 @@ class Inputs:
     addresses: list[int] = field(default_factory=list)  # what the words of both directions need
     edges: dict[Any, Array] = field(default_factory=dict)  # of tasks, if rows are ragged
     sizes: Sizes | None = None  # all that layouts depend on, found when the first is needed
+    parts: int = 1  # of the batch; rows of different lengths are dealt to them then
     layouts: dict[Any, Layout] = field(default_factory=dict)  # by direction, steps, keep
+
+
+class _Layouts(NamedTuple):
+    """What was made for some sizes."""
+
+    parts: int
+    made: dict[Any, Layout]
 
 
 class Kept(NamedTuple):
@@ -121,7 +150,7 @@ class Runner:
         self.summed = tuple(dict.fromkeys(k for _, k in sums))
         self.functions: dict[str, Any] = {}
         self._words: dict[str, list[str]] = {}
-        self._layouts: dict[Sizes, dict[Any, Layout]] = {}
+        self._layouts: dict[Sizes, _Layouts] = {}
 
     # Compiled code
 
@@ -156,10 +185,10 @@ class Runner:
         layout = inputs.layouts.get(kind)
         if layout is None:
             own = self._function(direction)
-            layout = Layout(self.plan, self._words[direction], *kind, inputs.sizes)
+            layout = Layout(self.plan, self._words[direction], *kind, inputs.parts, inputs.sizes)
             shared = {name: build.shared(name, self.plan.dtype) for name in ("pack", "outer")}
             layout.link(lambda name: build.address_of(shared.get(name, own)))
-            if sum(map(len, list(self._layouts.values()))) >= MOST_LAYOUTS:
+            if sum(len(each.made) for each in list(self._layouts.values())) >= MOST_LAYOUTS:
                 self._layouts.clear()
             inputs.layouts[kind] = layout
         return layout
@@ -174,8 +203,10 @@ class Runner:
         )
         found = self._layouts.get(sizes)
         if found is None:
-            found = self._layouts[sizes] = {}
-        inputs.layouts = found
+            found = self._layouts[sizes] = _Layouts(count_parts(self.plan, sizes), {})
+        inputs.parts, inputs.layouts = found
+        if rows.ragged and inputs.parts > 1:
+            inputs.rows = _dealt(rows, edges_of(rows.B, inputs.parts))
 
     # Running
 
@@ -193,7 +224,7 @@ class Runner:
     ) -> list[int]:
         """What words are counted from, in the order of ``layout.bases``."""
         rows, edges = inputs.rows, layout.edges
-        if rows.ragged:
+        if rows.ragged and not layout.alone:
             kind = layout.tasks, layout.edge_steps
             if kind not in inputs.edges:
                 inputs.edges[kind] = _ragged_edges(rows, *kind)
@@ -227,7 +258,7 @@ class Runner:
         block = memory.Block(layout.bytes["kept"]) if keep_all else None
         more = self._forward_bases(inputs, ys, last, _beyond(rows), k or 0, saved)
         bases = self._bases(layout, inputs, work, block, more)
-        threads.run(layout.fill(bases), layout.phases, layout.tasks)
+        threads.run(layout.fill(bases), layout.phases, layout.threads)
         return ys, last, Kept(inputs, block, saved) if keep else None
 
     def _forward_bases(
@@ -290,7 +321,7 @@ class Runner:
         else:
             words = layout.fill(self._bases(layout, inputs, work, kept.block, more))
             if seen is None or not steps:
-                threads.run(words, layout.phases, layout.tasks)
+                threads.run(words, layout.phases, layout.threads)
             else:
                 captured = self._each_step(layout, inputs, work, words, outs, seen)
         captured = captured or self._captured(layout, inputs, work, outs)
@@ -308,7 +339,7 @@ class Runner:
         """The way back in runs of one step; the gradients of captured arrays."""
         phases = words[: layout.phases * PHASE_WORDS].reshape(-1, PHASE_WORDS)
         if layout.functions[0] == "pack":
-            threads.run(words, 1, layout.tasks)
+            threads.run(words, 1, layout.threads)
         which = [layout.functions.index(n) for n in ("backward", "outer") if n in layout.functions]
         templates = layout.template[: layout.phases * PHASE_WORDS].reshape(-1, PHASE_WORDS)[which]
         total: dict[int, Array] = {}
@@ -319,7 +350,7 @@ class Runner:
             phases[: len(which)] = templates
             phases[: len(which), 5:7] = s, s + 1
             phases[: len(which), 7] = [s + 1 < layout.steps, False][: len(which)]
-            threads.run(words, len(which), layout.tasks)
+            threads.run(words, len(which), layout.threads)
             share = self._captured(layout, inputs, work, outs)
             for k, array in share.items():
                 total[k] = array if k not in total else total[k] + array
@@ -358,7 +389,7 @@ class Runner:
                 filled[0][:, initial + k] = np.where(numbers == 0, address(state), later)
             first = low + len(numbers) == segments
             words, phases = in_turns((forward, backward), filled, rows.steps, first)
-            threads.run(words, phases, max(forward.tasks, backward.tasks))
+            threads.run(words, phases, max(forward.threads, backward.threads))
 
     def _gradients(
         self,
@@ -429,11 +460,11 @@ class Repeated:
         end = layout.phases * PHASE_WORDS
         self._step = self._words[end - PHASE_WORDS : end].copy()  # the phase of the step itself
         if layout.phases > 1:
-            threads.run(self._words, layout.phases - 1, layout.tasks)
+            threads.run(self._words, layout.phases - 1, layout.threads)
 
     def run(self) -> None:
         self._words[:PHASE_WORDS] = self._step
-        threads.run(self._words, 1, self.layout.tasks)
+        threads.run(self._words, 1, self.layout.threads)
 
 
 _FLUSHING = '''"""A thread takes numbers below the normal range for zero, or no more."""
@@ -486,13 +517,22 @@ def _ragged_edges(rows: Rows, tasks: int, steps: int) -> Array:
 
     Tasks have whole chunks of rows, about the same work each.
     """
-    per_chunk = chunk(rows.B)
-    firsts = np.arange(0, rows.B, per_chunk)
-    there = rows.active[: max(rows.steps, 1), None] > firsts
+    parts = np.atleast_2d(rows.active)
+    starts = edges_of(rows.B, len(parts))
+    each = [
+        _edges_in_part(active[: max(rows.steps, 1)], low, high, rows.B, tasks // len(parts), steps)
+        for active, (low, high) in zip(parts, pairwise(starts), strict=True)
+    ]
+    ends = np.full((len(each[0]), 1), rows.B)
+    return np.concatenate([*each, ends], axis=1)
+
+
+def _edges_in_part(active: Array, low: int, high: int, B: int, tasks: int, steps: int) -> Array:
+    """Where each of so many tasks begins among rows low to high, for each so many steps."""
+    firsts = np.arange(low, high, chunk(B))
+    there = active[:, None] > firsts
     work = np.add.reduceat(there, np.arange(0, len(there), steps), axis=0, dtype=np.int64) + 1
     middles = np.cumsum(work, axis=1) - work / 2
-    wanted = np.arange(1, tasks) * (work.sum(axis=1, keepdims=True) / tasks)
-    edges = np.zeros((len(work), tasks + 1), np.int64)
-    edges[:, 1:-1] = (middles[:, None, :] < wanted[:, :, None]).sum(axis=2)
-    edges[:, -1] = len(firsts)
-    return np.minimum(edges * per_chunk, rows.B)
+    wanted = np.arange(tasks) * (work.sum(axis=1, keepdims=True) / tasks)
+    chunks = (middles[:, None, :] < wanted[:, :, None]).sum(axis=2)
+    return np.minimum(low + chunks * chunk(B), high)

@@ -50,6 +50,7 @@ class CpuWriter(Writer):
         self.add(1, "tasks += s0 // tasks_steps * tasks_bytes  # the edges of tasks in these steps")
         self.add(1, "first = word(tasks, task)  # rows first to first + R are this task's")
         self.add(1, "R = word(tasks, task + 1) - first")
+        self.add(1, "active += task // part_tasks * active_bytes  # of this part of the batch")
         self.add(1, "scratch += task * scratch_bytes")
         if self.program.matrices:
             self.add(1, "split += task * split_bytes")
@@ -62,7 +63,7 @@ class CpuWriter(Writer):
     def _blocks(self) -> None:
         for name in ("tasks", "tasks_steps", "tasks_bytes", "scratch", "scratch_bytes"):
             self.word(name)
-        for name in ("k0", "block", "active", "B"):
+        for name in ("k0", "block", "active", "active_bytes", "part_tasks", "B"):
             self.word(name)
         for name in ("batch", "begin", "onward"):
             self.word(name)
@@ -83,6 +84,9 @@ class CpuWriter(Writer):
             self.add(3, "break  # all rows of this task have ended")
         else:
             self.add(2, "b0 = max(b1 - block, s0)  # steps b0 to b1 are a block")
+            self.add(2, "if word(active, b0) <= first:")
+            self.add(3, "b1 = b0")
+            self.add(3, "continue  # all rows of this task end before")
         self.add(2, "full = min(word(active, b1 - 1) - first, R) == R")
         for slot in self.program.gathered:
             self._gather(slot)

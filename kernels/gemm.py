@@ -213,7 +213,7 @@ def tile_text() -> str:
 def product_text(dtype: str) -> str:
     """``product(a, row, M, b, K, panels, c, ldc, add, in_tiles)`` as text.
 
-    Panel by panel, and a panel in parts along K: a part stays in the nearest cache while all rows
+    Of no rows nothing is made. Panel by panel, and a panel in parts along K: a part stays in the nearest cache while all rows
     go over it, in blocks of about the same size, and so does the panel of c until its sums are
     complete. Meanwhile the next part is fetched. Few rows take several panels at once. Where
     ``in_tiles`` is not 0 the matrix was packed for tiles, which have memory there (``tiles.py``).
@@ -248,6 +248,8 @@ def sweep(a, row, M, here, K, c, ldc, add):
 
 
 def product(a, row, M, b, K, panels, c, ldc, add, in_tiles):
+    if M <= 0:
+        return
     if in_tiles:
         product_in_tiles(a, row, M, b, K, panels, c, ldc, add, in_tiles)
         return

@@ -13,6 +13,7 @@ Imports program, gemm, memory, simd, threads, tiles and NumPy.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import lcm
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,6 +26,7 @@ Array = np.ndarray
 MOST_CHUNKS = 16  # in so many parts, at most, sums over the batch are made
 PARTS = 2  # of the batch, whose rows the large products are summed over apart
 MOST_IN_PARTS = 2**19  # bytes of all sums of a part; more would not stay near
+FEWEST_DEALT = 16  # rows of different lengths from which on each part has some of every length
 FAR = 2**22  # bytes of sums from which on they are far away
 ALL_STEPS = 2**62  # more than any run has
 WORTH_THREADS = 4e6  # arithmetic operations below which one thread is quicker
@@ -67,6 +69,32 @@ def chunk(B: int) -> int:
     return max(1, -(-B // MOST_CHUNKS))
 
 
+def edges_of(B: int, parts: int) -> Array:
+    """Rows where so many parts of the batch begin, and where the last one ends."""
+    per_chunk = chunk(B)
+    chunks = -(-B // per_chunk)
+    return np.minimum(np.arange(parts + 1) * chunks // parts * per_chunk, B)
+
+
+def count_parts(plan: Plan, sizes: Sizes) -> int:
+    """In how many parts the batch is where gradients of matrices are summed over its rows.
+
+    By shapes alone, so that sums are the same. A core that does the steps of its part can sum
+    over them without another's, and need not wait for it. Rows of different lengths are dealt to
+    the parts, which have about the same work then.
+    """
+    fewest = FEWEST_DEALT if sizes.ragged else PARTS
+    return PARTS if fewest <= sizes.B and _bytes_of_sums(plan, sizes) <= MOST_IN_PARTS else 1
+
+
+def _bytes_of_sums(plan: Plan, sizes: Sizes) -> int:
+    """Bytes of the gradients of matrices."""
+    if plan.derivative is None:
+        return 0
+    matrices = [sizes.captured[k][0] for *_, k in plan.gradients.outer]
+    return sum(K * N for K, N in matrices) * np.dtype(plan.dtype).itemsize
+
+
 class Layout:
     """The layout of one direction for some sizes.
 
@@ -81,9 +109,10 @@ class Layout:
         direction: str,
         steps: int,
         keep: bool,  # whether the way back will need what is computed
+        parts: int,  # of the batch, as counted for these sizes
         sizes: Sizes,
     ) -> None:
-        self.plan, self.sizes = plan, sizes
+        self.plan, self.parts, self.sizes = plan, parts, sizes
         self.direction, self.steps, self.keep = direction, steps, keep
         self.program = plan.program(direction)
         self.dtype = np.dtype(plan.dtype)
@@ -97,16 +126,19 @@ class Layout:
         self._names: list[str] = []
         backward = self.direction == "backward"
         self._worth_tiles = tiles.used(plan.dtype) and sizes.B * steps >= tiles.WORTH_PACKING
+        self.dealt = sizes.ragged and parts > 1
+        self.threads = self._count_threads()
         self.tasks = self._count_tasks()
-        self.edges = self._edges(self.tasks)
-        self.parts = self._count_parts() if backward else 1
+        self.edges = edges_of(sizes.B, self.tasks)
         self.blocks = self._count_blocks() if backward else 1
         # steps that are done before the large products take them in
         rows, most = -(-sizes.B // self.parts), gemm.KC * self.blocks
         self.segment = max(1, min(self.steps, -(-most // rows))) if backward else self.steps
         # Steps for which the edges of tasks hold. Where all wait for each other after a segment,
         # and rows have ended, each segment has edges of its own.
-        self.edge_steps = self.segment if backward and sizes.ragged else ALL_STEPS
+        self.alone = self.parts % self.tasks == 0  # each task has whole parts
+        waiting = backward and sizes.ragged and not self.alone
+        self.edge_steps = self.segment if waiting else ALL_STEPS
         self._sizes()
         self._states()
         self._scratch()
@@ -144,8 +176,8 @@ class Layout:
         """Blocks, the order of the rows, the first step, numbers, resets, seeds; then arrays of the
         caller and their strides. ``cpu.py`` gives them in this order."""
         plan, forward = self.plan, self.direction == "forward"
-        bases = ["", "work block", "kept block", "tasks", "batch", "begin", "active", "ends", "k0"]
-        bases += ["numbers", "resets"]
+        bases = ["", "work block", "kept block", "tasks", "batch", "begin", "active", "ends"]
+        bases += ["active_bytes", "k0", "numbers", "resets"]
         xs = range(sum(row.op == "x" for row in plan.rows))
         bases += [f"seed{k}" for k in range(sum(row.op == "uniform" for row in plan.rows))]
         bases += [name for k in xs for name in _strided(f"x{k}")]
@@ -178,6 +210,7 @@ class Layout:
             source[at + 5] = source[at + 6] = number["k0"]
         for name in self._names:
             base = name if name in number else self.base.get(name, "")
+            assert name in number or name in self.values, f"nothing says what {name} is"
             template.append(self.values.get(name, 0))
             source.append(number[base])
         self.functions = [function for function, *_ in phases]
@@ -202,11 +235,10 @@ class Layout:
         if self.direction == "forward":
             return [*phases, ("forward", self.tasks, 0, self.steps)]
         tasks = self.tasks
-        alone = self.parts % tasks == 0  # each task has whole parts
         for s0 in range(0, max(self.steps, 1), self.segment)[::-1]:
             s1 = min(s0 + self.segment, self.steps)
             phases.append(("backward", tasks, s0, s1))
-            tasks = AFTER if alone else tasks
+            tasks = AFTER if self.alone else tasks
             if "outer" in self._tables:
                 phases.append(("outer", tasks, s0, s1))
         return phases
@@ -224,45 +256,34 @@ class Layout:
         at = self.plan.classes[slot]
         return self.sizes.widths[at] if at < self.plan.forward_count else 1
 
-    def _count_tasks(self) -> int:
+    def _count_threads(self) -> int:
         sizes, flops = self.sizes, 0
         for slot, row in enumerate(self.plan.rows[: self.plan.forward_count]):
             if row.op == "matmul":
                 flops += 2 * sizes.widths[row.inputs[0]] * sizes.widths[slot]
         work = (flops + 50 * sum(sizes.widths)) * sizes.B * self.steps
-        chunks = -(-sizes.B // chunk(sizes.B))
-        return min(sizes.threads, chunks) if work > WORTH_THREADS else 1
+        return min(sizes.threads, self._chunks()) if work > WORTH_THREADS else 1
 
-    def _count_parts(self) -> int:
-        """In how many parts the batch is where gradients of matrices are summed over its rows.
+    def _count_tasks(self) -> int:
+        """One for each thread; where rows were dealt to parts, as many for each part."""
+        if not self.dealt:
+            return self.threads
+        each = lcm(self.threads, self.parts)
+        return each if each <= self._chunks() else self.threads // self.parts * self.parts
 
-        By shapes alone, so that sums are the same. A core that does the steps of its part can sum
-        over them without another's, and need not wait for it.
-        """
-        dense = self.sizes.B > 1 and not self.sizes.ragged
-        return PARTS if dense and self._bytes_of_sums() <= MOST_IN_PARTS else 1
+    def _chunks(self) -> int:
+        return -(-self.sizes.B // chunk(self.sizes.B))
 
     def _count_blocks(self) -> int:
         """How many blocks of rows the large products take in at once."""
-        far = self._bytes_of_sums() >= FAR and not self._worth_tiles
+        far = _bytes_of_sums(self.plan, self.sizes) >= FAR and not self._worth_tiles
         return gemm.FAR_BLOCKS if far else 1
-
-    def _bytes_of_sums(self) -> int:
-        """Bytes of the gradients of matrices."""
-        matrices = [self.sizes.captured[k][0] for *_, k in self.plan.gradients.outer]
-        return sum(K * N for K, N in matrices) * self.item
-
-    def _edges(self, parts: int) -> Array:
-        """Rows where so many parts of the batch begin, and where the last one ends."""
-        per_chunk = chunk(self.sizes.B)
-        chunks = -(-self.sizes.B // per_chunk)
-        return np.minimum(np.arange(parts + 1) * chunks // parts * per_chunk, self.sizes.B)
 
     def _sizes(self) -> None:
         """Words that are sizes."""
         plan, values, sizes = self.plan, self.values, self.sizes
-        most = sizes.B if sizes.ragged else int(np.diff(self.edges).max(initial=0))
-        self._most = most  # rows of a task
+        shares = self.parts if sizes.ragged else self.tasks
+        self._most = int(np.diff(edges_of(sizes.B, shares)).max(initial=0))  # rows of a task
         values |= {
             "B": sizes.B,
             "onward": sizes.onward,
@@ -271,6 +292,7 @@ class Layout:
             "chunk": chunk(sizes.B),
             "tasks_steps": self.edge_steps,
             "tasks_bytes": 8 * (self.tasks + 1),
+            "part_tasks": self.tasks // self.parts if self.dealt else self.tasks,
             "kept_rows": sizes.B if self.keep else 0,  # 0: each step writes over the one before
         }
         for slot in plan.classes:
@@ -389,6 +411,7 @@ class Layout:
                 distance = -(-width // panel) * panel
                 self.values[f"dstate{k}_row"] = distance * self.item
                 self._take_array(f"dstate{k}", (2, B, distance))  # now, and a step later
+                self.values[f"dreset{k}"] = 0  # nowhere
                 if self.sizes.resets:
                     self._take_array(f"dreset{k}", (B, width))
         slots = {row.detail: slot for slot, row in enumerate(plan.rows) if row.op == "capture"}
@@ -407,11 +430,13 @@ class Layout:
         for a, g, k in self.plan.gradients.outer:
             matrix = self._matrix(a, g, k)
             groups.setdefault((g, matrix.g_first), []).append(matrix)
-        names = ["k0", "active", "batch", "begin", "onward"]
+        names = ["k0", "active", "batch", "begin", "onward", "active_bytes"]
         names += ["outer_tasks", "outer_scratch", "outer_bytes", "outer_g_bytes", "outer_count"]
         names += ["outer_tiles", "outer_parts", "outer_blocks", "outer_a_bytes"]
         names += [f"outer_row{k}" for k in range(self.parts + 1)]
-        values |= {f"outer_row{k}": int(row) for k, row in enumerate(self._edges(self.parts))}
+        values |= {
+            f"outer_row{k}": int(row) for k, row in enumerate(edges_of(self.sizes.B, self.parts))
+        }
         values["outer_parts"], values["outer_blocks"] = self.parts, self.blocks
         rows = min(gemm.KC, -(-self.sizes.B // self.parts) * self.segment)
         in_tiles = self._worth_tiles and rows >= tiles.SPAN

@@ -179,24 +179,25 @@ def next_rows(lines, most, active, first, last, s, r, s1):
 def of_group(table, task, phase, part, share, shares, g):
     """The products that share g, over the rows of a part: this one of so many shares of them."""
     s0, s1, add = word(phase, 5), word(phase, 6), word(phase, 7)
-    bytes_, blocks = word(table, 7), word(table, 12)
-    g_bytes, a_bytes = word(table, 8), word(table, 13)  # of a packed block
-    lines = word(table, 6) + task * bytes_
+    bytes_, blocks = word(table, 8), word(table, 13)
+    g_bytes, a_bytes = word(table, 9), word(table, 14)  # of a packed block
+    lines = word(table, 7) + task * bytes_
     g_block = lines + 16 * KC * blocks + 8 * KC  # after numbers of rows, and addresses of some
     a_block = g_block + g_bytes * blocks
-    in_tiles = word(table, 10)  # not 0: with tiles, whose shapes are written down there
+    in_tiles = word(table, 11)  # not 0: with tiles, whose shapes are written down there
     in_tiles += task * bytes_ if in_tiles else 0
     unit = ROWS if in_tiles == 0 else LINES  # columns that are divided among the tasks together
     g_columns = AT_ONCE // blocks if in_tiles == 0 else ALL  # at once
     q_columns = PANEL if blocks > 1 else ALL  # whose sums stay near from one block to the next
-    first, last = word(table, 14 + part), word(table, 15 + part)  # rows
+    first, last = word(table, 15 + part), word(table, 16 + part)  # rows
     G, how, a_count = word(g, 5), word(g, 6), word(g, 7)
     begin, end = 0, G
     if how > 0:
         begin, end = share_of(G, unit if how == 1 else PANEL, share, shares)
     s, r, going = s0, first, begin < end
+    active = word(table, 1) + part * word(table, 5)
     while going:
-        total, s, r = next_rows(lines, KC * blocks, word(table, 1), first, last, s, r, s1)
+        total, s, r = next_rows(lines, KC * blocks, active, first, last, s, r, s1)
         count = min(max((total + KC - 1) // KC, 1 - add), blocks)  # one without rows is zeros
         for i in range(a_count * count):
             a, block = g + 8 * (8 + 10 * (i // count)), i % count
@@ -250,13 +251,13 @@ def outer(table, task, phase):
     the same order whatever the tasks. Words: see layout.py.
     """
     saved = flush_denormals()
-    tasks, parts = word(table, 5), word(table, 11)
+    tasks, parts = word(table, 6), word(table, 12)
     for part in range(parts):
         low = part * tasks // parts
         high = max(low + 1, (part + 1) * tasks // parts)
         if low <= task < high:
-            g = table + 8 * (15 + parts)
-            for _ in range(word(table, 9)):
+            g = table + 8 * (16 + parts)
+            for _ in range(word(table, 10)):
                 of_group(table, task, phase, part, task - low, high - low, g)
                 g += 8 * (8 + 10 * word(g, 7))
     restore_denormals(saved)

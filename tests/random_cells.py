@@ -276,7 +276,7 @@ def compare(seed: int) -> str | None:
 
 def main(first: int, count: int) -> int:
     # so that there are several blocks, of rows and of columns, and segments
-    layout.BLOCK_ROWS, gemm.KC, gemm.AT_ONCE = 4, 8, 8
+    layout.BLOCK_ROWS, gemm.KC, gemm.AT_ONCE, layout.FEWEST_DEALT = 4, 8, 8, 2
     memory.SMALL, memory.Block = 0, Guarded
     failed = 0
     for seed in range(first, first + count):

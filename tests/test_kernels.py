@@ -12,6 +12,7 @@ import threading
 import time
 from contextlib import ExitStack
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from unittest import mock
 
@@ -605,32 +606,43 @@ def test_layouts_of_many_lengths_are_not_all_kept(monkeypatch):
         ys, _ = tgs.scan(cell, np.ones((T, 1, 2), "f4"))
         ys.sum().backward()
     (runner,) = compiled._runners.values()
-    assert 0 < sum(map(len, runner._layouts.values())) <= 5
+    assert 0 < sum(len(each.made) for each in runner._layouts.values()) <= 5
 
 
 ONE_SHORT = [*[400] * 7, 1]
 
 
-@pytest.mark.parametrize(("lengths", "tasks"), [(None, 1), (None, 2), (None, 3), (ONE_SHORT, 2)])
-def test_tasks_wait_for_each_other_only_where_they_share_sums(monkeypatch, rng, lengths, tasks):
+@pytest.mark.parametrize("fewest", [8, 9])
+@pytest.mark.parametrize(
+    ("lengths", "threads"),
+    [(None, 1), (None, 2), (None, 3), (ONE_SHORT, 1), (ONE_SHORT, 2), (ONE_SHORT, 3)],
+)
+def test_tasks_wait_for_each_other_only_where_they_share_sums(
+    monkeypatch, rng, lengths, threads, fewest
+):
     monkeypatch.setattr(layout, "WORTH_THREADS", 0)
+    monkeypatch.setattr(layout, "FEWEST_DEALT", fewest)
     monkeypatch.setattr(compiled, "_runners", {})
     before = tgs.get_num_threads()
-    tgs.set_num_threads(tasks)
+    tgs.set_num_threads(threads)
     try:
         ys, _ = tgs.scan(nn.LSTMCell(2, 3), rng.random((400, 8, 2), "f4"), lengths=lengths)
         ys.sum().backward()
     finally:
         tgs.set_num_threads(before)
     (runner,) = compiled._runners.values()
-    found = {each.direction: each for each in runner._layouts.popitem()[1].values()}
+    found = {each.direction: each for each in runner._layouts.popitem()[1].made.values()}
     back, forward = found["backward"], found["forward"]
     first = back.functions.index("backward")
     table = back.template[: back.phases * PHASE_WORDS].reshape(-1, PHASE_WORDS)[first:]
-    later = tasks if lengths or tasks == 3 else pool.AFTER
+    dealt = lengths is not None and fewest <= 8
+    tasks = {1: 2, 2: 2, 3: 6}[threads] if dealt else threads
+    parts = 1 if lengths is not None and not dealt else 2
+    later = pool.AFTER if parts % tasks == 0 else tasks
     assert table[:, 2].tolist() == [tasks, *[later] * (len(table) - 1)]
     assert table[:, 5:7].tolist() == sorted(table[:, 5:7].tolist(), reverse=True)
     assert len(table) > 4  # of some segments
+    assert back.threads == threads
     if tasks > 1:  # rows fetched beyond the last one of a task are not another's
         longest = max(v for name, v in forward.values.items() if re.fullmatch(r"z\d+_row", name))
         assert forward.values["scratch_bytes"] > layout.FETCHED_AHEAD * longest * 4
@@ -644,16 +656,44 @@ def test_lanes_of_this_machine():
 @given(
     lengths=st.lists(st.integers(0, 30), min_size=1, max_size=40),
     tasks=st.integers(1, 5),
+    parts=st.integers(1, 3),
     steps=st.sampled_from([1, 7, layout.ALL_STEPS]),
 )
-def test_edges_of_tasks_cover_all_rows_in_every_segment(lengths, tasks, steps):
-    rows = cpu.rows_of(30, len(lengths), np.array(lengths), False)
+def test_edges_of_tasks_cover_all_rows_in_every_segment(lengths, tasks, parts, steps):
+    B, tasks = len(lengths), tasks * parts
+    rows, starts = cpu.rows_of(30, B, np.array(lengths), False), layout.edges_of(B, parts)
+    if parts > 1:
+        rows = cpu._dealt(rows, starts)
     edges = cpu._ragged_edges(rows, tasks, steps)
     assert edges.shape == (-(-max(rows.steps, 1) // steps), tasks + 1)
-    assert (edges[:, 0] == 0).all()
-    assert (edges[:, -1] == len(lengths)).all()
+    assert (edges[:, :: tasks // parts] == starts).all()
     assert (np.diff(edges) >= 0).all()
-    assert not (edges[:, 1:-1] % layout.chunk(len(lengths)))[edges[:, 1:-1] < len(lengths)].any()
+    assert not (edges[:, 1:-1] % layout.chunk(B))[edges[:, 1:-1] < B].any()
+
+
+@given(
+    lengths=st.lists(st.integers(0, 30), min_size=1, max_size=70),
+    parts=st.integers(2, 3),
+    reverse=st.booleans(),
+)
+def test_parts_of_the_batch_have_rows_of_every_length(lengths, parts, reverse):
+    B, lengths = len(lengths), np.array(lengths)
+    together = cpu.rows_of(30, B, lengths, reverse)
+    edges = layout.edges_of(B, parts)
+    rows = cpu._dealt(together, edges)
+    assert sorted(rows.batch) == list(range(B))
+    assert (rows.ends == lengths[rows.batch]).all()
+    assert (rows.begin == (rows.ends - 1 if reverse else 0)).all()
+    assert (rows.steps, rows.ragged) == (together.steps, together.ragged)
+    assert rows.addresses[-1] == 8 * 31
+    least = int(np.diff(edges).min())
+    work = []
+    for active, (low, high) in zip(rows.active, pairwise(edges), strict=True):
+        assert (np.diff(rows.ends[low:high]) <= 0).all()
+        for s in range(31):
+            assert active[s] == low + (rows.ends[low:high] > s).sum()
+        work.append(rows.ends[low : low + least].sum())
+    assert max(work) - min(work) <= max(lengths)
 
 
 @given(
@@ -661,8 +701,10 @@ def test_edges_of_tasks_cover_all_rows_in_every_segment(lengths, tasks, steps):
     reverse=st.booleans(),
     checkpoint=st.sampled_from([None, 1, 4]),
     states=st.booleans(),
+    fewest=st.sampled_from([4, 16]),
 )
-def test_arrays_are_zero_where_rows_have_ended(lengths, reverse, checkpoint, states):
+def test_arrays_are_zero_where_rows_have_ended(lengths, reverse, checkpoint, states, fewest):
+    compiled._runners.clear()  # whose layouts may be for other parts
     W = tgs.tensor(np.ones((3, 5)))
 
     def cell(x, h):
@@ -671,7 +713,10 @@ def test_arrays_are_zero_where_rows_have_ended(lengths, reverse, checkpoint, sta
 
     xs = tgs.tensor(np.ones((9, len(lengths), 3)), requires_grad=True)
     h0 = np.zeros((len(lengths), 5)) if states else ()
-    with mock.patch.object(memory, "empty", lambda shape, dtype: np.full(shape, np.nan, dtype)):
+    with (
+        mock.patch.object(layout, "FEWEST_DEALT", fewest),
+        mock.patch.object(memory, "empty", lambda shape, dtype: np.full(shape, np.nan, dtype)),
+    ):
         (ys, single), _ = tgs.scan(
             cell, xs, h0, lengths=lengths, reverse=reverse, checkpoint=checkpoint
         )
