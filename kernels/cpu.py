@@ -3,7 +3,7 @@
 ``Runner(plan, rules)`` compiles a plan when it is first needed and runs it over arrays: a layout
 says where everything is, its words are filled in, threads are sent. Nothing of one run is left for
 the next but compiled code and layouts. Shapes: T steps, B rows.
-Imports build, cpu_text, layout, memory, threads and NumPy; it sees arrays, never a tensor.
+Imports build, cpu_text, layout, memory, ragged, threads and NumPy; it sees arrays, never a tensor.
 """
 
 from __future__ import annotations
@@ -11,85 +11,21 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache, lru_cache
-from itertools import pairwise
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
 from tinygrad_seq.kernels import build, cpu_text, memory, threads
-from tinygrad_seq.kernels.layout import Layout, Sizes, chunk, count_parts, edges_of, in_turns
+from tinygrad_seq.kernels.layout import Layout, Sizes, count_parts, in_turns
 from tinygrad_seq.kernels.memory import address
+from tinygrad_seq.kernels.ragged import Rows, dealt, task_edges
 from tinygrad_seq.kernels.threads import PHASE_WORDS
 
 from tinygrad_seq.program import Plan
 
 Array = np.ndarray
 MOST_LAYOUTS = 1024  # that are kept, some 20 kB each
-MOST_ROWS = 256  # orders of rows that are kept
 MOST_SEGMENTS = 256  # that threads are sent through at once
-
-
-class Rows(NamedTuple):
-    """In which order rows and steps are run through.
-
-    Row r of a run is row ``batch[r]`` of the batch, the longest first. At step s it is at time
-    ``begin[r] + s * onward``, and it has ``ends[r]`` steps: the rows below ``active[s]`` have not
-    ended. Where rows were dealt to parts of the batch, each part has its longest first, and those
-    of its rows that are below ``active[part, s]`` have not ended.
-    """
-
-    T: int
-    B: int
-    steps: int
-    batch: Array
-    begin: Array
-    active: Array
-    ends: Array
-    onward: int
-    addresses: tuple[int, ...]  # of these arrays; and from a part's active to the next one's
-    ragged: bool  # whether some row has fewer than T steps
-
-
-def _rows(T: int, batch: Array, begin: Array, active: Array, ends: Array, reverse: bool) -> Rows:
-    where = address(batch), address(begin), address(active), address(ends), 0
-    onward, ragged = -1 if reverse else 1, bool(ends[-1] < T)
-    return Rows(T, len(batch), int(ends[0]), batch, begin, active, ends, onward, where, ragged)
-
-
-@lru_cache(MOST_ROWS)
-def _dense_rows(T: int, B: int, reverse: bool) -> Rows:
-    begin = np.full(B, T - 1 if reverse else 0)
-    return _rows(T, np.arange(B), begin, np.full(T + 1, B), np.full(B, T), reverse)
-
-
-def rows_of(T: int, B: int, lengths: Array | None, reverse: bool) -> Rows:
-    """The order of rows for lengths (B,), None if all are T."""
-    if lengths is None:
-        return _dense_rows(T, B, reverse)
-    batch = np.argsort(-lengths, kind="stable")
-    ends = lengths[batch]
-    active = np.searchsorted(-ends, -np.arange(T + 1), side="left")
-    begin = ends - 1 if reverse else np.zeros(B, np.int64)
-    return _rows(T, batch, begin, active, ends, reverse)
-
-
-def _dealt(rows: Rows, edges: Array) -> Rows:
-    """The same rows in parts of the batch with these edges, each as much work as the others.
-
-    From the longest on, they go to the parts in turn, to and fro; those that are left, to the
-    parts that have room.
-    """
-    sizes = np.diff(edges)
-    parts, least = len(sizes), int(sizes.min())
-    turns = np.tile([*range(parts), *reversed(range(parts))], -(-least // 2))[: least * parts]
-    part = np.concatenate([turns, np.repeat(np.arange(parts), sizes - least)])
-    order = np.argsort(part, kind="stable")
-    batch, begin, ends = rows.batch[order], rows.begin[order], rows.ends[order]
-    active = np.empty((parts, rows.T + 1), np.int64)
-    for k, (low, high) in enumerate(pairwise(edges)):
-        active[k] = low + np.searchsorted(-ends[low:high], -np.arange(rows.T + 1), side="left")
-    where = *map(address, (batch, begin, active, ends)), active.strides[0]
-    return rows._replace(batch=batch, begin=begin, active=active, ends=ends, addresses=where)
 
 
 @dataclass
@@ -206,7 +142,7 @@ class Runner:
             found = self._layouts[sizes] = _Layouts(count_parts(self.plan, sizes), {})
         inputs.parts, inputs.layouts = found
         if rows.ragged and inputs.parts > 1:
-            inputs.rows = _dealt(rows, edges_of(rows.B, inputs.parts))
+            inputs.rows = dealt(rows, inputs.parts)
 
     # Running
 
@@ -227,7 +163,7 @@ class Runner:
         if rows.ragged and not layout.alone:
             kind = layout.tasks, layout.edge_steps
             if kind not in inputs.edges:
-                inputs.edges[kind] = _ragged_edges(rows, *kind)
+                inputs.edges[kind] = task_edges(rows, *kind)
             edges = inputs.edges[kind]
         if not inputs.addresses:
             numbers = np.array(inputs.numbers, self.dtype)
@@ -401,7 +337,7 @@ class Runner:
         totals: list[Array | None],
     ) -> Gradients:
         """What a way back has left in its memory."""
-        plan, order = self.plan, _batch_order(inputs.rows)
+        plan, order = self.plan, inputs.rows.order
         states: list[Array | None] = [None] * len(inputs.states)
         resets = list(states)
         for k, after in enumerate(plan.gradients.after):
@@ -419,7 +355,7 @@ class Runner:
     ) -> dict[int, Array]:
         """The gradients of captured arrays that a way back has left."""
         captured: dict[int, Array] = {}
-        order = _batch_order(inputs.rows)
+        order = inputs.rows.order
         for k in self.summed:
             parts = layout.view(f"sum{k}", work)
             if layout.values[f"sum{k}_b"]:
@@ -505,34 +441,3 @@ def _beyond(rows: Rows) -> int:
 def _add(captured: dict[int, Array], k: int, gradient: Array) -> None:
     before = captured.get(k)
     captured[k] = gradient if before is None else before + gradient
-
-
-def _batch_order(rows: Rows) -> Array | None:
-    """Where the rows of the batch stand in a run; None if that is their own order."""
-    return np.argsort(rows.batch) if rows.ragged else None
-
-
-def _ragged_edges(rows: Rows, tasks: int, steps: int) -> Array:
-    """The edges of tasks over rows of different lengths, for each so many steps: (.., tasks + 1).
-
-    Tasks have whole chunks of rows, about the same work each.
-    """
-    parts = np.atleast_2d(rows.active)
-    starts = edges_of(rows.B, len(parts))
-    each = [
-        _edges_in_part(active[: max(rows.steps, 1)], low, high, rows.B, tasks // len(parts), steps)
-        for active, (low, high) in zip(parts, pairwise(starts), strict=True)
-    ]
-    ends = np.full((len(each[0]), 1), rows.B)
-    return np.concatenate([*each, ends], axis=1)
-
-
-def _edges_in_part(active: Array, low: int, high: int, B: int, tasks: int, steps: int) -> Array:
-    """Where each of so many tasks begins among rows low to high, for each so many steps."""
-    firsts = np.arange(low, high, chunk(B))
-    there = active[:, None] > firsts
-    work = np.add.reduceat(there, np.arange(0, len(there), steps), axis=0, dtype=np.int64) + 1
-    middles = np.cumsum(work, axis=1) - work / 2
-    wanted = np.arange(tasks) * (work.sum(axis=1, keepdims=True) / tasks)
-    chunks = (middles[:, None, :] < wanted[:, :, None]).sum(axis=2)
-    return np.minimum(low + chunks * chunk(B), high)

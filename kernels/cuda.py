@@ -4,8 +4,8 @@
 arrays of the device. The loop is one launch, or a graph of a few for each step; products before and
 after it, and the gradients of matrices, are the vendor's, for all steps at once. Shapes: T steps, B
 rows.
-Imports build, cpu (what a run is given and gives), CUDA's own rooms, layout, text and NumPy. ``xp``
-is the namespace of the device's arrays.
+Imports build, cpu (what a run is given and gives), CUDA's own rooms, layout, ragged and NumPy.
+``xp`` is the namespace of the device's arrays.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from tinygrad_seq.kernels import build, cuda_blas, cuda_build, cuda_source
-from tinygrad_seq.kernels.cpu import Gradients, Inputs, Rows
+from tinygrad_seq.kernels.cpu import Gradients, Inputs
 from tinygrad_seq.kernels.cuda_layout import Layout
 from tinygrad_seq.kernels.cuda_order import base_of
 from tinygrad_seq.kernels.cuda_source import Form
 from tinygrad_seq.kernels.layout import Sizes
+from tinygrad_seq.kernels.ragged import Rows
 
 from tinygrad_seq.program import Plan, Product, Rowwise, begins
 

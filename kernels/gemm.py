@@ -213,10 +213,11 @@ def tile_text() -> str:
 def product_text(dtype: str) -> str:
     """``product(a, row, M, b, K, panels, c, ldc, add, in_tiles)`` as text.
 
-    Of no rows nothing is made. Panel by panel, and a panel in parts along K: a part stays in the nearest cache while all rows
-    go over it, in blocks of about the same size, and so does the panel of c until its sums are
-    complete. Meanwhile the next part is fetched. Few rows take several panels at once. Where
-    ``in_tiles`` is not 0 the matrix was packed for tiles, which have memory there (``tiles.py``).
+    Of no rows nothing is made. Panel by panel, and a panel in parts along K: a part stays in the
+    nearest cache while all rows go over it, in blocks of about the same size, and so does the panel
+    of c until its sums are complete. Meanwhile the next part is fetched. Few rows take several
+    panels at once. Where ``in_tiles`` is not 0 the matrix was packed for tiles, which have memory
+    there (``tiles.py``).
     """
     item = np.dtype(dtype).itemsize
     bytes_ = panel(dtype) * item

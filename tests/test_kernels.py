@@ -22,7 +22,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numba import config
 from numba.core import caching
-from tinygrad_seq.kernels import build, cpu, gemm, layout, machine, memory, philox, simd, vecmath
+from tinygrad_seq.kernels import (
+    build,
+    cpu,
+    gemm,
+    layout,
+    machine,
+    memory,
+    philox,
+    ragged,
+    simd,
+    vecmath,
+)
 from tinygrad_seq.kernels import threads as pool
 from tinygrad_seq.kernels.threads import PHASE_WORDS
 
@@ -661,10 +672,10 @@ def test_lanes_of_this_machine():
 )
 def test_edges_of_tasks_cover_all_rows_in_every_segment(lengths, tasks, parts, steps):
     B, tasks = len(lengths), tasks * parts
-    rows, starts = cpu.rows_of(30, B, np.array(lengths), False), layout.edges_of(B, parts)
+    rows, starts = ragged.rows_of(30, B, np.array(lengths), False), layout.edges_of(B, parts)
     if parts > 1:
-        rows = cpu._dealt(rows, starts)
-    edges = cpu._ragged_edges(rows, tasks, steps)
+        rows = ragged.dealt(rows, parts)
+    edges = ragged.task_edges(rows, tasks, steps)
     assert edges.shape == (-(-max(rows.steps, 1) // steps), tasks + 1)
     assert (edges[:, :: tasks // parts] == starts).all()
     assert (np.diff(edges) >= 0).all()
@@ -678,9 +689,9 @@ def test_edges_of_tasks_cover_all_rows_in_every_segment(lengths, tasks, parts, s
 )
 def test_parts_of_the_batch_have_rows_of_every_length(lengths, parts, reverse):
     B, lengths = len(lengths), np.array(lengths)
-    together = cpu.rows_of(30, B, lengths, reverse)
+    together = ragged.rows_of(30, B, lengths, reverse)
     edges = layout.edges_of(B, parts)
-    rows = cpu._dealt(together, edges)
+    rows = ragged.dealt(together, parts)
     assert sorted(rows.batch) == list(range(B))
     assert (rows.ends == lengths[rows.batch]).all()
     assert (rows.begin == (rows.ends - 1 if reverse else 0)).all()

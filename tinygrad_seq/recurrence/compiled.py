@@ -191,13 +191,13 @@ class Call:
 
     def arrays(self, runner: Any) -> Any:
         """What the compiled code reads."""
-        from tinygrad_seq.kernels import cpu
+        from tinygrad_seq.kernels import cpu, ragged
 
         given, step = self.given, self.step
         xp = devices.namespace(self.xs[0]._data)
         states = [_ready(s._data, self.dtype) for s in self.states]
         return cpu.Inputs(
-            rows=cpu.rows_of(given.T, given.B, given.lengths, self.reverse),
+            rows=ragged.rows_of(given.T, given.B, given.lengths, self.reverse),
             xs=[_rows_ready(x._data, self.dtype) for x in self.xs],
             states=states,
             resets=None if given.resets is None else xp.asarray(given.resets, order="C"),
