@@ -302,6 +302,7 @@ def products() -> list[str]:
 
     def rate(M: int, K: int, N: int, in_tiles: bool) -> float:
         panels = -(-N // panel)
+        wide = panels * gemm.VECTORS
         (b,) = _arrays((K, panels * panel))
         packed, whole = address(b), None  # vectors read any numbers
         if in_tiles:
@@ -314,7 +315,7 @@ def products() -> list[str]:
         def make() -> Callable[[], object]:
             a, c = _arrays((M, K), (M, panels * panel))
             split = Block(tiles.split_bytes(K, M)) if in_tiles else None
-            given = address(a), K, M, packed, K, panels, address(c), panels * panel, 0
+            given = address(a), K, M, packed, K, wide, address(c), panels * panel, 0
             held = a, b, c, whole, split
 
             def run() -> object:

@@ -364,10 +364,11 @@ class Runner:
                 captured[k] = parts[0].copy() if len(parts) == 1 else np.add.reduce(parts)
         for n, (matrix, out) in enumerate(zip(layout.matrices, outs, strict=True)):
             width = matrix.shape[1]
+            made = out[:, :width]  # nothing else is written
             if layout.parts > 1:
                 for part in layout.view(f"outer_m{n}_parts", work):
-                    np.add(out, part, out=out)
-            found = out if matrix.distance == width else np.ascontiguousarray(out[:, :width])
+                    np.add(made, part[:, :width], out=made)
+            found = out if matrix.distance == width else np.ascontiguousarray(made)
             _add(captured, matrix.k, found.T if matrix.g_first else found)
         for k, array in captured.items():
             shape = inputs.captured[k].shape

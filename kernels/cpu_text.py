@@ -354,8 +354,8 @@ class CpuWriter(Writer):
             out = self._distance(self._buffer(which))
         else:
             out = f"{self.word(f'dstate{which}_row')} // {self.item}"
-        panels, add = self.word(f"{matrix}_panels"), int(stage.adds)
-        b = f"{self.word(matrix)}, {self.width(stage.a)}, {panels}"
+        wide, add = self.word(f"{matrix}_wide"), int(stage.adds)
+        b = f"{self.word(matrix)}, {self.width(stage.a)}, {wide}"
         in_tiles = f"{self.word(f'{matrix}_tiles')} * split"  # 0, or memory for tiles
         self.add(depth, f"product(p, {distance}, {rows}, {b}, to, {out}, {add}, {in_tiles})")
 

@@ -4,6 +4,7 @@ b does not change while a sequence runs, so it is packed once: into panels of PA
 each of which the K rows follow one another, (panels, K, PANEL), the last panel filled up with
 zeros. a is read as it stands, any stride. A block of ROWS rows of a times one panel is held in
 registers while k runs: for each k one load of the panel's row, and one number of a for each row.
+Of a last panel that is filled by one vector at most, the other half is left out.
 
 The sum over k runs in the same order for every row and every number of rows, so a row's result does
 not depend on which rows it is computed with.
@@ -59,9 +60,10 @@ def packed_bytes(dtype: str, columns: int) -> int:
     return -(-(KC + 1) * whole * np.dtype(dtype).itemsize // LINE) * LINE
 
 
-def micro_kernel(dtype: str, rows: int, panels: int) -> Any:
+def micro_kernel(dtype: str, rows: int, wide: int) -> Any:
     """``(a, row, column, b, K, c, ldc, add, ahead, step)``: rows of a times panels, to c.
 
+    As many panels as have ``wide`` vectors together, or the first vector alone of one.
     Addresses in bytes; ``row`` and ``column`` are a's strides and ``ldc`` that of c's rows, in
     elements. Where ``add`` is ONWARD the sum goes on from c, number after number, so that it does
     not matter where it was interrupted; where it is APART its own sum is added to c, so that the
@@ -70,7 +72,7 @@ def micro_kernel(dtype: str, rows: int, panels: int) -> Any:
     in while the multipliers work, evenly, for one that is asked for too much waits.
     """
     count = lanes(dtype)
-    wide = panels * VECTORS
+    panels = -(-wide // VECTORS)
     element = ir.FloatType() if dtype == "float32" else ir.DoubleType()
     bytes_ = np.dtype(dtype).itemsize
     vector = ir.VectorType(element, count)
@@ -178,9 +180,9 @@ def micro_kernel(dtype: str, rows: int, panels: int) -> Any:
     return kernel
 
 
-def _plain_micro_kernel(dtype: str, rows: int, panels: int) -> Any:
+def _plain_micro_kernel(dtype: str, rows: int, wide: int) -> Any:
     """The same in plain Python, one number at a time."""
-    f, wide = vectors(dtype), panels * VECTORS
+    f = vectors(dtype)
 
     def kernel(
         a: int, row: int, column: int, b: int, K: int, c: int, ldc: int, add: int, *_: int
@@ -201,73 +203,82 @@ def _plain_micro_kernel(dtype: str, rows: int, panels: int) -> Any:
 def tile_text() -> str:
     """``tile(a, row, column, rows, b, K, c, ldc, add, ahead, step)`` as text.
 
-    One block of rows times one panel.
+    One block of rows times one panel; ``half_tile`` times the first vector of one.
     """
-    text = "\n\n\ndef tile(a, row, column, rows, b, K, c, ldc, add, ahead, step):\n"
-    for rows in range(ROWS, 0, -1):
-        text += f"    {'if' if rows == ROWS else 'elif'} rows == {rows}:\n"
-        text += f"        block_{rows}x1(a, row, column, b, K, c, ldc, add, ahead, step)\n"
+    text = ""
+    for name, wide in (("tile", VECTORS), ("half_tile", 1)):
+        text += f"\n\n\ndef {name}(a, row, column, rows, b, K, c, ldc, add, ahead, step):\n"
+        for rows in range(ROWS, 0, -1):
+            text += f"    {'if' if rows == ROWS else 'elif'} rows == {rows}:\n"
+            text += f"        block_{rows}x{wide}(a, row, column, b, K, c, ldc, add, ahead, step)\n"
     return text
 
 
 def product_text(dtype: str) -> str:
-    """``product(a, row, M, b, K, panels, c, ldc, add, in_tiles)`` as text.
+    """``product(a, row, M, b, K, wide, c, ldc, add, in_tiles)`` as text.
 
-    Of no rows nothing is made. Panel by panel, and a panel in parts along K: a part stays in the
-    nearest cache while all rows go over it, in blocks of about the same size, and so does the panel
-    of c until its sums are complete. Meanwhile the next part is fetched. Few rows take several
-    panels at once. Where ``in_tiles`` is not 0 the matrix was packed for tiles, which have memory
-    there (``tiles.py``).
+    b is ``wide`` vectors wide, two to a panel. Of no rows nothing is made. Panel by panel, and a
+    panel in parts along K: a part stays in the nearest cache while all rows go over it, in blocks
+    of about the same size, and so does the panel of c until its sums are complete. Meanwhile the
+    next part is fetched. Few rows take several panels at once. Where ``in_tiles`` is not 0 the
+    matrix was packed for tiles, which have memory there (``tiles.py``).
     """
     item = np.dtype(dtype).itemsize
     bytes_ = panel(dtype) * item
     few = ""
-    for rows, wide in PANELS_AT_ONCE.items():
+    for rows, together in PANELS_AT_ONCE.items():
         few += f"""    if M == {rows}:
         p = 0
-        while panels - p >= {wide}:
-            here, to, after = b + p * size, c + p * {bytes_}, b + (p + {wide}) * size
-            block_{rows}x{wide}(a, row, 1, here, K, to, ldc, add, after, {LINE})
-            p += {wide}
+        while panels - p >= {together}:
+            here, to, after = b + p * size, c + p * {bytes_}, b + (p + {together}) * size
+            block_{rows}x{together * VECTORS}(a, row, 1, here, K, to, ldc, add, after, {LINE})
+            p += {together}
         while p < panels:
             here, to, after = b + p * size, c + p * {bytes_}, b + (p + 1) * size
             tile(a, row, 1, {rows}, here, K, to, ldc, add, after, {LINE})
             p += 1
+        if half:
+            here, to = b + p * size, c + p * {bytes_}
+            half_tile(a, row, 1, {rows}, here, K, to, ldc, add, here, 0)
         return
 """
     return f"""
 
 
-def sweep(a, row, M, here, K, c, ldc, add):
+def sweep(a, row, M, here, K, c, ldc, add, half):
     blocks = (M + {ROWS - 1}) // {ROWS}
     after, step = here + K * {bytes_}, ({bytes_ - 1} + blocks) // blocks
     for i in range(blocks):
         m = M * i // blocks
         rows = M * (i + 1) // blocks - m
         from_, to, ahead = a + m * row * {item}, c + m * ldc * {item}, after + i * K * step
-        tile(from_, row, 1, rows, here, K, to, ldc, add, ahead, step)
+        if half:
+            half_tile(from_, row, 1, rows, here, K, to, ldc, add, ahead, step)
+        else:
+            tile(from_, row, 1, rows, here, K, to, ldc, add, ahead, step)
 
 
-def product(a, row, M, b, K, panels, c, ldc, add, in_tiles):
+def product(a, row, M, b, K, wide, c, ldc, add, in_tiles):
     if M <= 0:
         return
     if in_tiles:
-        product_in_tiles(a, row, M, b, K, panels, c, ldc, add, in_tiles)
+        product_in_tiles(a, row, M, b, K, (wide + 1) // {VECTORS}, c, ldc, add, in_tiles)
         return
-    size = K * {bytes_}
+    size, panels, half = K * {bytes_}, wide // {VECTORS}, wide % {VECTORS}
 {few}    most = {NEAREST // bytes_}
-    for p in range(panels):
-        here, to = b + p * size, c + p * {bytes_}
-        sweep(a, row, M, here, min(K, most), to, ldc, add)
+    for p in range(panels + half):
+        here, to, last = b + p * size, c + p * {bytes_}, int(p == panels)
+        sweep(a, row, M, here, min(K, most), to, ldc, add, last)
         for k in range(most, K, most):
             part, rest = here + k * {bytes_}, min(most, K - k)
             # not the number 1, for which sweep would be compiled once more
-            sweep(a + k * {item}, row, M, part, rest, to, ldc, add | 1)
+            sweep(a + k * {item}, row, M, part, rest, to, ldc, add | 1, last)
 """
 
 
 def micro_kernels(dtype: str) -> dict[str, Any]:
     """The micro-kernels that ``tile`` and ``product`` call, by name."""
     make = _plain_micro_kernel if config.DISABLE_JIT else micro_kernel
-    sizes = [(rows, 1) for rows in range(1, ROWS + 1)] + list(PANELS_AT_ONCE.items())
+    sizes = [(rows, wide) for wide in (1, VECTORS) for rows in range(1, ROWS + 1)]
+    sizes += [(rows, together * VECTORS) for rows, together in PANELS_AT_ONCE.items()]
     return {f"block_{rows}x{wide}": make(dtype, rows, wide) for rows, wide in sizes}

@@ -374,6 +374,7 @@ class Layout:
             values[f"{name}_tiles"] = int(in_tiles)
             values |= {f"{name}_row": row, f"{name}_column": column}
             values |= {f"{name}_K": K, f"{name}_N": N, f"{name}_panels": panels}
+            values[f"{name}_wide"] = -(-N // simd.lanes(self.plan.dtype))  # vectors
             packed = panels * K * panel * self.item
             if in_tiles:
                 packed = tiles.matrix_bytes(K, N)
@@ -500,10 +501,10 @@ class Layout:
 
     def _matrix(self, a: int, g: int, k: int) -> MatrixGradient:
         """A gradient in the order in which the matrix lies, or in the one that costs much less."""
-        panel = gemm.panel(self.plan.dtype)
+        panel, lanes = gemm.panel(self.plan.dtype), simd.lanes(self.plan.dtype)
 
         def cost(m: int, n: int) -> int:
-            return max(m, 4) * (-(-n // panel) * panel)
+            return max(m, 4) * (-(-n // lanes) * lanes)
 
         (K, N), strides = self.sizes.captured[k]
         g_first = strides[0] < strides[1]

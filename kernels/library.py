@@ -16,7 +16,7 @@ from tinygrad_seq.kernels import gemm, tiles
 # The functions, and how many words each takes. Those of a part may call those of the parts before
 # it, by address: the compiler has each of them before it once, whoever calls them.
 PARTS = {
-    "blocks": {"tile": 11, "copy_row": 3, "zero_row": 2},
+    "blocks": {"tile": 11, "half_tile": 11, "copy_row": 3, "zero_row": 2},
     "tiles": tiles.FUNCTIONS,  # where there are any
     "packing": {"pack": 3, "pack_groups": 9, "pack_panels": 9},
     "products": {"product": 10, "gram": 10},
@@ -140,7 +140,11 @@ def gram(p_block, q_block, low, high, N, count, out, distance, add, in_tiles):
             to = out + (m * distance + n) * ITEM
             for r in range(rows):  # where the next block's sums are, too far apart to be foreseen
                 fetch(to, (ROWS + r) * distance)
-            tile(group, 1, GROUP, rows, panel, count, to, distance, add * APART, ahead, step)
+            adds = add * APART
+            if N - n <= LANES:
+                half_tile(group, 1, GROUP, rows, panel, count, to, distance, adds, ahead, step)
+            else:
+                tile(group, 1, GROUP, rows, panel, count, to, distance, adds, ahead, step)
 '''
 
 _OUTER = '''
