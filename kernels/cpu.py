@@ -344,8 +344,8 @@ class Runner:
             # A ring has two places, and step s writes into place s & 1.
             if after is not None and plan.wanted_states[k]:
                 width = layout.width(plan.state_slots[k])
-                end = layout.view(f"dstate{k}", work)[0, :, :width]
-                states[k] = np.array(end if order is None else end[order])
+                rows = layout.first_places if order is None else layout.first_places[order]
+                states[k] = layout.view(f"dstate{k}", work)[rows, :width]
             if after is not None and inputs.resets is not None:
                 resets[k] = np.array(layout.view(f"dreset{k}", work))
         return Gradients(dxs, states, resets, captured, totals)

@@ -5,8 +5,9 @@ rows of the batch are its own, and the address of the words of its phase, which 
 to which it goes. It takes its rows through these steps by itself.
 
 Names are those of ``text.py``; besides, n are the units that are left, p7 is the address of a row,
-k0, s0 and b0 are the first steps of the run, of the phase and of the block; z7_row counts elements;
-inverse7 is that of scale7 v7, where scale7 keeps it from being too small.
+k0, s0 and b0 are the first steps of the run, of the phase and of the block; the task has rows first
+to first + R, its part of the batch those from low to low + P; z7_row counts elements; inverse7 is
+that of scale7 v7, where scale7 keeps it from being too small.
 Imports text and program.
 """
 
@@ -31,6 +32,7 @@ class CpuWriter(Writer):
     def __init__(self, plan: Plan, program: Program, rules: Any) -> None:
         super().__init__(plan, program, rules)
         self.distances: dict[str, str] = {}
+        self.of_parts: list[tuple[str, str, str]] = []  # memory, its places, bytes of a row
 
     def text(self) -> str:
         direction = self.program.direction
@@ -44,18 +46,25 @@ class CpuWriter(Writer):
             self.add(1, f"{name} = constant({str(constant).replace('inf', '1e999')})")
         for k, name in self.numbers.items():
             self.add(1, f"{name} = repeat(numbers + {k * self.item})")
-        for distance, name in self.distances.items():
-            self.add(1, f"{name} = {distance}  # from a step's record to the next one's")
         self.add(1, "saved = flush_denormals()")
         self.add(1, "tasks += s0 // tasks_steps * tasks_bytes  # the edges of tasks in these steps")
         self.add(1, "first = word(tasks, task)  # rows first to first + R are this task's")
         self.add(1, "R = word(tasks, task + 1) - first")
-        self.add(1, "active += task // part_tasks * active_bytes  # of this part of the batch")
+        self.add(1, "part = task // part_tasks  # of the batch, of which these rows are")
+        self.add(1, "active += part * active_bytes")
+        self.add(1, "low = word(tasks, part * part_tasks)  # where it begins")
+        self.add(
+            1, "P = word(tasks, (part + 1) * part_tasks) - low  # its rows, which lie together"
+        )
         self.add(1, "scratch += task * scratch_bytes")
         if self.program.matrices:
             self.add(1, "split += task * split_bytes")
         for buffer in self.program.scratch:
             self.add(1, f"z{buffer.slot} += scratch")
+        for name, places, row in self.of_parts:
+            self.add(1, f"{name} += (low * {places} + first - low) * {row}")
+        for distance, name in self.distances.items():
+            self.add(1, f"{name} = {distance}  # from a step's record to the next one's")
         self.lines += body
         self.add(1, "restore_denormals(saved)")
         return "\n".join(self.lines) + "\n"
@@ -65,7 +74,7 @@ class CpuWriter(Writer):
             self.word(name)
         for name in ("k0", "block", "active", "active_bytes", "part_tasks", "B"):
             self.word(name)
-        for name in ("batch", "begin", "onward"):
+        for name in ("batch", "begin", "onward", "kept_on"):
             self.word(name)
         if self.plan.numbers:
             self.word("numbers")
@@ -124,15 +133,12 @@ class CpuWriter(Writer):
             row = "((s - b0) * R + r)" if buffer.block else "r"
             return f"z{which} + {row} * {self._distance(buffer)} * {self.item}"
         if kind in ("dstate", "before"):
-            slot = "(s + 1 & 1)" if kind == "dstate" else "(s & 1)"
-            base, distance = self.word(f"dstate{which}"), self.word(f"dstate{which}_row")
-            return f"{base} + ({slot} * B + first + r) * {distance}"
+            return self._dstate_row(which, "(s + 1 & 1)" if kind == "dstate" else "(s & 1)")
         if kind in ("kept", "grads"):
-            rows = self.word("kept_rows") if kind == "kept" else "B"
-            record, bytes_ = self.word(kind), self.word(f"{kind}_bytes")
-            offset = self.word(f"{kind}{which}")
-            origin = "k0" if kind == "kept" else "s0"
-            return f"{record} + ((s - {origin}) * {rows} + first + r) * {bytes_} + {offset}"
+            bytes_, offset = self.word(f"{kind}_bytes"), self.word(f"{kind}{which}")
+            record = self._of_part(kind, self.word(f"{kind}_steps"), bytes_)
+            step = "(s - k0) * kept_on" if kind == "kept" else "(s - s0)"
+            return f"{record} + ({step} * P + r) * {bytes_} + {offset}"
         if kind != "sum":
             return super()._row(kind, which)
         chunk, chunks = self.word("chunk"), self.word(f"sum{which}_chunk")
@@ -141,8 +147,20 @@ class CpuWriter(Writer):
 
     def _state_row(self, k: int, slot: str) -> str:
         width, mask = self.width(self.plan.state_slots[k]), self.word(f"state{k}_mask")
-        base = self.word(f"state{k}")
-        return f"{base} + (({slot} & {mask}) * B + first + r) * {width} * {self.item}"
+        row = f"{width} * {self.item}"
+        base = self._of_part(f"state{k}", self.word(f"state{k}_places"), row)
+        return f"{base} + (({slot} & {mask}) * P + r) * {row}"
+
+    def _dstate_row(self, k: int, place: str) -> str:
+        """The address of row r of a gradient of a state, which has two places."""
+        row = self.word(f"dstate{k}_row")
+        return f"{self._of_part(f'dstate{k}', '2', row)} + ({place} * P + r) * {row}"
+
+    def _of_part(self, name: str, places: str, row: str) -> str:
+        """Memory in which each part of the batch has its rows of all places together."""
+        if (name, places, row) not in self.of_parts:
+            self.of_parts.append((name, places, row))
+        return self.word(name)
 
     def _distance(self, buffer: Any) -> str:
         """From row to row of a scratch buffer, in elements."""
@@ -162,10 +180,10 @@ class CpuWriter(Writer):
         kind, which = self._place(slot)
         distance = ""
         if not self.forward and kind == "kept":
-            distance = f"{self.word('kept_rows')} * {self.word('kept_bytes')}"
+            distance = f"kept_on * P * {self.word('kept_bytes')}"
         elif not self.forward and kind in ("state", "after"):
             width = self.width(self.plan.state_slots[which])
-            distance = f"{self.word('slots')} * B * {width} * {self.item}"
+            distance = f"{self.word('slots')} * P * {width} * {self.item}"
         elif not self.forward and kind == "dy":
             distance = f"onward * {self.word(f'dy{which}_t')}"
         return distance and self.distances.setdefault(distance, f"step{len(self.distances)}")
@@ -222,9 +240,9 @@ class CpuWriter(Writer):
         self.add(2, "for r in range(R):")
         for k in carried:
             slot = plan.state_slots[k]
-            width, base = self.width(slot), self.word(f"dstate{k}")
-            for place in ("first + r", "B + first + r"):
-                self.add(3, f"to = {base} + ({place}) * {self.word(f'dstate{k}_row')}")
+            width = self.width(slot)
+            for place in ("0", "1"):
+                self.add(3, f"to = {self._dstate_row(k, place)}")
                 self.add(3, f"if {self.word(f'dlast{k}')}:")
                 self.add(4, f"p = {self._batch_row(f'dlast{k}', slot)}")
                 self.add(4, f"copy_row(p, to, {width})")
@@ -361,7 +379,7 @@ class CpuWriter(Writer):
 
     def _block_product(self, stage: Product) -> None:
         """All steps of a block at once if their rows follow one another."""
-        alone = "" if self._place(stage.a).kind == "scratch" else " and R == B"
+        alone = "" if self._place(stage.a).kind == "scratch" else " and R == P"
         self._comment(2, stage.slot)
         self.add(2, f"if full{alone}:")
         self.add(3, "s = b0")

@@ -13,6 +13,7 @@ Imports program, gemm, memory, simd, threads, tiles and NumPy.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from math import lcm
 from typing import Any, NamedTuple
 
@@ -95,6 +96,12 @@ def _bytes_of_sums(plan: Plan, sizes: Sizes) -> int:
     return sum(K * N for K, N in matrices) * np.dtype(plan.dtype).itemsize
 
 
+def _first_places(edges: Array) -> Array:
+    """Where rows stand in their first place, in memory of two places for each part."""
+    parts = [np.arange(low, high) + low for low, high in pairwise(edges)]
+    return np.concatenate(parts)
+
+
 class Layout:
     """The layout of one direction for some sizes.
 
@@ -130,6 +137,9 @@ class Layout:
         self.threads = self._count_threads()
         self.tasks = self._count_tasks()
         self.edges = edges_of(sizes.B, self.tasks)
+        # Rows of a part lie together in memory, if tasks are of one part each.
+        self.regions = 1 if self.tasks % parts else parts
+        self.first_places = _first_places(edges_of(sizes.B, self.regions))
         self.blocks = self._count_blocks() if backward else 1
         # steps that are done before the large products take them in
         rows, most = -(-sizes.B // self.parts), gemm.KC * self.blocks
@@ -292,8 +302,8 @@ class Layout:
             "chunk": chunk(sizes.B),
             "tasks_steps": self.edge_steps,
             "tasks_bytes": 8 * (self.tasks + 1),
-            "part_tasks": self.tasks // self.parts if self.dealt else self.tasks,
-            "kept_rows": sizes.B if self.keep else 0,  # 0: each step writes over the one before
+            "part_tasks": self.tasks // self.regions,
+            "kept_on": int(self.keep),  # 0: each step writes over the one before
         }
         for slot in plan.classes:
             values[f"w{slot}"] = sizes.widths[slot] if slot < plan.forward_count else 1
@@ -326,6 +336,7 @@ class Layout:
         for k, slot in enumerate(plan.state_slots):
             all_steps = self.keep and k in plan.states_kept
             count = self.steps * self.values["slots"] + 1 if all_steps else 2
+            self.values[f"state{k}_places"] = count
             self.take(f"state{k}", count * sizes.B * self.width(slot) * self.item, block)
             self.values[f"state{k}_mask"] = -1 if all_steps else 1
         self._record(plan.kept, "kept", block, self.steps if self.keep else 1)
@@ -336,7 +347,7 @@ class Layout:
         for slot in slots:
             self.values[f"{name}{slot}"] = offset * self.item
             offset += -(-self.width(slot) // lanes) * lanes
-        self.values[f"{name}_bytes"] = offset * self.item
+        self.values[f"{name}_bytes"], self.values[f"{name}_steps"] = offset * self.item, steps
         self.take(name, (steps * self.sizes.B * offset + lanes) * self.item, block)
 
     def _scratch(self) -> None:
@@ -411,7 +422,7 @@ class Layout:
                 width, panel = self.width(plan.state_slots[k]), gemm.panel(plan.dtype)
                 distance = -(-width // panel) * panel
                 self.values[f"dstate{k}_row"] = distance * self.item
-                self._take_array(f"dstate{k}", (2, B, distance))  # now, and a step later
+                self._take_array(f"dstate{k}", (2 * B, distance))  # now, and a step later
                 self.values[f"dreset{k}"] = 0  # nowhere
                 if self.sizes.resets:
                     self._take_array(f"dreset{k}", (B, width))
@@ -431,14 +442,17 @@ class Layout:
         for a, g, k in self.plan.gradients.outer:
             matrix = self._matrix(a, g, k)
             groups.setdefault((g, matrix.g_first), []).append(matrix)
-        names = ["k0", "active", "batch", "begin", "onward", "active_bytes"]
-        names += ["outer_tasks", "outer_scratch", "outer_bytes", "outer_g_bytes", "outer_count"]
-        names += ["outer_tiles", "outer_parts", "outer_blocks", "outer_a_bytes"]
-        names += [f"outer_row{k}" for k in range(self.parts + 1)]
-        values |= {
-            f"outer_row{k}": int(row) for k, row in enumerate(edges_of(self.sizes.B, self.parts))
-        }
+        names = ["active", "active_bytes", "outer_tasks", "outer_scratch", "outer_bytes"]
+        names += ["outer_g_bytes", "outer_a_bytes", "outer_blocks", "outer_tiles"]
+        names += ["outer_count", "outer_parts"]
         values["outer_parts"], values["outer_blocks"] = self.parts, self.blocks
+        for part, (first, last) in enumerate(pairwise(edges_of(self.sizes.B, self.parts))):
+            low, high = (first, last) if self.regions > 1 else (0, self.sizes.B)
+            names += ["k0", "batch", "begin", "onward"]
+            found = {"first": first, "last": last, "low": low, "rows": high - low}
+            for name, value in found.items():
+                values[f"part{part}_{name}"] = int(value)
+                names.append(f"part{part}_{name}")
         rows = min(gemm.KC, -(-self.sizes.B // self.parts) * self.segment)
         in_tiles = self._worth_tiles and rows >= tiles.SPAN
 
@@ -514,24 +528,28 @@ class Layout:
         return MatrixGradient(k, a, g, shape, -(-shape[1] // panel) * panel, g_first)
 
     def _operand(self, name: str, slot: int) -> list[str]:
-        """Words for where a side is: address, whose it is, distances, whence steps are counted."""
-        row, values, B = self.plan.rows[slot], self.values, self.sizes.B
-        values[f"{name}_user"] = values[f"{name}_kept"] = 0
+        """Words for where a side is: address, whose it is, distances of steps and of rows, whence
+        steps are counted, how many there are. Of a record, steps are so many places apart.
+        """
+        row, values = self.plan.rows[slot], self.values
+        values[f"{name}_user"] = values[f"{name}_kept"] = values[f"{name}_places"] = 0
         if row.op == "x":
             values[f"{name}_user"] = 1
             at = _strided(f"x{row.detail}")
         else:
             at = [f"grads{slot}_base", f"{name}_step", f"{name}_row"]
+            values[at[1]] = 1
             if row.op == "state":
                 at[0], values[f"{name}_kept"] = f"state{row.detail}", 1
                 values[at[2]] = self.width(slot) * self.item
-                values[at[1]] = values[at[2]] * B * values["slots"]
+                values[at[1]] = values["slots"]
+                values[f"{name}_places"] = values[f"state{row.detail}_places"]
             else:
                 values[at[0]] = values["grads"] + values[f"grads{slot}"]
                 self.base[at[0]] = "work block"
                 values[at[2]] = values["grads_bytes"]
-                values[at[1]] = values[at[2]] * B
-        return [at[0], f"{name}_user", at[1], at[2], f"{name}_kept"]
+                values[f"{name}_places"] = values["grads_steps"]
+        return [at[0], f"{name}_user", at[1], at[2], f"{name}_kept", f"{name}_places"]
 
 
 def in_turns(

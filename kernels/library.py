@@ -23,6 +23,10 @@ PARTS = {
     "outer": {"outer": 3},
 }
 
+# Words of the table of the large products: before all, of each part of the batch, of each g and of
+# each a that goes with it.
+OUTER_WORDS = 11, 8, 9, 11
+
 _ROWS = """
 
 
@@ -76,46 +80,49 @@ def pack(table, task, phase):
 
 
 
-def line(operand, s, r, s0, order):
+def line(operand, s, r, s0, part):
     """The address of row r at step s: of an array of the caller, or of a record of the run.
 
-    What is kept has all steps of the run, another record those from s0 on.
+    What is kept has all steps of the run, another record those from s0 on. Words of a part: the
+    run's first step; in which order rows are run through; the first row of the part and the one
+    after its last; the first of the rows that lie together, and how many these are.
     """
     base, step, distance = word(operand, 0), word(operand, 2), word(operand, 3)
     if word(operand, 1):
-        batch, begin, onward = word(order, 2), word(order, 3), word(order, 4)
+        batch, begin, onward = word(part, 1), word(part, 2), word(part, 3)
         return base + (word(begin, r) + s * onward) * step + word(batch, r) * distance
     if word(operand, 4):
-        s0 = word(order, 0)
-    return base + (s - s0) * step + r * distance
+        s0 = word(part, 0)
+    low, rows = word(part, 6), word(part, 7)
+    return base + (low * word(operand, 5) + (s - s0) * step * rows + r - low) * distance
 
 
-def pack_groups(operand, lines, count, low, high, to, s0, order, in_tiles):
+def pack_groups(operand, lines, count, low, high, to, s0, part, in_tiles):
     """Columns low to high of ``count`` rows, GROUP of them side by side, row after row.
 
     Whole vectors are stored: what goes beyond a row is written over by the next one, and there is
     room for that of the last.
     """
     if in_tiles:
-        split_groups(operand, lines, count, low, high, to, s0, order)
+        split_groups(operand, lines, count, low, high, to, s0, part)
         return
     for k in range(count):
         s, r = word(lines, 2 * k), word(lines, 2 * k + 1)
-        row = line(operand, s, r, s0, order)
+        row = line(operand, s, r, s0, part)
         for m in range(low, high, GROUP):
             out = to + ((m - low) * (KC + 1) + k * GROUP) * ITEM
             for v in range(0, GROUP, LANES):
                 store(out, v, load(row, m + v, high - m - v), LANES)
 
 
-def pack_panels(operand, lines, count, low, high, to, s0, order, in_tiles):
+def pack_panels(operand, lines, count, low, high, to, s0, part, in_tiles):
     """Columns low to high of ``count`` rows as panels; in tiles low is 0."""
     if in_tiles:
-        split_panels(operand, lines, count, high, to, s0, order)
+        split_panels(operand, lines, count, high, to, s0, part)
         return
     for k in range(count):
         s, r = word(lines, 2 * k), word(lines, 2 * k + 1)
-        row = line(operand, s, r, s0, order)
+        row = line(operand, s, r, s0, part)
         for n in range(low, high, PANEL):
             out = to + ((n - low) * KC + k * PANEL) * ITEM
             for v in range(0, PANEL, LANES):
@@ -159,7 +166,7 @@ def share_of(columns, unit, share, shares):
 
 def columns_of(a, how, unit, share, shares):
     """The same of an a, through all of which every share goes unless it is what is divided."""
-    return share_of(word(a, 5), unit, share if how == 0 else 0, shares if how == 0 else 1)
+    return share_of(word(a, 6), unit, share if how == 0 else 0, shares if how == 0 else 1)
 
 
 def next_rows(lines, most, active, first, last, s, r, s1):
@@ -180,55 +187,55 @@ def next_rows(lines, most, active, first, last, s, r, s1):
     return total, s, r
 
 
-def of_group(table, task, phase, part, share, shares, g):
+def of_group(table, task, phase, number, share, shares, g):
     """The products that share g, over the rows of a part: this one of so many shares of them."""
     s0, s1, add = word(phase, 5), word(phase, 6), word(phase, 7)
-    bytes_, blocks = word(table, 8), word(table, 13)
-    g_bytes, a_bytes = word(table, 9), word(table, 14)  # of a packed block
-    lines = word(table, 7) + task * bytes_
+    active, part = word(table, 0) + number * word(table, 1), table + 8 * (HEAD + OF_PART * number)
+    bytes_, blocks = word(table, 4), word(table, 7)
+    g_bytes, a_bytes = word(table, 5), word(table, 6)  # of a packed block
+    lines = word(table, 3) + task * bytes_
     g_block = lines + 16 * KC * blocks + 8 * KC  # after numbers of rows, and addresses of some
     a_block = g_block + g_bytes * blocks
-    in_tiles = word(table, 11)  # not 0: with tiles, whose shapes are written down there
+    in_tiles = word(table, 8)  # not 0: with tiles, whose shapes are written down there
     in_tiles += task * bytes_ if in_tiles else 0
     unit = ROWS if in_tiles == 0 else LINES  # columns that are divided among the tasks together
     g_columns = AT_ONCE // blocks if in_tiles == 0 else ALL  # at once
     q_columns = PANEL if blocks > 1 else ALL  # whose sums stay near from one block to the next
-    first, last = word(table, 15 + part), word(table, 16 + part)  # rows
-    G, how, a_count = word(g, 5), word(g, 6), word(g, 7)
+    first, last = word(part, 4), word(part, 5)  # rows
+    G, how, a_count = word(g, 6), word(g, 7), word(g, 8)
     begin, end = 0, G
     if how > 0:
         begin, end = share_of(G, unit if how == 1 else PANEL, share, shares)
     s, r, going = s0, first, begin < end
-    active = word(table, 1) + part * word(table, 5)
     while going:
         total, s, r = next_rows(lines, KC * blocks, active, first, last, s, r, s1)
         count = min(max((total + KC - 1) // KC, 1 - add), blocks)  # one without rows is zeros
         for i in range(a_count * count):
-            a, block = g + 8 * (8 + 10 * (i // count)), i % count
+            a, block = g + 8 * (OF_G + OF_A * (i // count)), i % count
             low, high = columns_of(a, how, unit, share, shares)
             of, K = lines + 16 * KC * block, min(total - KC * block, KC)
-            to = a_block + word(a, 9) + block * a_bytes
+            to = a_block + word(a, 10) + block * a_bytes
             if how == 1:
-                pack_panels(a, of, K, 0, high, to, s0, table, in_tiles)
+                pack_panels(a, of, K, 0, high, to, s0, part, in_tiles)
             elif low < high:
-                pack_groups(a, of, K, low, high, to, s0, table, in_tiles)
+                pack_groups(a, of, K, low, high, to, s0, part, in_tiles)
         for n in range(begin, end * (count > 0), g_columns):
             rest = min(n + g_columns, end)
             for block in range(count):
                 of, K = lines + 16 * KC * block, min(total - KC * block, KC)
                 to = g_block + block * g_bytes
                 if how == 1:
-                    pack_groups(g, of, K, n, rest, to, s0, table, in_tiles)
+                    pack_groups(g, of, K, n, rest, to, s0, part, in_tiles)
                 else:
-                    pack_panels(g, of, K, n, rest, to, s0, table, in_tiles)
+                    pack_panels(g, of, K, n, rest, to, s0, part, in_tiles)
             for i in range(a_count):
-                a = g + 8 * (8 + 10 * i)
+                a = g + 8 * (OF_G + OF_A * i)
                 low, high = columns_of(a, how, unit, share, shares)
-                A, out, distance = word(a, 5), word(a, 6), word(a, 7)
-                if part > 0:
+                A, out, distance = word(a, 6), word(a, 7), word(a, 8)
+                if number > 0:
                     size = (G if how == 1 else A) * distance * ITEM
-                    out = word(a, 8) + (part - 1) * size
-                p, p_bytes, q, q_bytes, N = g_block, g_bytes, a_block + word(a, 9), a_bytes, A
+                    out = word(a, 9) + (number - 1) * size
+                p, p_bytes, q, q_bytes, N = g_block, g_bytes, a_block + word(a, 10), a_bytes, A
                 if how == 1:
                     low, high = n, rest
                 else:
@@ -255,15 +262,15 @@ def outer(table, task, phase):
     the same order whatever the tasks. Words: see layout.py.
     """
     saved = flush_denormals()
-    tasks, parts = word(table, 6), word(table, 12)
+    tasks, parts = word(table, 2), word(table, 10)
     for part in range(parts):
         low = part * tasks // parts
         high = max(low + 1, (part + 1) * tasks // parts)
         if low <= task < high:
-            g = table + 8 * (16 + parts)
-            for _ in range(word(table, 10)):
+            g = table + 8 * (HEAD + OF_PART * parts)
+            for _ in range(word(table, 9)):
                 of_group(table, task, phase, part, task - low, high - low, g)
-                g += 8 * (8 + 10 * word(g, 7))
+                g += 8 * (OF_G + OF_A * word(g, 8))
     restore_denormals(saved)
 '''
 
@@ -290,6 +297,7 @@ _v = vectors("{dtype}")
 LANES, load, store, constant, fetch = _v.LANES, _v.load, _v.store, _v.constant, _v.fetch
 PANEL, ROWS, ITEM, KC = gemm.panel("{dtype}"), gemm.ROWS, {np.dtype(dtype).itemsize}, gemm.KC
 APART, AT_ONCE, ALL = gemm.APART, gemm.AT_ONCE, 2**62
+HEAD, OF_PART, OF_G, OF_A = {OUTER_WORDS}
 GROUP, LINES, repeat = gemm.group("{dtype}"), tiles.LINES, _v.repeat
 globals().update(gemm.micro_kernels("{dtype}"))
 '''
