@@ -781,6 +781,20 @@ def test_cells_that_cannot_be_compiled(cell, kind, words):
     tgs.scan(lambda x, h: (h, h), X, H0)  # nothing of the failed trace is left
 
 
+def test_a_value_of_a_step_is_gone_when_the_call_is_over():
+    kept = []
+
+    def keeps(x, h):
+        kept.append(h)
+        return h + x, h + x
+
+    tgs.scan(keeps, X, H0)
+    h = kept[0]
+    for use in (lambda: h + 1, lambda: H0 * h, lambda: tgs.tanh(h), lambda: h.sum(), h.numpy):
+        with pytest.raises(tgs.TraceError, match=r"%1 .* call of the cell is over.* let the cell"):
+            use()
+
+
 def test_bad_arguments():
     def cell(x, h):
         return h + x, h

@@ -17,6 +17,7 @@ import numpy as np
 from tinygrad_seq.errors import WAY_OUT, TraceError
 from tinygrad_seq.program import Row
 from tinygrad_seq.rules import RULES
+from tinygrad_seq.tape import recording
 from tinygrad_seq.tensors import Tensor
 
 if TYPE_CHECKING:
@@ -126,7 +127,6 @@ class Traced:
     """
 
     __slots__ = ("dtype", "shape", "slot", "tracer")
-    __array_ufunc__ = None
 
     def __init__(self, tracer: Tracer, slot: int, shape: tuple[int, ...], dtype: Any) -> None:
         self.tracer, self.slot, self.shape, self.dtype = tracer, slot, shape, dtype
@@ -143,6 +143,9 @@ class Traced:
         if copy is not None:
             _no_value(self, "a copy of it was asked for")
         return self.tracer.cast(self, np.dtype(dtype))
+
+    def __array_ufunc__(self, ufunc: np.ufunc, *_: Any, **__: Any) -> NoReturn:
+        _no_value(self, f"its {ufunc.__name__} was asked for")
 
     def _value_wanted(self, *_: Any, **__: Any) -> NoReturn:
         _no_value(self, "its value was asked for")
@@ -165,6 +168,12 @@ def stand_in(tracer: Tracer, slot: int, shape: tuple[int, ...], dtype: Any) -> T
 
 def _no_value(traced: Traced, what: str) -> NoReturn:
     op = traced.tracer.trace.rows[traced.slot].op
+    if recording.tracer is None:
+        raise TraceError(
+            f"scan: at line %{traced.slot} of the step ({op}) {what}, but the call of the cell is "
+            "over, and its values are gone; let the cell return what is wanted with its output, "
+            "y = {'h': h, 'gate': gate}, and the scan gives it for all steps"
+        )
     raise TraceError(
         f"scan: at line %{traced.slot} of the step ({op}) {what} "
         "(data, numpy(), item(), bool(), print, an index), but a cell is traced without values: "
