@@ -740,6 +740,18 @@ def draws_elsewhere(x, h):
     return x, h * tgs.nn.Linear(4, 4)(x)
 
 
+def forgets_keepdims(x, h):
+    return x, h - h.max(axis=-1)
+
+
+def adds_other_rows(x, h):
+    return x, h + tgs.ones(3, 4)
+
+
+def adds_all_steps(x, h):
+    return x, h + tgs.ones(5, 2, 4)
+
+
 def another_dtype_inside(x, h):
     return x, h @ tgs.tensor(np.eye(4))
 
@@ -770,6 +782,9 @@ BAD = [
     (draws_for_all_rows, tgs.TraceError, r"random numbers of shape \(4,\).*B = 2.*tgs.unroll"),
     (draws_a_leaf, ValueError, "requires_grad=True was given inside a cell"),
     (draws_elsewhere, tgs.TraceError, "a NumPy generator.*tgs.rand.*tgs.unroll"),
+    (forgets_keepdims, tgs.ShapeError, r"subtract: .*\(2, 4\) and \(2,\).*line %3.*keepdims=True"),
+    (adds_other_rows, tgs.ShapeError, r"add: .*\(2, 4\) and \(3, 4\) .* line %2 .*equal or 1$"),
+    (adds_all_steps, tgs.TraceError, r"\(T, B, n\).*belongs into xs.*tgs.unroll"),
     (another_dtype_inside, tgs.TraceError, r"float64 and shape \(4, 4\).*line %2.*unroll"),
 ]
 

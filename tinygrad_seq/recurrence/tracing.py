@@ -349,13 +349,8 @@ class Tracer(Source):
         self, name: str, inputs: Sequence[Any], a: tuple[int, ...], b: tuple[int, ...]
     ) -> tuple[int, ...]:
         """The shape of two traced values together."""
-        if len(a) != len(b):
-            self.refuse_mixing(name, inputs)
-        if a[1] != b[1] and 1 not in (a[1], b[1]):
-            raise ShapeError(
-                f"{name}: shapes {a} and {b} were given at line %{len(self.trace.rows)} of the "
-                "step, their axes, aligned at the last, must be equal or 1"
-            )
+        if len(a) != len(b) or (a[1] != b[1] and 1 not in (a[1], b[1])):
+            self._refuse_shapes(name, inputs, a, b)
         return (a[0], b[1] if a[1] == 1 else a[1])
 
     def _beside(
@@ -366,20 +361,36 @@ class Tracer(Source):
         if other == shape or not other:
             return shape
         if len(other) > 2 or (len(shape) == 1 and len(other) == 2):
-            self.refuse_mixing(name, inputs)
+            self._refuse_shapes(name, inputs, shape, other)
         if len(shape) == 1:  # (B,): axis 0 of the other one is the batch too, or 1
             if other[0] not in (1, self.trace.B):
-                self.refuse_mixing(name, inputs)
+                self._refuse_shapes(name, inputs, shape, other)
             return shape
-        if len(other) == 2 and other[0] not in (1, self.trace.B):
-            self.refuse_mixing(name, inputs)
         n, m = shape[1], other[-1]
-        if n != m and 1 not in (n, m):
-            raise ShapeError(
-                f"{name}: shapes {shape} and {other} were given at line %{len(self.trace.rows)} of "
-                "the step, their axes, aligned at the last, must be equal or 1"
-            )
+        if (len(other) == 2 and other[0] not in (1, self.trace.B)) or (n != m and 1 not in (n, m)):
+            self._refuse_shapes(name, inputs, shape, other)
         return (shape[0], m if n == 1 else n)
+
+    def _refuse_shapes(
+        self, name: str, inputs: Sequence[Any], a: tuple[int, ...], b: tuple[int, ...]
+    ) -> NoReturn:
+        """Raise for shapes that nobody broadcasts, or whose result is no value of a step."""
+        try:
+            made = np.broadcast_shapes(a, b)
+        except ValueError:
+            hint = "; keepdims=True keeps the axis of a sum" if len(a) != len(b) else ""
+            raise ShapeError(
+                f"{name}: shapes {a} and {b} were given at line %{len(self.trace.rows)} of the "
+                f"step, their axes, aligned at the last, must be equal or 1{hint}"
+            ) from None
+        if len(made) > 2:
+            self.refuse(
+                name,
+                inputs,
+                ": values of a step are (B, n) or (B,); a tensor (T, B, n), of which each step "
+                "reads its own part, belongs into xs, scan(cell, (xs, more))",
+            )
+        self.refuse_mixing(name, inputs)
 
     def row(
         self,
