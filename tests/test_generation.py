@@ -156,6 +156,8 @@ class TestGenerate:
         bad = {
             "is the vocabulary that of another model": lambda: tgs.generate(model, [9], 2),
             r"expected integers \(T,\) or \(T, B\)": lambda: tgs.generate(model, [], 2),
+            "generate: prompt: the rows .*pad_seq": lambda: tgs.generate(model, [[1], [1, 2]], 2),
+            "roll_out: start: the rows given": lambda: tgs.roll_out(nn.GRU(1, 1), [[1], [1, 2]], 2),
             "temperature -1 was given": lambda: tgs.generate(model, [1], 2, temperature=-1),
             "temperature 'hot' was given": lambda: tgs.generate(model, [1], 2, temperature="hot"),
             "expected an nn.Sequential that begins": lambda: tgs.generate(nn.GRU(3, 4), [1], 2),
@@ -403,6 +405,9 @@ class TestSeq2Seq:
             ),
             r"source has shape \(0, 1\), expected one step at least": lambda: nn.Seq2Seq(3, 3, 4)(
                 np.zeros((0, 1), int), np.array([[0]])
+            ),
+            "Seq2Seq: source: the rows given differ": lambda: nn.Seq2Seq(3, 3, 4).greedy(
+                [[1], [1, 2]], start=0, end=1, longest=3
             ),
         }
         for words, call in bad.items():

@@ -290,6 +290,7 @@ BAD = {
     r"resets has shape \(5, 4\), expected \(T, B\) = \(4, 5\)": lambda: tgs.unroll(
         CELL, X, resets=np.zeros((5, 4), bool)
     ),
+    "lengths: the rows given differ": lambda: tgs.unroll(CELL, X, lengths=[[1], [1, 2]]),
     "resets has dtype int64": lambda: tgs.unroll(CELL, X, resets=np.zeros((4, 5), int)),
     r"state has shape \(3, 3\), expected \(5, ...\)": lambda: tgs.unroll(
         CELL, X, np.zeros((3, 3), "f4")

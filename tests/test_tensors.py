@@ -246,7 +246,9 @@ def test_the_other_order_of_bytes():
 
 
 BAD = {
-    "rows given differ in length": lambda: tgs.tensor([[1.0], [1.0, 2.0]]),
+    "tensor: the rows given differ in length, .*pad_sequences": lambda: tgs.tensor(
+        [[1.0], [1.0, 2.0]]
+    ),
     "complex128 was given": lambda: tgs.tensor(np.array(1j)),
     r"tensor: \['a'\] was given, expected a number, an array": lambda: tgs.tensor(["a"]),
     "tensor: None was given": lambda: tgs.tensor(None),

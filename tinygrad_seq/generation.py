@@ -16,7 +16,7 @@ from tinygrad_seq.nn.module import Module, in_mode
 from tinygrad_seq.nn.one_step import as_cell
 from tinygrad_seq.recurrence import Stepper
 from tinygrad_seq.search import largest
-from tinygrad_seq.tensors import Tensor, as_tensor
+from tinygrad_seq.tensors import Tensor, as_tensor, host_array
 
 Array = np.ndarray
 
@@ -99,7 +99,7 @@ def generate(
 
     The model runs compiled, a step at a time, with the cell that it was trained with.
     """
-    ids = np.asarray(prompt)
+    ids = host_array(prompt, "generate: prompt")
     if ids.ndim not in (1, 2) or not ids.size or ids.dtype.kind not in "iu":
         raise ShapeError(
             f"generate: the prompt is {ids.dtype}{ids.shape}, expected integers (T,) or (T, B), "
@@ -154,7 +154,7 @@ def roll_out(model: Any, start: Any, steps: int, state: Any = None) -> Array:
     ``nn.Sequential`` with one, or a cell, ``y, state = cell(x, state)``. ``state`` is the first
     one, ``cell.initial_state(B)`` unless given.
     """
-    begun = np.asarray(start)
+    begun = host_array(start, "roll_out: start")
     if begun.ndim != 3 or not len(begun):
         raise ShapeError(f"roll_out: start is {begun.shape}, expected (T, B, F), one step at least")
     steps = whole(steps, "roll_out: steps", least=0)

@@ -121,7 +121,9 @@ class Optimizer:
                         there = devices.to_device(kept, parameter.device)
                         state[name] = there.astype(dtype)
                 try:
-                    new = array_of(self.update(value, g, settings, state))
+                    new = array_of(
+                        self.update(value, g, settings, state), f"{type(self).__name__}.update"
+                    )
                 except MemoryError as error:
                     raise devices.explained(error, f"{type(self).__name__}.step") from None
                 if new.shape != value.shape or new.dtype != dtype:

@@ -390,16 +390,30 @@ def boxed(value: Any) -> Array:
     return np.asarray(value) if isinstance(value, np.generic) else value
 
 
-def array_of(value: Any) -> Array:
-    """The array in a tensor, an array as it is, on its device, or one made of a list or number."""
+def array_of(value: Any, what: str) -> Array:
+    """The array in a tensor, an array as it is, on its device, or one made of a list or number.
+
+    Raises ShapeError for rows of unequal length; ``what`` is for the error.
+    """
     if isinstance(value, Tensor):
         return value._data
-    return value if devices.is_array(value) else np.asarray(value)
+    return value if devices.is_array(value) else _made_of(value, what)
+
+
+def _made_of(data: Any, what: str) -> Array:
+    """An array made of numbers or nested lists."""
+    try:
+        return np.asarray(data)
+    except ValueError:
+        raise ShapeError(
+            f"{what}: the rows given differ in length, expected an array; data.pad_sequences "
+            "makes one of sequences"
+        ) from None
 
 
 def host_array(value: Any, what: str) -> np.ndarray:
     """A NumPy array of what is read on the host: lengths, for example, which say what to do."""
-    made = array_of(value)
+    made = array_of(value, what)
     if not isinstance(made, ndarray):
         raise DeviceError(
             f"{what}: given on {devices.device_of(made)}, expected on the host, where it is read; "
@@ -425,9 +439,7 @@ def as_array(data: Any, dtype: DTypeLike | None = None, copy: bool = False) -> A
                 "pair, (ys, state))"
             )
         try:
-            array = np.asarray(data)
-        except ValueError as error:
-            raise ShapeError(f"tensor: the rows given differ in length ({error})") from None
+            array = _made_of(data, "tensor")
         except TypeError:  # CuPy's arrays refuse, and stay where they are
             if not devices.is_array(data):
                 raise

@@ -55,7 +55,7 @@ def _mask(mask: Any, like: Tensor, loss: str) -> Array | None:
     """The mask as booleans of the shape of ``like``."""
     if mask is None:
         return None
-    chosen, shape = array_of(mask), like.shape
+    chosen, shape = array_of(mask, f"{loss}: mask"), like.shape
     _check_places(loss, ("the values", "the mask"), like._data, chosen)
     if chosen.dtype != np.bool_:
         raise ValueError(f"{loss}: a mask of dtype {chosen.dtype} was given, expected booleans")
@@ -273,7 +273,7 @@ def dot_attention(
             f"dot_attention: queries {q.shape}, keys {k.shape} and values {v.shape} were given, "
             "expected (T, B, H), (S, B, H) and (S, B, K)"
         )
-    there = None if mask is None else array_of(mask)
+    there = None if mask is None else array_of(mask, "dot_attention: mask")
     if there is not None:
         _check_places("dot_attention", ("queries", "mask"), q._data, there)
         if there.dtype != np.bool_ or there.shape != k.shape[:2]:

@@ -97,7 +97,7 @@ class Seq2Seq(Module):
 
     def _decode(self, target: Any, encoded: Encoded) -> Tensor:
         """The decoder's outputs (T, B, H), the target (T, B) being given to it."""
-        given, B = np.shape(target), encoded.there.shape[1]
+        given, B = array_of(target, "Seq2Seq: target").shape, encoded.there.shape[1]
         if len(given) != 2 or given[1] != B:
             raise ShapeError(
                 f"Seq2Seq: target has shape {given}, expected (T, {B}), a column for each source"
@@ -151,7 +151,7 @@ class Seq2Seq(Module):
     ) -> list[list[int]]:
         """For each source the likeliest symbol at every step, up to ``end`` or so many."""
         self._check_symbols(start, end)
-        if np.ndim(source) == 2 and not np.shape(source)[1]:
+        if not _ids(source).shape[1]:
             return []
         with in_mode(self, training=False), no_grad():
             encoded = self.encode(source, lengths)
@@ -212,7 +212,7 @@ class Seq2Seq(Module):
         source of another shape, ValueError for unknown symbols and for a width or a length below 1.
         """
         self._check_symbols(start, end)
-        ids, width = _ids(np.asarray(source)), whole(width, "beam: width")
+        ids, width = _ids(host_array(source, "Seq2Seq: source")), whole(width, "beam: width")
         made = []
         with in_mode(self, training=False), no_grad():
             encoded = self.encode(ids, lengths)
@@ -233,7 +233,7 @@ class Seq2Seq(Module):
 
 def _ids(source: Any) -> Any:
     """The symbols of the sources, an array (S, B)."""
-    ids = array_of(source)
+    ids = array_of(source, "Seq2Seq: source")
     if ids.ndim != 2:
         raise ShapeError(f"Seq2Seq: source has shape {ids.shape}, expected (S, B)")
     return ids
