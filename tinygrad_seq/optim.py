@@ -52,7 +52,10 @@ class Optimizer:
     def __init__(self, parameters: Iterable[Any], settings: Group) -> None:
         given = _listed(parameters, type(self).__name__)
         if not given:
-            raise ValueError(f"{type(self).__name__}: no parameters were given")
+            raise ValueError(
+                f"{type(self).__name__}: no parameters were given; those of a module are what "
+                "nn.parameter made of arrays, such as those of nn.init"
+            )
         groups: list[Any] = given if isinstance(given[0], Mapping) else [{"params": given}]
         self.param_groups: list[Group] = []
         seen: set[int] = set()
