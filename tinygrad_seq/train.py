@@ -353,7 +353,8 @@ def _checked(model: Any, batch: Any, caller: str) -> _Batch:
         found = len(batch) if isinstance(batch, (tuple, list)) else type(batch).__name__
         raise ValueError(
             f"{caller}: a batch of {found} was given, expected (inputs, targets) or "
-            "(inputs, targets, lengths)"
+            "(inputs, targets, lengths); data.Batches(inputs, targets, batch_size=32) cuts arrays "
+            "into such"
         )
     inputs, targets = _as_tensors(batch[0], model, caller), _as_tensors(batch[1], model, caller)
     size = sum(t.size for t in leaves(targets))
