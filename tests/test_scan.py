@@ -825,6 +825,10 @@ def test_bad_arguments():
     for xs in (X, X[:0], X[:, :0]):  # compiled, without steps, without rows
         with pytest.raises(tgs.TraceError, match=r"scan: .* returned a list, expected a p"):
             tgs.scan(lambda x, h: [h, h], xs, H0[: xs.shape[1]])
+    with pytest.raises(ValueError, match=r"xs is float64 and the state float32, .* NumPy makes f"):
+        tgs.scan(cell, X.astype("f8"), H0.astype("f4"))
+    with pytest.raises(ValueError, match="xs is float32 and float64 and the state float32, expec"):
+        tgs.scan(cell, (X.astype("f4"), X.astype("f8")), H0.astype("f4"))
     with pytest.raises(ValueError, match="share one dtype: convert one"):
         tgs.scan(lambda x, h: (h, h.to("float64")), X[:, :0].astype(int), H0[:0])
 

@@ -112,6 +112,12 @@ def _by_steps(cell: Cell, given: Given, reverse: bool) -> tuple[Any, Any]:
             tape.flushes = flushed
 
 
+def _floats(leaves: list[Tensor]) -> str:
+    """The floating dtypes of these, in words."""
+    names = dict.fromkeys(leaf.dtype.name for leaf in leaves if leaf.dtype in FLOATS)
+    return " and ".join(names) or "of integers"
+
+
 def _dtype(given: Given) -> np.dtype[Any]:
     """The one dtype of a step, which its states and inputs share."""
     held: list[np.dtype[Any]] = [t._data.dtype for t in (*given.state_leaves, *given.x_leaves)]
@@ -122,9 +128,10 @@ def _dtype(given: Given) -> np.dtype[Any]:
         raise TraceError("scan: neither xs nor the state is floating, expected float32 or float64")
     if len(dtypes) > 1:
         raise ValueError(
-            f"scan: state and xs are {' and '.join(map(str, dtypes))}, expected one floating "
-            "dtype, which is the parameters' too; convert one with xs.astype(...), cell.to(...); "
-            "zeros of a cell's initial_state are float32 unless made with dtype="
+            f"scan: xs is {_floats(given.x_leaves)} and the state {_floats(given.state_leaves)}, "
+            "expected one floating dtype, which is the parameters' too; convert one with "
+            "xs.astype(...), cell.to(...). NumPy makes float64 unless told otherwise, and zeros of "
+            "a cell's initial_state are float32 unless made with dtype="
         )
     dtype: np.dtype[Any] = dtypes[0]
     if dtype == np.float16:
