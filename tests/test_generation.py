@@ -151,6 +151,25 @@ class TestGenerate:
         with pytest.raises(ValueError, match="as_cell: a Linear was given, expected a recurrent"):
             tgs.roll_out(nn.Linear(2, 2), start, 2)
 
+    def test_a_model_of_ones_own_is_that_of_its_layers(self):
+        model = language_model()
+
+        class Own(nn.Module):
+            def __init__(self):
+                self.layers = nn.Sequential(*model.layers)
+
+            def forward(self, ids, state=None):
+                return self.layers.with_state(ids, state)
+
+        own, prompt = Own(), np.array([[1, 2], [3, 0]])
+        a, b = (tgs.generate(each, prompt, 20, rng=0) for each in (model, own))
+        np.testing.assert_array_equal(a, b)
+        assert own.training
+        _, state = own(prompt)
+        a = tgs.generate(own, prompt[:1], 5, temperature=0, state=state)
+        b = tgs.generate(own, np.concatenate([prompt, prompt[:1]]), 5, temperature=0)
+        np.testing.assert_array_equal(a, b)
+
     def test_errors(self):
         model = language_model()
         bad = {
@@ -160,7 +179,14 @@ class TestGenerate:
             "roll_out: start: the rows given": lambda: tgs.roll_out(nn.GRU(1, 1), [[1], [1, 2]], 2),
             "temperature -1 was given": lambda: tgs.generate(model, [1], 2, temperature=-1),
             "temperature 'hot' was given": lambda: tgs.generate(model, [1], 2, temperature="hot"),
-            "expected an nn.Sequential that begins": lambda: tgs.generate(nn.GRU(3, 4), [1], 2),
+            r"GRU: x has shape \(1, 1\), expected": lambda: tgs.generate(nn.GRU(3, 4), [1], 2),
+            "generate: model: .* was given, .* not a class": lambda: tgs.generate(nn.GRU, [1], 2),
+            r"logits \(1, 4\) of symbols \(1, 1\), expected \(T, B, V\)": lambda: tgs.generate(
+                lambda ids, state: (tgs.zeros(1, 4), state), [1], 2
+            ),
+            "generate: the model has a GRU that runs from the last": lambda: tgs.generate(
+                nn.Sequential(nn.Linear(1, 1), nn.GRU(1, 1, bidirectional=True)), [1], 2
+            ),
             "generate: the model's logits at step 0 hold NaN": lambda: tgs.generate(
                 model_of([0, np.nan, 1]), [0], 2
             ),

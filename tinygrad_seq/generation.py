@@ -1,6 +1,6 @@
 """Sequences made by a model: its own output fed back in, drawn by chance or as it is.
 
-Imports the engine, recurrence, search and nn.
+Imports the engine, recurrence, search, nn and truncation.
 """
 
 from __future__ import annotations
@@ -10,13 +10,15 @@ from typing import Any
 import numpy as np
 
 from tinygrad_seq.creation import Rng, generator
-from tinygrad_seq.errors import ShapeError, whole
+from tinygrad_seq.errors import ShapeError, called, whole
 from tinygrad_seq.nn.layers import Embedding, Sequential
 from tinygrad_seq.nn.module import Module, in_mode
 from tinygrad_seq.nn.one_step import as_cell
 from tinygrad_seq.recurrence import Stepper
 from tinygrad_seq.search import largest
+from tinygrad_seq.tape import no_grad
 from tinygrad_seq.tensors import Tensor, as_tensor, host_array
+from tinygrad_seq.truncation import MODEL, check_forward, check_time_first, run_with_state
 
 Array = np.ndarray
 
@@ -75,6 +77,32 @@ class ModelSteps:
         self.stepper.state = state
 
 
+class CalledSteps:
+    """A model of one's own run one step at a time: ``logits = steps(ids)``, ids (B,).
+
+    It is called as ``train.tbptt`` calls it, with one step, in ``eval`` mode.
+    """
+
+    def __init__(self, model: Any, state: Any = None) -> None:
+        check_forward(model, "generate")
+        check_time_first(model, "generate")
+        self.model, self.state = model, state
+        own = next(model.parameters(), None) if isinstance(model, Module) else None
+        self.device = "cpu" if own is None else own.device
+
+    def __call__(self, ids: Array) -> Array:
+        x = as_tensor(ids[None]).to(self.device)
+        with in_mode(self.model, training=False), no_grad():
+            y, self.state = run_with_state(self.model, x, self.state, None, "generate")
+        if y.ndim != 3 or y.shape[:2] != x.shape:
+            raise ShapeError(
+                f"generate: the model gave logits {y.shape} of symbols {x.shape}, expected "
+                "(T, B, V) of (T, B), and the state after them"
+            )
+        logits: Array = y.numpy()[0]
+        return logits
+
+
 def generate(
     model: Any,
     prompt: Any,
@@ -87,17 +115,19 @@ def generate(
 ) -> Array:
     """Go on from ``prompt`` for so many steps: each symbol is drawn and is the next input.
 
-    ``prompt`` (T,) or (T, B), integers, at least one step; ``model`` gives logits (B, V) a step
-    and begins with an ``nn.Embedding`` of V symbols. A symbol k is drawn with probability
-    proportional to exp(logit_k / temperature), the likeliest one taken if the temperature is 0;
-    with ``top_k`` only so many of the likeliest have a chance, of equal ones the first. Returns the
-    new symbols, (steps,) or (steps, B), int64. Raises ValueError for logits that hold NaN.
+    ``prompt`` (T,) or (T, B), integers, at least one step. ``model`` gives logits for V symbols:
+    an ``nn.Sequential`` that begins with an ``nn.Embedding``, which runs compiled, a step at a
+    time, with the cell that it was trained with, or any other that ``train.tbptt`` trains, called
+    as ``logits, state = model(ids, state)`` with ids (1, B) and logits (1, B, V). A symbol k is
+    drawn with probability proportional to exp(logit_k / temperature), the likeliest one taken if
+    the temperature is 0; with ``top_k`` only so many of the likeliest have a chance, of equal ones
+    the first. Returns the new symbols, (steps,) or (steps, B), int64. Raises ValueError for logits
+    that hold NaN.
 
     ``state`` is the first one, a tuple with that of each cell in the model, (B, H) or a pair of
-    these, ``initial_state(B)`` of each unless given. One to a sequence, an image to its caption:
+    these, ``initial_state(B)`` of each unless given; a model of the other kind is given its own,
+    at first None. One to a sequence, an image to its caption:
     let a state be computed from the one, and the prompt be the symbol of the start.
-
-    The model runs compiled, a step at a time, with the cell that it was trained with.
     """
     ids = host_array(prompt, "generate: prompt")
     if ids.ndim not in (1, 2) or not ids.size or ids.dtype.kind not in "iu":
@@ -111,13 +141,12 @@ def generate(
     if top_k is not None:
         top_k = whole(top_k, "generate: top_k")
     rows = ids if ids.ndim == 2 else ids[:, None]
-    if not (isinstance(model, Sequential) and len(model) and isinstance(model[0], Embedding)):
-        raise ValueError(
-            f"generate: the model is a {type(model).__name__}, expected an nn.Sequential that "
-            "begins with an nn.Embedding of the symbols; others run by tgs.Stepper, nn.as_cell "
-            "makes a cell of a layer"
-        )
-    run, chance = ModelSteps(model, rows[0], state), generator(rng)
+    run: Any
+    if isinstance(model, Sequential) and len(model) and isinstance(model[0], Embedding):
+        run = ModelSteps(model, rows[0], state)
+    else:
+        run = CalledSteps(called(model, "generate: model", MODEL), state)
+    chance = generator(rng)
     for row in rows:
         logits = run(row)
     made = np.empty((steps, rows.shape[1]), np.int64)
