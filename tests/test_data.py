@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from itertools import chain
 
 import numpy as np
@@ -86,6 +87,20 @@ def test_padding():
 
 
 class TestBatches:
+    @pytest.mark.parametrize("axis", [0, 1])
+    def test_of_windows_no_more_is_copied_than_a_batch(self, axis):
+        windows, targets = data.windows(np.arange(4000.0), 500)  # 14 MB, if they were copied
+        inputs = windows if axis == 0 else windows.T
+        batches = data.Batches(inputs, targets, batch_size=8, axis=axis, rng=0)
+        tracemalloc.start()
+        found, wanted = next(iter(batches))
+        most = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert most < 500_000
+        assert found.flags.c_contiguous
+        last = found[:, -1] if axis == 0 else found[-1]
+        np.testing.assert_array_equal(last + 1, wanted)
+
     def test_every_example_once_in_a_new_order_each_pass(self):
         x = np.arange(10)
         batches = data.Batches(x, x * 10, batch_size=3, rng=0)

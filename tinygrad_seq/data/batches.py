@@ -59,7 +59,7 @@ class Batches:
         for k in range(len(self)):
             rows = order[k * self.batch_size : (k + 1) * self.batch_size]
             pairs = zip(self.arrays, self._axes, strict=True)
-            batch = rebuild(self._given, (np.take(array, rows, axis) for array, axis in pairs))
+            batch = rebuild(self._given, (_taken(array, rows, axis) for array, axis in pairs))
             yield batch[0] if len(batch) == 1 else batch
 
 
@@ -93,9 +93,17 @@ def train_test_split(
         generator(rng).shuffle(order)
     train, test = order[: count - number], order[count - number :]
     return [
-        (np.take(array, train, k), np.take(array, test, k))
+        (_taken(array, train, k), _taken(array, test, k))
         for array, k in zip(made, axes, strict=True)
     ]
+
+
+def _taken(array: np.ndarray, rows: np.ndarray, axis: int) -> np.ndarray:
+    """A copy of these rows along ``axis``."""
+    if array.flags.c_contiguous:
+        return np.take(array, rows, axis)
+    # Of a view, such as windows are, take would copy all before.
+    return np.ascontiguousarray(array[(slice(None),) * axis + (rows,)])
 
 
 def _examples(
