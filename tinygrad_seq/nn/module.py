@@ -36,7 +36,8 @@ class Module:
     """The base of everything that holds parameters. Subclasses define ``forward``.
 
     Parameters are the tensors in its attributes that require a gradient (``nn.parameter``), and
-    those of the modules in its attributes, in lists, tuples and dicts of them too. Arrays are not:
+    those of the modules in its attributes. Modules may stand in lists, tuples and dicts too; a
+    parameter there raises ValueError, it needs an attribute of its own. Arrays are no parameters:
     ``nn.init`` gives arrays. There is no need to call ``super().__init__()``.
     ``training`` is True until ``eval()``; dropout is one that asks.
     """
