@@ -315,6 +315,8 @@ BAD = {
     "lr = inf": lambda: optim.SGD([W], lr=math.inf),
     r"pass model\.parameters\(\), with": lambda: optim.SGD(tgs.nn.Linear(1, 1).parameters),
     "lr = None": lambda: optim.SGD([W], lr=None),
+    "lr = '0.1'": lambda: optim.SGD([W], lr="0.1"),
+    r"betas = '01' was given, expected two": lambda: optim.Adam([W], betas="01"),
     r"betas = \(0\.9,\) was given, expected two": lambda: optim.Adam([W], betas=(0.9,)),
     "max_norm = None": lambda: optim.clip_grad_norm_([W], None),
     "StepLR: a list was given": lambda: optim.StepLR([W], 1),

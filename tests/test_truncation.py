@@ -174,6 +174,18 @@ def test_the_state_goes_from_batch_to_batch():
         assert history.loss == pytest.approx([whole, whole])
 
 
+@pytest.mark.parametrize("more", [{}, {"tbptt": (2, 3)}])
+def test_a_smaller_batch_after_a_larger_one(more):
+    rng = np.random.default_rng(0)
+    x, y = data(rng, 6, 3)
+    model, batches = model_of(rng), [(x, y), (x[:, :2], y[:, :2])]
+    optimizer = optim.SGD(model.parameters(), 0.1)
+    with pytest.raises(tgs.ShapeError, match="the state is that of the batch before.* drop_last"):
+        train.fit(
+            model, batches, mse, optimizer, epochs=1, carry_state=True, progress=False, **more
+        )
+
+
 class TestSequential:
     def test_with_state(self):
         rng = np.random.default_rng(0)

@@ -238,7 +238,10 @@ def checked_settings(group: Group, name: str) -> Group:
     for key in _NUMBERS & set(group):
         given, limit = group[key], _LIMITS.get(key, math.inf)
         try:
-            numbers = [float(v) for v in (given if key == "betas" else [given])]
+            every = [*given] if key == "betas" else [given]
+            numbers = (
+                [] if any(isinstance(v, (str, bytes)) for v in every) else [*map(float, every)]
+            )
         except (TypeError, ValueError):
             numbers = []
         if len(numbers) != (2 if key == "betas" else 1) or not all(0 <= v < limit for v in numbers):

@@ -8,12 +8,13 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from tinygrad_seq.errors import called, whole
+from tinygrad_seq.errors import ShapeError, called, whole
 from tinygrad_seq.nn.module import Module, in_mode
 from tinygrad_seq.optim import Optimizer, Schedule, clip_grad_norm_, positive
 from tinygrad_seq.tape import no_grad
@@ -308,13 +309,14 @@ def _gradients(
     """Loss, number of targets and state for each update, whose gradients are in the parameters."""
     given = _checked(model, batch, "fit")
     if how.blocks is not None:
-        steps = tbptt(
-            *(model, given.inputs, given.targets, how.loss, *how.blocks),
-            state=state,
-            lengths=given.lengths,
-        )
-        for block in steps:
-            yield block.loss, block.size, block.state
+        with _carrying(state):
+            steps = tbptt(
+                *(model, given.inputs, given.targets, how.loss, *how.blocks),
+                state=state,
+                lengths=given.lengths,
+            )
+            for block in steps:
+                yield block.loss, block.size, block.state
         return
     prediction, after = _forward(model, given, how, state, "fit")
     value = _loss_of(prediction, given, how, "carry_state=True or tbptt=(k1, k2)")
@@ -372,9 +374,24 @@ def _checked(model: Any, batch: Any, caller: str) -> _Batch:
 def _forward(model: Any, batch: _Batch, how: _How, state: Any, caller: str) -> tuple[Any, Any]:
     """The prediction, and the state after it if the model is run with one."""
     if how.with_state:
-        return run_with_state(model, batch.inputs, state, batch.lengths, caller)
+        with _carrying(state):
+            return run_with_state(model, batch.inputs, state, batch.lengths, caller)
     more = {} if batch.lengths is None else {"lengths": batch.lengths}
     return _called(model, batch.inputs, more, caller), None
+
+
+@contextmanager
+def _carrying(state: Any) -> Iterator[None]:
+    """Errors in shapes say where the state came from, if it is that of the batch before."""
+    try:
+        yield
+    except ShapeError as error:
+        if state is None:
+            raise
+        raise ShapeError(
+            f"{error}; with carry_state=True the state is that of the batch before, expected one "
+            "of as many rows: drop_last=True of data.Batches leaves out a smaller last one"
+        ) from error
 
 
 def _called(model: Any, inputs: Any, more: dict[str, Any], caller: str) -> Any:

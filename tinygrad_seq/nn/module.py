@@ -293,10 +293,16 @@ NO_HOLDERS = {Tensor, int, float, bool, str, set, type(None), FunctionType}  # t
 def _modules_in(
     name: str, value: Any, kinds: tuple[Any, ...] = HOLDERS, around: tuple[int, ...] = ()
 ) -> list[tuple[str, Any]]:
-    """The modules in an attribute, with their paths. Raises ValueError for parameters in lists.
+    """The modules in an attribute, with their paths. Raises ValueError for parameters in lists, and
+    for modules in sets, which have no order.
 
     ``around`` are the lists that this one stands in, one of which may be itself.
     """
+    if isinstance(value, (set, frozenset)) and any(isinstance(item, Module) for item in value):
+        raise ValueError(
+            f"{name}: a set of modules was given, which would be neither trained nor saved; "
+            "assign a list or a dict of them"
+        )
     if not isinstance(value, (list, tuple, dict)):
         return [(name, value)] if isinstance(value, kinds) else []
     found: list[tuple[str, Any]] = []
