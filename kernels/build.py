@@ -6,7 +6,8 @@ text, by a name that says what it was made from: the text, the sources of this p
 processor. So nothing there is ever out of date, only unused, and what was unused longest is deleted
 when the folder grows beyond a bound. Numba's own cache, beside the file, is what is kept.
 
-Imports library (texts of the shared functions), simd, machine, worker and Numba.
+Imports machine, simd, worker, NumPy, Numba and llvmlite; when asked, library (texts of the shared
+functions) and threads.
 """
 
 from __future__ import annotations

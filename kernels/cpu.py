@@ -3,7 +3,8 @@
 ``Runner(plan, rules)`` compiles a plan when it is first needed and runs it over arrays: a layout
 says where everything is, its words are filled in, threads are sent. Nothing of one run is left for
 the next but compiled code and layouts. Shapes: T steps, B rows.
-Imports build, cpu_text, layout, memory, ragged, threads and NumPy; it sees arrays, never a tensor.
+Imports build, cpu_text, layout, memory, program, ragged, threads and NumPy; it sees arrays, never a
+tensor.
 """
 
 from __future__ import annotations

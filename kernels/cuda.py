@@ -4,8 +4,8 @@
 arrays of the device. The loop is one launch, or a graph of a few for each step; products before and
 after it, and the gradients of matrices, are the vendor's, for all steps at once. Shapes: T steps, B
 rows.
-Imports build, cpu (what a run is given and gives), CUDA's own rooms, layout, ragged and NumPy.
-``xp`` is the namespace of the device's arrays.
+Imports build, cpu (what a run is given and gives), cuda_blas, cuda_build, cuda_layout, cuda_order,
+cuda_source, layout, program, ragged and NumPy. ``xp`` is the namespace of the device's arrays.
 """
 
 from __future__ import annotations

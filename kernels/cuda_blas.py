@@ -4,7 +4,7 @@ CuPy refuses to call cuBLAS while a stream captures (https://github.com/cupy/cup
 although cuBLAS can be captured where it has a workspace of its own
 (https://docs.nvidia.com/cuda/cublas/, "CUDA Graphs Support"). So it is called here, by its C
 interface, of the library that CuPy has loaded. Under the simulator products are the arrays' own.
-Imports cuda_build and ctypes.
+Imports cuda_build, ctypes and NumPy.
 """
 
 from __future__ import annotations

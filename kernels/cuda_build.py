@@ -2,7 +2,8 @@
 
 Kernels take a tuple of words (addresses and sizes) and nothing else. Under numba-cuda's simulator
 (``NUMBA_ENABLE_CUDASIM=1``) what is written as instructions for the device has a twin in plain
-Python, which reads and writes the host's memory. Imports build (files), cuda_layout and numba-cuda.
+Python, which reads and writes the host's memory. Imports build (files), cuda_layout, NumPy,
+llvmlite, Numba and numba-cuda.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ taken *by steps*, its products the vendor's, which divides them as it likes.
 
 Memory is two blocks of bytes, one that the way back needs (``kept``) and one that it does not
 (``work``). ``values`` are the words that sizes alone decide.
-Imports cuda_order, cuda_rows, cuda_source, cuda_text, layout, text and NumPy.
+Imports cuda_order, cuda_rows, cuda_source, cuda_text, layout, program and NumPy.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ each block, a *part*, has a share of the units. Blocks of a group wait for one a
 reads what others wrote. Nothing here knows a cell.
 
 ``functions(dtype)`` are the functions that generated text calls. Addresses count bytes; what is in
-shared memory is counted in numbers. Imports cuda_build, cuda_layout, philox.
+shared memory is counted in numbers. Imports cuda_build, cuda_layout, philox, Numba and NumPy.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Rows of the same width lie at the same distances, one word for all. Threads go over the rows of
 their group and the units of their part together: r, and i counted from the part's first unit, which
-is unit j of the row. Imports text and cuda_order.
+is unit j of the row. Imports cuda_order, program and text.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
-"""The kernels of a plan for CUDA, and the module that they stand in. Imports the writers and
-cuda_order.
+"""The kernels of a plan for CUDA, and the module that they stand in.
+
+Imports cuda_order, cuda_steps, cuda_text and program.
 """
 
 from __future__ import annotations

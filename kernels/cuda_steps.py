@@ -6,7 +6,7 @@ which it finds at ``operand5``, the same at every step. Nothing is waited for wi
 blocks would have to wait for one another, each has whole rows.
 
 A graph runs the same kernels with the same words at every step. So each block counts, at ``clock``,
-how many steps have been. Imports cuda_text and what it imports.
+how many steps have been. Imports cuda_order, cuda_text and program.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ What needs no loop (*early* and *late*) is done for all steps at once: products 
 passes between them are kernels in which each block takes rows of one step after another.
 
 Names are those of ``text.py`` and ``cuda_rows.py``; u7 and n7 are the first of a part's units of
-width w7, and how many it has. Imports text, cuda_rows and cuda_order.
+width w7, and how many it has. Imports cuda_order, cuda_rows and program.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ Of a last panel that is filled by one vector at most, the other half is left out
 The sum over k runs in the same order for every row and every number of rows, so a row's result does
 not depend on which rows it is computed with.
 
-Imports machine, simd, Numba and llvmlite.
+Imports machine, simd, NumPy, Numba and llvmlite.
 """
 
 from __future__ import annotations

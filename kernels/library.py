@@ -2,8 +2,7 @@
 
 They are compiled once for a dtype and called by address, so that a new cell compiles in the time
 that its own few lines take. Tables of words are read in the order in which ``layout.py`` writes
-them.
-Imports gemm, tiles.
+them. Imports gemm, tiles and NumPy.
 """
 
 from __future__ import annotations

@@ -9,8 +9,8 @@ means all of them).
 Conditions are vectors too, of ones and zeros.
 
 With Numba's compiler switched off (NUMBA_DISABLE_JIT=1) the same functions are plain Python over
-one lane, so that a kernel can be stepped through. Imports machine, philox, vecmath, Numba and
-llvmlite.
+one lane, so that a kernel can be stepped through. Imports machine, philox, vecmath, NumPy,
+Numba and llvmlite.
 """
 
 from __future__ import annotations

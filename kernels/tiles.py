@@ -18,8 +18,8 @@ where a line is a row of a; a packed matrix b is (panels, spans, 3 pieces, 2 til
 a k and a panel has 32 columns, and after it a word for each panel, 0 if nothing in it is infinite.
 
 The order of every sum depends on nothing but K, so that a row has the same bits in any company.
-With Numba's compiler switched off the functions are plain Python. Imports machine, simd, Numba and
-llvmlite.
+With Numba's compiler switched off the functions are plain Python. Imports machine, simd, NumPy,
+Numba and llvmlite.
 """
 
 from __future__ import annotations

@@ -3,7 +3,8 @@
 Numba compiles one function after another, whatever the number of cores. Where nothing is kept yet,
 some of what a step needs is therefore compiled by a worker, which leaves it where kernels are kept
 (``build.py``); who needs it waits for it there. If a worker cannot be started, or does not do what
-it was asked for, everything is compiled where it is needed, as ever. Imports the standard library.
+it was asked for, everything is compiled where it is needed, as ever.
+Imports nothing of this package.
 """
 
 from __future__ import annotations

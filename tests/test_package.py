@@ -116,6 +116,34 @@ def test_every_file_says_what_lives_there():
         assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))), path
 
 
+@pytest.mark.parametrize("room", ["kernels", "recurrence", "nn", "data", "drawing"])
+def test_files_say_what_they_import(room):
+    """Of their own room, and program; kernels also NumPy and Numba."""
+    folder = ROOT / room if room == "kernels" else PACKAGE / room
+    paths = [path for path in sorted(folder.glob("*.py")) if path.stem != "__init__"]
+    own, others = {path.stem for path in paths}, {"program"}
+    others |= {"numpy", "numba"} if room == "kernels" else set()
+    for path in paths:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        says = re.search(r"\bImports (.*?)\.(\s|$)", ast.get_docstring(tree) or "", re.S)
+        assert says, f"{path} does not say what it imports"
+        said = (own | others).intersection(re.findall(r"[\w-]+", says[1].lower()))
+        tree.body = [node for node in tree.body if not isinstance(node, ast.If)]  # TYPE_CHECKING
+        found = set()
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import):
+                found |= {alias.name for alias in node.names} & others
+            elif isinstance(node, ast.ImportFrom):
+                place = node.module.removeprefix("tinygrad_seq.").split(".")
+                if place == [room]:
+                    found |= {alias.name for alias in node.names} & own
+                else:
+                    found |= {place[1]} if place[0] == room else {place[0]} & others
+        if "its own room" in says[1]:
+            said |= found
+        assert said == found, f"{path} says {said} and imports {found}"
+
+
 def test_public_names_have_docstrings():
     for name in vars(tgs):
         if not name.startswith("_"):

@@ -1,6 +1,6 @@
 """Truncated backpropagation through time: long sequences in blocks, the error cut off behind them.
 
-Imports the engine, nn and recurrence.
+Imports the engine and nn.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Sequences cut into windows, padded to one length and masked beyond their own.
 
-Arrays in, arrays out; imports errors.
+Arrays in, arrays out. Imports errors.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Pictures of recurrent networks: unrolled, their gates, their gradients. Imports the engine."""
+"""Pictures of recurrent networks: unrolled, their gates, their gradients.
+
+Imports the engine and canvas.
+"""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 A cell is a module, but any callable of that form will do wherever a cell is wanted. The shapes are
 B rows of a batch, I inputs, H hidden units, G gates. Weights are stored gate upon gate.
-Imports the engine, module, layers and gates.
+Imports the engine, gates, init, layers and module.
 """
 
 from __future__ import annotations

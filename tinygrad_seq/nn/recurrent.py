@@ -1,6 +1,6 @@
 """Layers of cells: stacked, in both directions, over sequences of different lengths.
 
-Imports the engine, recurrence, module and cells.
+Imports the engine, recurrence, cells, layers and module.
 """
 
 from __future__ import annotations

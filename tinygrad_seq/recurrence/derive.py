@@ -4,7 +4,8 @@ The rules are the engine's: for an elementwise row the derivative over tensors i
 ones, and what it does is written down like the cell itself. Products, cuts and sums, whose rows
 leave sizes open, have their few lines here.
 
-A gradient has the width of what it is the gradient of. Imports the engine, trace and tracing.
+A gradient has the width of what it is the gradient of. Imports the engine, program, trace and
+tracing.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ Of the forward pass only what the way back cannot compute from the rest is kept,
 Gradients of matrices are no part of the loop: both sides of each product stand in memory for a
 segment of steps, of which one large product is made, added to those of the segments before.
 
-What a plan consists of is in ``tinygrad_seq/program.py``. Imports that, rewriting and trace.
+What a plan consists of is in ``tinygrad_seq/program.py``. Imports program, rewriting and trace.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """``unroll``: a cell run step by step on the tape. The reference for every other driver.
 
-Imports the engine, devices and arguments.
+Imports the engine, devices, arguments and draws.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ many steps, rows of a batch and units there are is kept beside them, and what Py
 tensors are involved is no part of it, so that a change of any of these is no other cell.
 
 ``tracing.py`` writes a trace, ``derive.py`` and ``plan.py`` add rows to a copy of it. A value in a
-step is (B, n), or (B,), which counts as n = 1. Imports the engine.
+step is (B, n), or (B,), which counts as n = 1. Imports the engine and program.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Operations on values of the step become rows of a trace; axis 0 of each is the batch, and rows of
 that do not mix. Operations on tensors that were there before (a weight transposed, a bias cut)
 happen as always, on the tape, once. What elementwise operations become is here, what all others
-become in ``lowering.py``. Imports the engine, arguments, draws, trace and lowering.
+become in ``lowering.py``. Imports the engine, program, arguments, draws, lowering and trace.
 """
 
 from __future__ import annotations
