@@ -108,7 +108,7 @@ class CpuWriter(Writer):
         if self.forward:
             self._resets()
         for stage in sections["loop"]:
-            self._stage(stage, 3, "m")
+            self._stage(stage)
         self._end_of_step()
         if sections["late"]:
             self.add(2, "# after the loop")
@@ -120,7 +120,7 @@ class CpuWriter(Writer):
             if isinstance(stage, Rowwise):
                 self.add(2, "for s in range(b0, b1):")
                 self.add(3, "m = min(word(active, s) - first, R)")
-                self._stage(stage, 3, "m")
+                self._stage(stage)
             else:
                 self._block_product(stage)
 
@@ -337,15 +337,16 @@ class CpuWriter(Writer):
 
     # Stages
 
-    def _stage(self, stage: Stage, depth: int, rows: str) -> None:
+    def _stage(self, stage: Stage) -> None:
+        """A stage in one step, for the rows that have not ended."""
         if isinstance(stage, Product):
-            self._comment(depth, stage.slot)
-            self._product(stage, depth, rows)
+            self._comment(3, stage.slot)
+            self._product(stage, 3, "m")
             return
-        self.add(depth, f"for r in range({rows}):")
+        self.add(3, "for r in range(m):")
         known: set[int | str] = set()  # single values of this row, by line; inverses, by name
         for each in stage.passes:
-            self._pass(each, depth + 1, known)
+            self._pass(each, 4, known)
 
     def _operand(self, stage: Product) -> tuple[str, str]:
         """Address, for r = 0, and distance of the rows that a product reads."""

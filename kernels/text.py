@@ -88,12 +88,12 @@ class Writer:
 
     # Rows in memory
 
-    def _user_row(self, name: str, row: str = "first + r") -> str:
-        """The address of a row of an array (T, B, ...) of the caller."""
+    def _user_row(self, name: str) -> str:
+        """The address of row r of an array (T, B, ...) of the caller."""
         step, batch = self.word(f"{name}_t"), self.word(f"{name}_b")
         return (
-            f"{self.word(name)} + (word(begin, {row}) + s * onward) * {step}"
-            f" + word(batch, {row}) * {batch}"
+            f"{self.word(name)} + (word(begin, first + r) + s * onward) * {step}"
+            f" + word(batch, first + r) * {batch}"
         )
 
     def _row(self, kind: str, which: int) -> str:

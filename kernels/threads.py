@@ -271,11 +271,6 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget)
 
 
-def started() -> bool:
-    """Whether helpers are there."""
-    return _pool is not None
-
-
 MODULE = build.Module("threads", _TEXT, dict.fromkeys(("take_part", "serve", "post", "close"), 2))
 
 

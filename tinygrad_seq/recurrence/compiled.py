@@ -196,7 +196,7 @@ class Call:
         """The compiled code, with a way back if something needs one."""
         return _runner(self.step, needs, self.cell, self.xs[0]._data)
 
-    def arrays(self, runner: Any) -> Any:
+    def arrays(self) -> Any:
         """What the compiled code reads."""
         from tinygrad_seq.kernels import cpu, ragged
 
@@ -227,7 +227,7 @@ class Call:
         inputs, needs = self.inputs(), self.needs()
         record = recording.enabled and needs.something
         runner = self.runner(needs if record else None)
-        arrays = self.arrays(runner)
+        arrays = self.arrays()
         y_leaves = leaves(step.y)
         try:
             ys, last, kept = runner.forward(arrays, record)
@@ -438,7 +438,7 @@ class _Run:
         """Keep what a way back needs that does not begin at these outputs."""
         scan, self.left_out = self.scan, unused
         self.runner = scan.runner(scan.needs()._replace(unused=unused))
-        *_, self.kept = self.runner.forward(scan.arrays(self.runner), True)
+        *_, self.kept = self.runner.forward(scan.arrays(), True)
 
     def pull_recorded(self, gradients: dict[int, Tensor], inputs: Sequence[Tensor]) -> list[Any]:
         """The same as ``pull``, on the tape."""

@@ -40,7 +40,7 @@ def kernel_source(
     runner = call.runner(needs)
     direction = "backward" if backward else "forward"
     on_host = call.xs[0].device == devices.CPU
-    return KernelSource(*runner.file(direction, *(() if on_host else (call.arrays(runner),))))
+    return KernelSource(*runner.file(direction, *(() if on_host else (call.arrays(),))))
 
 
 def explain(cell: Cell, xs: Any, state: Any = None) -> Plan:
@@ -65,4 +65,4 @@ def explain(cell: Cell, xs: Any, state: Any = None) -> Plan:
     plan: Plan = replace(runner.plan, captured=captured)
     if call.xs[0].device == devices.CPU:
         return plan
-    return replace(plan, divisions=runner.divisions(call.arrays(runner)))
+    return replace(plan, divisions=runner.divisions(call.arrays()))

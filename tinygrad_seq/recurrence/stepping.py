@@ -61,7 +61,7 @@ class Stepper:
                     "call model.eval() before, or run tgs.scan over one step at a time"
                 )
             runner = scan.runner(None)
-            inputs = scan.arrays(runner)
+            inputs = scan.arrays()
         inputs.xs = [array.copy() for array in inputs.xs]
         inputs.states = [array.copy() for array in inputs.states]
         inputs.reset_states = inputs.states
