@@ -24,16 +24,16 @@ from tinygrad_seq.kernels.threads import AFTER, PHASE_WORDS
 from tinygrad_seq.program import Plan, Product
 
 Array = np.ndarray
-MOST_CHUNKS = 16  # in so many parts, at most, sums over the batch are made
+MOST_CHUNKS = 16  # of the batch; each has sums over its rows of its own
 PARTS = 2  # of the batch, whose rows the large products are summed over apart
 MOST_IN_PARTS = 2**19  # bytes of all sums of a part; more would not stay near
 FEWEST_DEALT = 16  # rows of different lengths from which on each part has some of every length
-FAR = 2**22  # bytes of sums from which on they are far away
+FAR_SUMS = 2**22  # bytes of sums from which on they are far away
 ALL_STEPS = 2**62  # more than any run has
 WORTH_THREADS = 4e6  # arithmetic operations below which one thread is quicker
 BLOCK_ROWS = 32  # rows that a product outside the loop should have at least
 FAR_BLOCK_ROWS = 96  # if its matrix does not fit the second cache
-NEAR = 2**19  # bytes of a matrix that does
+NEAR_MATRIX = 2**19  # bytes of a matrix that does
 WORTH_PACKING = 20_000  # numbers in matrices from which on all threads pack
 # A processor that sees every eighth row asked for fetches rows far beyond the last: to write them,
 # which takes them from another core if they are its own. So far apart are the buffers of tasks.
@@ -45,7 +45,7 @@ class Sizes(NamedTuple):
     """All that a layout depends on, beside the plan."""
 
     B: int
-    ragged: bool  # whether rows end at different steps
+    ragged: bool  # whether some row has fewer steps than there are
     onward: int  # 1, or -1 for a run from the last step to the first
     resets: bool
     threads: int
@@ -70,11 +70,11 @@ def chunk(B: int) -> int:
     return max(1, -(-B // MOST_CHUNKS))
 
 
-def edges_of(B: int, parts: int) -> Array:
-    """Rows where so many parts of the batch begin, and where the last one ends."""
+def edges_of(B: int, count: int) -> Array:
+    """Rows where so many parts or tasks begin, whole chunks each, and where the last one ends."""
     per_chunk = chunk(B)
     chunks = -(-B // per_chunk)
-    return np.minimum(np.arange(parts + 1) * chunks // parts * per_chunk, B)
+    return np.minimum(np.arange(count + 1) * chunks // count * per_chunk, B)
 
 
 def count_parts(plan: Plan, sizes: Sizes) -> int:
@@ -286,7 +286,7 @@ class Layout:
 
     def _count_blocks(self) -> int:
         """How many blocks of rows the large products take in at once."""
-        far = _bytes_of_sums(self.plan, self.sizes) >= FAR and not self._worth_tiles
+        far = _bytes_of_sums(self.plan, self.sizes) >= FAR_SUMS and not self._worth_tiles
         return gemm.FAR_BLOCKS if far else 1
 
     def _sizes(self) -> None:
@@ -324,7 +324,7 @@ class Layout:
             for stage in program.sections[name]
             if isinstance(stage, Product)
         ]
-        rows = FAR_BLOCK_ROWS if max(matrices, default=0) > NEAR else BLOCK_ROWS
+        rows = FAR_BLOCK_ROWS if max(matrices, default=0) > NEAR_MATRIX else BLOCK_ROWS
         return max(1, min(self.segment, -(-rows * self.tasks // sizes.B)))
 
     # Memory

@@ -51,17 +51,18 @@ from tinygrad_seq.kernels.threads import (
 )
 
 
-def go_through(count, phases):
+def go_through(count, first):
+    """Do what is left of so many phases, whose words stand one after another from there on."""
     for p in range(count):
-        at = phases + 8 * PHASE_WORDS * p
+        at = first + 8 * PHASE_WORDS * p
         tasks, end = word(at, 2), p + 1
-        while end < count and word(phases + 8 * PHASE_WORDS * end, 2) == AFTER:
+        while end < count and word(first + 8 * PHASE_WORDS * end, 2) == AFTER:
             end += 1
         task = fetch_add(at + 24, 1)
         while task < tasks:
             for q in range(p, end):
-                here = phases + 8 * PHASE_WORDS * q
-                call_function(word(here, 0), phases + word(here, 1), task, here)
+                here = first + 8 * PHASE_WORDS * q
+                call_function(word(here, 0), first + word(here, 1), task, here)
             fetch_add(at + 32, 1)
             task = fetch_add(at + 24, 1)
         while read(at + 32) < tasks:
@@ -71,8 +72,8 @@ def go_through(count, phases):
 go_through_here, = callable_here(go_through)
 
 
-def take_part(count, phases):
-    go_through_here(count, phases)
+def take_part(count, first):
+    go_through_here(count, first)
 
 
 def serve(board, me):
@@ -199,7 +200,7 @@ class _Pool:
         self.words = np.zeros(FIRST_HELPER + HELPER_WORDS * max(1, self.count), np.int64)
         self.board = self.words.ctypes.data
         self.wakes = [threading.Lock() for _ in range(self.count)]
-        self.names: list[int] = []
+        self.ids: list[int] = []  # of the helpers, as the system knows them
         self.jobs = 0
         self.core = -1
         self.cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
@@ -208,7 +209,7 @@ class _Pool:
             self.words[FIRST_HELPER + HELPER_WORDS * k] = 1
             helper = threading.Thread(target=self._help, args=(k,), daemon=True)
             helper.start()
-            self.names.append(helper.native_id or 0)
+            self.ids.append(helper.native_id or 0)
 
     def _help(self, k: int) -> None:
         serve, board, wake = self.native["serve"], self.board, self.wakes[k]
@@ -239,9 +240,9 @@ class _Pool:
         if core == self.core or core not in self.cores:
             return
         self.core = core
-        for name in self.names:
+        for each in self.ids:
             try:
-                os.sched_setaffinity(name, self.cores - {core})
+                os.sched_setaffinity(each, self.cores - {core})
             except OSError:
                 return
 

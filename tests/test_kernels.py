@@ -458,7 +458,7 @@ def test_gradients_of_matrices_divided_by_either_side(monkeypatch, rng, dtype, I
     """
     monkeypatch.setattr(layout, "WORTH_THREADS", 0)
     if far:
-        monkeypatch.setattr(layout, "FAR", 0)
+        monkeypatch.setattr(layout, "FAR_SUMS", 0)
         monkeypatch.setattr(gemm, "FAR_BLOCKS", 4)
         monkeypatch.setattr(layout, "MOST_IN_PARTS", 0)
         monkeypatch.setattr(compiled, "_runners", {})  # which have layouts
