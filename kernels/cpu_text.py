@@ -19,7 +19,7 @@ from tinygrad_seq.kernels.text import MATHEMATICS, Writer
 
 from tinygrad_seq.program import REDUCTIONS, Place, Plan, Product, Program, Rowwise, Stage
 
-IMPORTS = (
+IMPORTS = (  # what a text may take of the vectors of its dtype
     *MATHEMATICS,
     *"constant divisor_scale fetch load part_max part_min part_sum repeat".split(),
     *"row_max row_min row_sum store uniform".split(),

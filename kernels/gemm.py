@@ -26,7 +26,7 @@ from tinygrad_seq.kernels.machine import vector_bits
 from tinygrad_seq.kernels.simd import I64, WORD, lanes, prefetch_ir, splat_ir, vectors
 
 LINE = 64  # bytes of a line of the cache
-KC = 256  # rows that the large products take in at once
+KC = 256  # rows of a block, of which the large products take in one or more at once
 ONWARD, APART = 1, 2  # how a product is added to what is there
 NEAREST = 2**15  # bytes of a panel that are gone over again and again: the nearest cache
 VECTORS = 2  # of which a panel is wide

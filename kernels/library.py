@@ -12,8 +12,8 @@ import re
 import numpy as np
 from tinygrad_seq.kernels import gemm, tiles
 
-# The functions, and how many words each takes. Those of a part may call those of the parts before
-# it, by address: the compiler has each of them before it once, whoever calls them.
+# The functions, and how many arguments each takes, all integers. Those of a part may call those of
+# the parts before it, by address, so that each is compiled once, whoever calls it.
 PARTS = {
     "blocks": {"tile": 11, "half_tile": 11, "copy_row": 3, "zero_row": 2},
     "tiles": tiles.FUNCTIONS,  # where there are any
@@ -99,6 +99,7 @@ def line(operand, s, r, s0, part):
 def pack_groups(operand, lines, count, low, high, to, s0, part, in_tiles):
     """Columns low to high of ``count`` rows, GROUP of them side by side, row after row.
 
+    ``lines`` has two words for each row, its step and its number.
     Whole vectors are stored: what goes beyond a row is written over by the next one, and there is
     room for that of the last.
     """

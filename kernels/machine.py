@@ -74,7 +74,7 @@ def tiles() -> bool:
 
 
 def cuda() -> str:
-    """Whether kernels can be compiled for a GPU, or why not, in one sentence."""
+    """Whether kernels can be compiled for the GPU that is there, or why not, in one sentence."""
     if find_spec("numba_cuda") is None:
         return "no: the package numba-cuda is not installed"
     return "a GPU is there"

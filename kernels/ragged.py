@@ -30,9 +30,9 @@ class Rows:
     of its rows that are below ``active[part, s]`` have not ended.
     """
 
-    T: int
+    T: int  # steps that arrays have
     B: int
-    steps: int
+    steps: int  # of the longest row
     batch: Array
     begin: Array
     active: Array

@@ -1,11 +1,12 @@
 """From a plan to source text: what the texts for the CPU and for CUDA have in common.
 
-Names: s step, r row of those that are at work, j unit, m rows that have not ended. %k is line k of
-the step tape, v7 its value, z7 where its rows are in scratch, w7 its width. Everything that a
-kernel must be told, addresses and sizes, is a *word*, decided here by name; a layout fills them in.
-Words ending in _t and _b are bytes from step to step and from row to row, those in _bytes are
-sizes, those in _row how far rows are apart, in bytes or, for scratch and matrices, in elements;
-state0_mask wraps the number of a step into the ring of that state.
+Names: s step of the run, t the time that it is for a row, r row of those that are at work, j unit,
+m rows that have not ended. %k is line k of the step tape, v7 its value, z7 where its rows are in
+scratch, w7 its width. Everything that a kernel must be told, addresses and sizes, is a *word*,
+decided here by name; a layout fills them in. Words ending in _t and _b are bytes from step to step
+and from row to row, those in _bytes are sizes, those in _row how far rows are apart, in bytes or,
+for scratch and matrices, in elements; state0_mask wraps the number of a step into the ring of that
+state.
 
 ``Writer`` knows rows in memory and expressions; ``cpu_text.py`` and ``cuda_text.py`` know who does
 what and when. Imports program.
@@ -35,6 +36,7 @@ COMPARISONS = {
     ast.Eq: "equal",
     ast.NotEq: "not_equal",
 }
+# Operations that are functions of vectors; others are infix, or written as the text of their rule.
 MATHEMATICS = (
     "abs cos equal erf exp expm1 greater greater_equal less less_equal log log1p maximum minimum "
     "not_equal power sigmoid sign sin sqrt tanh where"

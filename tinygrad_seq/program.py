@@ -132,7 +132,7 @@ class Program:
 
 @dataclass
 class Plan:
-    """What is done when; see the top of the file."""
+    """What is done when, and where values are kept; ``recurrence/plan.py`` makes it."""
 
     name: str
     dtype: str

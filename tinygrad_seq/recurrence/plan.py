@@ -384,7 +384,10 @@ class _Builder(Rows):
         return found
 
     def _feed_products(self) -> None:
-        """What a product reads stands in memory, its rows at equal distances."""
+        """What a product reads stands in memory, its rows at equal distances.
+
+        Rows of x are copied there for whoever reads them.
+        """
         for slot in self.order():
             if self.op(slot) not in PRODUCTS:
                 continue

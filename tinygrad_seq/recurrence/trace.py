@@ -57,7 +57,7 @@ class Trace:
         self.roles: list[str] = []  # what each tensor is used as that is closed over, see ROLES
         self.starts: dict[int, int] = {}  # where a slice begins
         self.cuts: dict[int, list[int]] = {}  # the slices of a row
-        self.gaps: dict[int, list[tuple[int, int]]] = {}  # rows as wide as what they leave out
+        self.gaps: dict[int, list[tuple[int, int]]] = {}  # as wide as what is beside each slice
         self.frozen: set[int] = set()  # rows through which no gradient goes
         self.like: dict[int, int] = {}  # rows that have the width of another by what they mean
 
