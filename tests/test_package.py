@@ -144,6 +144,14 @@ def test_files_say_what_they_import(room):
         assert said == found, f"{path} says {said} and imports {found}"
 
 
+def test_the_readme_names_the_files_in_which_to_read():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    table = text.split("| file | what is in it |")[1].split("\n\n")[0]
+    folders = PACKAGE, PACKAGE / "recurrence", ROOT / "kernels"
+    names = {path.name for folder in folders for path in folder.glob("*.py")} - {"__init__.py"}
+    assert names <= set(re.findall(r"(\w+\.py)`", table))
+
+
 def test_public_names_have_docstrings():
     for name in vars(tgs):
         if not name.startswith("_"):
