@@ -26,7 +26,7 @@ from tinygrad_seq.program import Plan
 
 Array = np.ndarray
 MOST_LAYOUTS = 1024  # that are kept, some 20 kB each
-MOST_SEGMENTS = 256  # that threads are sent through at once
+MOST_STRETCHES = 256  # of steps between checkpoints, that threads are sent through at once
 
 
 @dataclass
@@ -63,7 +63,7 @@ class Kept(NamedTuple):
 
     inputs: Inputs
     block: memory.Block | None  # states and kept values of each step
-    saved: Sequence[Array]  # or else states before each segment but the first, (segments, B, n)
+    saved: Sequence[Array]  # or else the states at each checkpoint, (checkpoints, B, n)
 
 
 class Gradients(NamedTuple):
@@ -187,7 +187,7 @@ class Runner:
         last = [np.empty(state.shape, self.dtype) for state in inputs.states]
         saved: Sequence[Array] = ()
         if keep and k is not None:
-            count = max(-(-rows.steps // k) - 1, 0)  # segments after the first
+            count = max(-(-rows.steps // k) - 1, 0)  # checkpoints
             saved = [np.empty((count, *state.shape), self.dtype) for state in inputs.states]
         keep_all = keep and k is None
         layout = self._layout("forward", inputs, rows.steps, keep_all)
@@ -254,7 +254,7 @@ class Runner:
         more += map(address, outs)
         captured: dict[int, Array] = {}
         if kept.block is None and steps:
-            self._run_segments(kept, layout, work, more)
+            self._run_stretches(kept, layout, work, more)
         else:
             words = layout.fill(self._bases(layout, inputs, work, kept.block, more))
             if seen is None or not steps:
@@ -294,10 +294,13 @@ class Runner:
             seen(s, share)
         return total
 
-    def _run_segments(
+    def _run_stretches(
         self, kept: Kept, backward: Layout, work: memory.Block, more: list[int]
     ) -> None:
-        """The way back by segments: each once more forward, keeping everything, then backward."""
+        """The way back by stretches of steps, one before each checkpoint and one to the end.
+
+        Each is done once more forward, keeping everything, then backward.
+        """
         inputs, steps = kept.inputs, backward.steps
         rows = inputs.rows
         forward = self._layout("forward", inputs, steps, True)
@@ -313,9 +316,9 @@ class Runner:
             self._bases(backward, inputs, work, block, more),
         )
         initial = forward.bases.index("initial0") if inputs.states else 0
-        segments = -(-rows.steps // steps)
-        for low in reversed(range(0, segments, MOST_SEGMENTS)):
-            numbers = np.arange(low, min(low + MOST_SEGMENTS, segments))[::-1]
+        stretches = -(-rows.steps // steps)
+        for low in reversed(range(0, stretches, MOST_STRETCHES)):
+            numbers = np.arange(low, min(low + MOST_STRETCHES, stretches))[::-1]
             filled = []
             for layout, each in zip((forward, backward), bases, strict=True):
                 table = np.tile(np.array(each, np.int64), (len(numbers), 1))
@@ -324,7 +327,7 @@ class Runner:
             for k, (state, saved) in enumerate(zip(inputs.states, kept.saved, strict=True)):
                 later = address(saved) + (numbers - 1) * state.nbytes
                 filled[0][:, initial + k] = np.where(numbers == 0, address(state), later)
-            first = low + len(numbers) == segments
+            first = low + len(numbers) == stretches
             words, phases = in_turns((forward, backward), filled, rows.steps, first)
             threads.run(words, phases, max(forward.threads, backward.threads))
 

@@ -299,15 +299,13 @@ class CpuWriter(Writer):
                 self.add(4, f"to = {self._batch_row(f'last{k}', slot)}")
                 self.add(4, f"copy_row(p, to, {width})")
             every = self.word("every")
-            self.add(
-                3, f"if {every} and (s + 1) % {every} == 0:  # states that a segment begins with"
-            )
+            self.add(3, f"if {every} and (s + 1) % {every} == 0:  # a checkpoint")
             self.add(4, "for r in range(going):")
             for k, slot in enumerate(self.plan.state_slots):
                 width = self.width(slot)
                 row = f"((s + 1) // {every} - 1) * B + word(batch, first + r)"
                 self.add(5, f"p = {self._row('after', k)}")
-                self.add(5, f"to = {self.word(f'segments{k}')} + ({row}) * {width} * {self.item}")
+                self.add(5, f"to = {self.word(f'checkpoint{k}')} + ({row}) * {width} * {self.item}")
                 self.add(5, f"copy_row(p, to, {width})")
             return
         gradients = self.plan.gradients

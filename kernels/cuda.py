@@ -34,7 +34,7 @@ class Kept(NamedTuple):
 
     inputs: Inputs
     block: Array | None  # states and kept values of each step
-    saved: Sequence[Array]  # or else states before each segment but the first, (segments, B, n)
+    saved: Sequence[Array]  # or else the states at each checkpoint, (checkpoints, B, n)
 
 
 class Runner:
@@ -108,7 +108,7 @@ class Runner:
         last = [xp.empty(state.shape, self.dtype) for state in inputs.states]
         saved: Sequence[Array] = ()
         if keep and k is not None:
-            count = max(-(-rows.steps // k) - 1, 0)  # segments after the first
+            count = max(-(-rows.steps // k) - 1, 0)  # checkpoints
             # zeros for rows that have ended: nothing writes them, and products read them
             saved = [make((count, *state.shape), self.dtype) for state in inputs.states]
         keep_all = keep and (k is None or not rows.steps)
@@ -118,7 +118,7 @@ class Runner:
         run.give_rows("initial", inputs.states)
         run.give_rows("reset", inputs.reset_states)
         run.give_rows("last", last)
-        run.give_rows("segments", saved or [None] * len(last))
+        run.give_rows("checkpoint", saved or [None] * len(last))
         run.words["every"] = k if saved and k is not None else 0
         run.steps(0, rows.steps)
         return ys, last, Kept(inputs, run.kept if keep_all else None, saved) if keep else None
@@ -154,7 +154,7 @@ class Runner:
         back.give("total", totals)
         captured: dict[int, Array] = {}
         if kept.block is None:
-            self._segments(kept, back, steps, captured)
+            self._stretches(kept, back, steps, captured)
         elif seen is None or not steps:
             back.words["more"] = 0
             back.steps(0, steps)
@@ -178,8 +178,11 @@ class Runner:
             seen(s, share)
         return total
 
-    def _segments(self, kept: Kept, back: _Run, steps: int, captured: dict[int, Array]) -> None:
-        """The way back by segments: each once more forward, keeping everything, then backward."""
+    def _stretches(self, kept: Kept, back: _Run, steps: int, captured: dict[int, Array]) -> None:
+        """The way back by stretches of steps, one before each checkpoint and one to the end.
+
+        Each is done once more forward, keeping everything, then backward.
+        """
         inputs, xp, total = kept.inputs, self.xp, kept.inputs.rows.steps
         layout = self._layout("forward", inputs, steps, True)
         widths = [inputs.widths[slot] for slot in self.plan.y_slots]
@@ -194,7 +197,7 @@ class Runner:
             again.give_rows("initial", given)
             again.give_rows("reset", inputs.reset_states)
             again.give_rows("last", last)
-            again.give_rows("segments", [None] * len(last))
+            again.give_rows("checkpoint", [None] * len(last))
             again.words["every"] = 0
             again.steps(begin, end)
             back.use(again.kept, layout)
@@ -240,7 +243,7 @@ class Repeated:
         run.give_rows("initial", inputs.states)
         run.give_rows("reset", inputs.reset_states)
         run.give_rows("last", inputs.states)
-        run.give_rows("segments", [None] * len(inputs.states))
+        run.give_rows("checkpoint", [None] * len(inputs.states))
         run.words["every"] = 0
 
     def run(self) -> None:

@@ -554,7 +554,7 @@ class CudaWriter(RowWriter):
         return [self._back_item(k) for k in self._carried()]
 
     def _ends(self) -> list[Item]:
-        """Rows that end here leave their last state; where a segment begins all do."""
+        """Rows that end here leave their last state; at a checkpoint all do."""
         items = []
         for k, slot in enumerate(self.plan.state_slots):
 
@@ -569,10 +569,10 @@ class CudaWriter(RowWriter):
                     self.add(depth, f"p = {self._row('after', k)}")
                     self.add(depth, "if r >= going:  # the row ends here")
                     self._copy(depth + 1, "p", self._batch_row(f"last{k}", slot))
-                    self.add(depth, f"elif {every}:  # a segment begins with this state")
+                    self.add(depth, f"elif {every}:  # perhaps a checkpoint")
                     row = f"((s + 1) // {every} - 1) * B + word(batch, first + r)"
                     self.add(depth + 1, f"if (s + 1) % {every} == 0:")
-                    to = f"{self.word(f'segments{k}')} + ({row}) * {width} * {self.item}"
+                    to = f"{self.word(f'checkpoint{k}')} + ({row}) * {width} * {self.item}"
                     self._copy(depth + 2, "p", to)
 
                 self._over_state(k, depth + 1, body)

@@ -196,7 +196,7 @@ class Layout:
         if forward:
             bases += [f"reset{k}" for k in states] + [f"initial{k}" for k in states]
             bases += [f"last{k}" for k in states]
-            bases += ["every", *(f"segments{k}" for k in states), "T"]
+            bases += ["every", *(f"checkpoint{k}" for k in states), "T"]
             bases += [name for k in ys for name in _strided(f"y{k}")]
         else:
             bases += [f"dlast{k}" for k in states]
@@ -555,10 +555,11 @@ class Layout:
 def in_turns(
     layouts: Sequence[Layout], bases: Sequence[Array], steps: int, pack: bool
 ) -> tuple[Array, int]:
-    """One run made of many: segment by segment the phases of each layout. Words, and phases.
+    """One run made of many: for each stretch of steps the phases of each layout. Words, and phases.
 
-    ``bases`` (segments, bases) for each layout. A segment ends at ``steps`` if that is earlier, and
-    phases that begin later fall out. Matrices are packed in the first segment if ``pack``.
+    A stretch goes from one checkpoint to the next. ``bases`` (stretches, bases) for each layout. It
+    ends at ``steps`` if that is earlier, and phases that begin later fall out. Matrices are packed
+    in the first stretch if ``pack``.
     """
     words = [layout.fill(each) for layout, each in zip(layouts, bases, strict=True)]
     heads, tables, functions = [], [], []
@@ -574,7 +575,7 @@ def in_turns(
     count, at, first = int(wanted.sum()), 0, 0
     for layout, table in zip(layouts, tables, strict=True):
         done = slice(first, first + layout.phases)
-        begin = first + (wanted & ~packs)[:, done].argmax(axis=1)  # where each segment begins
+        begin = first + (wanted & ~packs)[:, done].argmax(axis=1)  # where each stretch begins
         phases[np.arange(len(phases)), begin, 2] = layout.tasks
         begins = 8 * (count - layout.phases) * PHASE_WORDS + 8 * at
         begins += 8 * table.shape[1] * np.arange(len(table))
