@@ -369,9 +369,9 @@ def shared(name: str, dtype: str) -> Any:
         if (name, dtype) not in _SHARED:
             from tinygrad_seq.kernels import library
 
-            part = next(part for part, names in library.PARTS.items() if name in names)
-            text = library.text(dtype, part)
-            for each, function in load(f"{part}_{dtype}", text, library.PARTS[part]).items():
+            module, functions = next(each for each in library.MODULES.items() if name in each[1])
+            text = library.text(dtype, module)
+            for each, function in load(f"{module}_{dtype}", text, functions).items():
                 _SHARED[each, dtype] = function
                 if not config.DISABLE_JIT:
                     binding.add_symbol(_symbol(each, dtype), function.address)
@@ -388,7 +388,7 @@ def divide(dtype: str, modules: Sequence[Module]) -> None:
     first = write_module(f"blocks_{dtype}", library.text(dtype, "blocks"))
     if folder() not in first.parents or _kept(first, "tile"):
         return
-    outer = Module(f"outer_{dtype}", library.text(dtype, "outer"), library.PARTS["outer"])
+    outer = Module(f"outer_{dtype}", library.text(dtype, "outer"), library.MODULES["outer"])
     given = [threads.MODULE, outer, *modules]
     worker.begin([(write_module(each.name, each.text), each.functions) for each in given])
 
@@ -406,7 +406,7 @@ def _symbol(name: str, dtype: str) -> str:
 
 
 def external(name: str, dtype: str) -> Any:
-    """A shared function of words as other code calls it: by address, not compiled again."""
+    """A shared function as other code calls it: by address, not compiled again."""
     if _working:
         binding.add_symbol(_symbol(name, dtype), NOWHERE)
     else:
@@ -415,7 +415,7 @@ def external(name: str, dtype: str) -> Any:
             return function
     from tinygrad_seq.kernels import library
 
-    count = next(words[name] for words in library.PARTS.values() if name in words)
+    count = next(counts[name] for counts in library.MODULES.values() if name in counts)
 
     def typed(typingctx: Any, *given: Any) -> Any:
         def emit(context: Any, build: Any, sig: Any, args: Any) -> Any:

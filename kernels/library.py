@@ -12,9 +12,9 @@ import re
 import numpy as np
 from tinygrad_seq.kernels import gemm, tiles
 
-# The functions, and how many arguments each takes, all integers. Those of a part may call those of
-# the parts before it, by address, so that each is compiled once, whoever calls it.
-PARTS = {
+# The functions, and how many arguments each takes, all integers. Those of a module may call those
+# of the modules before it, by address, so that each is compiled once, whoever calls it.
+MODULES = {
     "blocks": {"tile": 11, "half_tile": 11, "copy_row": 3, "zero_row": 2},
     "tiles": tiles.FUNCTIONS,  # where there are any
     "packing": {"pack": 3, "pack_groups": 9, "pack_panels": 9},
@@ -280,14 +280,14 @@ def _without_tiles(source: str) -> str:
     return re.sub(r"\n( +)if in_tiles:\n(?:\1 +.*\n)+", "\n", source)
 
 
-# Called by the functions of the same part alone.
+# Called by the functions of the same module alone.
 HELPERS = ("sweep", "line", "share_of", "columns_of", "next_rows", "of_group", *tiles.HELPERS)
 
 
-def text(dtype: str, part: str) -> str:
-    """The module with the functions of a part for one dtype."""
+def text(dtype: str, module: str) -> str:
+    """The text of one of the modules, for one dtype."""
     used = tiles.used(dtype)
-    made = f'''"""The part {part} of what kernels of {dtype} share; see library.py and gemm.py."""
+    made = f'''"""{module}: functions that kernels of {dtype} share; see library.py and gemm.py."""
 
 from tinygrad_seq.kernels import gemm, tiles
 from tinygrad_seq.kernels.build import callable_here, external
@@ -303,8 +303,8 @@ globals().update(gemm.micro_kernels("{dtype}"))
 '''
     if used:
         made += "globals().update(vars(tiles.functions()))\n"
-    for each, functions in PARTS.items():
-        if each == part:
+    for each, functions in MODULES.items():
+        if each == module:
             break
         if each != "tiles" or used:
             for name in functions:
@@ -315,12 +315,12 @@ globals().update(gemm.micro_kernels("{dtype}"))
         source["packing"] = tiles.PACKING + _PACKING
     else:
         source = {name: _without_tiles(each) for name, each in source.items()}
-    for function in source[part].split("\n\n\ndef ")[1:]:
+    for function in source[module].split("\n\n\ndef ")[1:]:
         name = function[: function.index("(")]
         for helper in HELPERS:
             if helper != name:
                 function = function.replace(f" {helper}(", f" {helper}_here(")
         made += f"\n\ndef {function.rstrip()}\n"
-        if name not in PARTS[part]:
+        if name not in MODULES[module]:
             made += f"\n\n({name}_here,) = callable_here({name})\n"
     return made

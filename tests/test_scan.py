@@ -372,10 +372,10 @@ def test_compiled_float32_holds_no_double(monkeypatch, tmp_path):
     functions = [f for r in compiled._runners.values() for f in r.functions.values()]
     assert all("x float>" in function.keep.inspect_llvm() for function in functions)
     monkeypatch.setenv("TINYGRAD_SEQ_CACHE", str(tmp_path / "once more"))
-    for part, words in library.PARTS.items():
-        if part != "tiles" or tiles.used("float32"):
-            text = library.text("float32", part)
-            functions += build.load(f"{part}_float32", text, words).values()
+    for module, counts in library.MODULES.items():
+        if module != "tiles" or tiles.used("float32"):
+            text = library.text("float32", module)
+            functions += build.load(f"{module}_float32", text, counts).values()
     for function in functions:
         assert "double" not in function.keep.inspect_llvm().replace("double*", "")
 
