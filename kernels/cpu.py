@@ -22,7 +22,7 @@ from tinygrad_seq.kernels.memory import address
 from tinygrad_seq.kernels.ragged import Rows, dealt, task_edges
 from tinygrad_seq.kernels.threads import PHASE_WORDS
 
-from tinygrad_seq.program import Plan
+from tinygrad_seq.program import Plan, Rules
 
 Array = np.ndarray
 MOST_LAYOUTS = 1024  # that are kept, some 20 kB each
@@ -79,7 +79,7 @@ class Gradients(NamedTuple):
 class Runner:
     """A plan and its compiled functions."""
 
-    def __init__(self, plan: Plan, rules: Any) -> None:
+    def __init__(self, plan: Plan, rules: Rules) -> None:
         self.plan, self.rules = plan, rules
         self.dtype = np.dtype(plan.dtype)
         sums = () if plan.derivative is None else plan.gradients.sums
@@ -361,11 +361,11 @@ class Runner:
         captured: dict[int, Array] = {}
         order = inputs.rows.order
         for k in self.summed:
-            parts = layout.view(f"sum{k}", work)
+            sums = layout.view(f"sum{k}", work)  # of rows, or of chunks of them
             if layout.values[f"sum{k}_b"]:
-                captured[k] = np.array(parts if order is None else parts[order])
+                captured[k] = np.array(sums if order is None else sums[order])
             else:
-                captured[k] = parts[0].copy() if len(parts) == 1 else np.add.reduce(parts)
+                captured[k] = sums[0].copy() if len(sums) == 1 else np.add.reduce(sums)
         for n, (matrix, out) in enumerate(zip(layout.matrices, outs, strict=True)):
             width = matrix.shape[1]
             made = out[:, :width]  # nothing else is written

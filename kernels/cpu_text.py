@@ -13,11 +13,22 @@ Imports text and program.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 from tinygrad_seq.kernels.text import MATHEMATICS, Writer
 
-from tinygrad_seq.program import REDUCTIONS, Place, Plan, Product, Program, Rowwise, Stage
+from tinygrad_seq.program import (
+    REDUCTIONS,
+    Pass,
+    Place,
+    Plan,
+    Product,
+    Program,
+    Rowwise,
+    Rules,
+    Scratch,
+    Stage,
+)
 
 IMPORTS = (  # what a text may take of the vectors of its dtype
     *MATHEMATICS,
@@ -29,7 +40,7 @@ IMPORTS = (  # what a text may take of the vectors of its dtype
 class CpuWriter(Writer):
     """Writes the function of a direction."""
 
-    def __init__(self, plan: Plan, program: Program, rules: Any) -> None:
+    def __init__(self, plan: Plan, program: Program, rules: Rules) -> None:
         super().__init__(plan, program, rules)
         self.distances: dict[str, str] = {}
         self.of_parts: list[tuple[str, str, str]] = []  # memory, its places, bytes of a row
@@ -115,7 +126,7 @@ class CpuWriter(Writer):
             self._block_section(sections["late"])
         self.add(2, "b0 = b1" if self.forward else "b1 = b0")
 
-    def _block_section(self, stages: Any) -> None:
+    def _block_section(self, stages: Sequence[Stage]) -> None:
         for stage in stages:
             if isinstance(stage, Rowwise):
                 self.add(2, "for s in range(b0, b1):")
@@ -162,7 +173,7 @@ class CpuWriter(Writer):
             self.of_parts.append((name, places, row))
         return self.word(name)
 
-    def _distance(self, buffer: Any) -> str:
+    def _distance(self, buffer: Scratch) -> str:
         """From row to row of a scratch buffer, in elements."""
         return self.word(f"z{buffer.slot}_row")
 
@@ -390,7 +401,7 @@ class CpuWriter(Writer):
 
     # Passes
 
-    def _pass(self, each: Any, depth: int, known: set[int | str]) -> None:
+    def _pass(self, each: Pass, depth: int, known: set[int | str]) -> None:
         for slot in each.singles:
             self._comment(depth, slot)
             for k in self.program.inputs[slot]:
@@ -499,11 +510,8 @@ class CpuWriter(Writer):
             self._store_single(slot, depth)
 
 
-def module_text(plan: Plan, rules: Any, direction: str) -> tuple[str, list[str]]:
-    """The module with the function of a direction, and the names of the words of its table.
-
-    ``rules`` are the texts of the elementwise operations: names of the inputs, and the value.
-    """
+def module_text(plan: Plan, rules: Rules, direction: str) -> tuple[str, list[str]]:
+    """The module with the function of a direction, and the names of the words of its table."""
     writer = CpuWriter(plan, plan.program(direction), rules)
     body = writer.text()
     head = f'"""{plan}\n"""\n\n'

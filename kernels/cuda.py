@@ -23,7 +23,7 @@ from tinygrad_seq.kernels.cuda_source import Form
 from tinygrad_seq.kernels.layout import Sizes
 from tinygrad_seq.kernels.ragged import Rows
 
-from tinygrad_seq.program import Plan, Product, Rowwise, begins
+from tinygrad_seq.program import Plan, Product, Rowwise, Rules, begins
 
 Array = Any  # of the device
 MOST_LAYOUTS = 256
@@ -40,7 +40,7 @@ class Kept(NamedTuple):
 class Runner:
     """A plan and its compiled kernels."""
 
-    def __init__(self, plan: Plan, rules: Any, xp: Any) -> None:
+    def __init__(self, plan: Plan, rules: Rules, xp: Any) -> None:
         self.plan, self.rules, self.xp = plan, rules, xp
         self.dtype = np.dtype(plan.dtype)
         self.item = self.dtype.itemsize

@@ -12,7 +12,7 @@ from typing import Any
 from tinygrad_seq.kernels.cuda_order import Region, base_of, chains
 from tinygrad_seq.kernels.text import Writer
 
-from tinygrad_seq.program import Offset, Plan, Program, begins
+from tinygrad_seq.program import Offset, Plan, Program, Rules, begins
 
 RING = 4  # newest steps of a state or its gradient that are there at once
 
@@ -20,7 +20,7 @@ RING = 4  # newest steps of a state or its gradient that are there at once
 class RowWriter(Writer):
     """Writes addresses, and loops over rows and units."""
 
-    def __init__(self, plan: Plan, program: Program, rules: Any) -> None:
+    def __init__(self, plan: Plan, program: Program, rules: Rules) -> None:
         super().__init__(plan, program, rules)
         self.captures = {
             row.detail: slot for slot, row in enumerate(plan.rows) if row.op == "capture"

@@ -6,13 +6,13 @@ Imports cuda_order, cuda_steps, cuda_text and program.
 from __future__ import annotations
 
 import re
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from tinygrad_seq.kernels.cuda_order import chains
 from tinygrad_seq.kernels.cuda_steps import StepWriter
 from tinygrad_seq.kernels.cuda_text import CudaWriter
 
-from tinygrad_seq.program import Plan, Rowwise
+from tinygrad_seq.program import Plan, Rowwise, Rules
 
 
 class Form(NamedTuple):
@@ -34,7 +34,7 @@ class Kernel(NamedTuple):
     divided: bool = False  # by steps: whether rows are shared by the parts of a group
 
 
-def kernel_texts(plan: Plan, direction: str, rules: Any, form: Form) -> list[Kernel]:
+def kernel_texts(plan: Plan, direction: str, rules: Rules, form: Form) -> list[Kernel]:
     """All kernels of a direction: the loop's first, then in the order in which they run."""
     program = plan.program(direction)
     found = []

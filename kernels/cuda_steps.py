@@ -16,7 +16,7 @@ from typing import Any
 from tinygrad_seq.kernels.cuda_order import Item, Region, slots_of, waits
 from tinygrad_seq.kernels.cuda_text import GROUP, HERE, PART, SHARED, CudaWriter
 
-from tinygrad_seq.program import Plan, Product, Program
+from tinygrad_seq.program import Plan, Product, Program, Rules
 
 WHOLE_ROWS = ["parts, part, group = 1, 0, whole(block())"]
 CUT = Item(None)  # in the place of a product of the caller's
@@ -27,7 +27,7 @@ class StepWriter(CudaWriter):
 
     shares_far = True
 
-    def __init__(self, plan: Plan, program: Program, rules: Any) -> None:
+    def __init__(self, plan: Plan, program: Program, rules: Rules) -> None:
         super().__init__(plan, program, rules)
         self.divided = False  # whether rows are shared by the parts of a group
         self.copied: set[int] = set()  # operands that a step has copied

@@ -29,7 +29,7 @@ from tinygrad_seq.kernels.cuda_order import (
 )
 from tinygrad_seq.kernels.cuda_rows import RING, RowWriter
 
-from tinygrad_seq.program import REDUCTIONS, Plan, Product, Program, Stage, begins
+from tinygrad_seq.program import REDUCTIONS, Plan, Product, Program, Rules, Stage, begins
 
 PART = ["group = whole(block() // parts)", "part = whole(block() - group * parts)"]
 GROUP = [
@@ -50,7 +50,7 @@ class CudaWriter(RowWriter):
     shares_far = False  # whether results of products are in global memory, not the block's own
 
     def __init__(
-        self, plan: Plan, program: Program, rules: Any, streamed: frozenset[int] = frozenset()
+        self, plan: Plan, program: Program, rules: Rules, streamed: frozenset[int] = frozenset()
     ) -> None:
         super().__init__(plan, program, rules)
         self.streamed = streamed  # products whose matrices do not fit shared memory

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from math import lcm
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from tinygrad_seq.kernels import gemm, memory, simd, tiles
@@ -239,7 +239,7 @@ class Layout:
         they are made of is still near then, and its memory is used again. Where these are made of
         no more rows than the task itself has done, it goes on at once, segment after segment.
         """
-        phases: list[Any] = []
+        phases: list[tuple[str, int, int, int]] = []
         if "pack" in self._tables:
             phases.append(("pack", self.values["pack_tasks"], 0, 0))
         if self.direction == "forward":

@@ -15,12 +15,14 @@ what and when. Imports program.
 from __future__ import annotations
 
 import ast
-from typing import Any
 
 from tinygrad_seq.program import (
     REDUCTIONS,
+    Offset,
     Plan,
     Program,
+    Rules,
+    Scratch,
     Target,
     begins,
     row_text,
@@ -46,7 +48,7 @@ MATHEMATICS = (
 class Writer:
     """Writes one kernel."""
 
-    def __init__(self, plan: Plan, program: Program, rules: Any) -> None:
+    def __init__(self, plan: Plan, program: Program, rules: Rules) -> None:
         self.plan, self.program, self.rules = plan, program, rules
         self.words: list[str] = []
         self.constants: dict[float, str] = {}
@@ -73,11 +75,11 @@ class Writer:
         lines, self.lines = self.lines, []
         return lines
 
-    def _on(self, address: str, offset: Any) -> str:
+    def _on(self, address: str, offset: Offset) -> str:
         """An address further on in a row."""
         return address + self.offset(offset)
 
-    def offset(self, offset: Any) -> str:
+    def offset(self, offset: Offset) -> str:
         """An offset into a row, in bytes: a sum of sizes."""
         terms = [
             self.width(slot) if kind == "width" else self.word(f"start{slot}")
@@ -118,7 +120,7 @@ class Writer:
         width = self.width(slot)
         return f"{self.word(name)} + word(batch, first + r) * {width} * {self.item}"
 
-    def _buffer(self, slot: int) -> Any:
+    def _buffer(self, slot: int) -> Scratch:
         return next(buffer for buffer in self.program.scratch if buffer.slot == slot)
 
     def _read(self, slot: int) -> str:

@@ -55,6 +55,10 @@ class Derivative(NamedTuple):
     totals: tuple[int | None, ...] = ()  # of the states that a step computes, if asked for
 
 
+# Of each elementwise operation the names of its inputs and the text of its value.
+Rules = Mapping[str, tuple[Sequence[str], str]]
+
+
 # Programs ------------------------------------------------------------------------------------
 
 # An offset in elements is a sum of terms: ("width", slot) and ("start", slot) are run-time sizes.
