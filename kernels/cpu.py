@@ -117,12 +117,11 @@ class Runner:
     def _layout(self, direction: str, inputs: Inputs, steps: int, keep: bool) -> Layout:
         """The layout of a run over so many steps, made if these sizes are new."""
         kind = direction, steps, keep
-        if inputs.sizes is None:
-            self._find_layouts(inputs)
+        sizes = inputs.sizes or self._find_layouts(inputs)
         layout = inputs.layouts.get(kind)
         if layout is None:
             own = self._function(direction)
-            layout = Layout(self.plan, self._words[direction], *kind, inputs.parts, inputs.sizes)
+            layout = Layout(self.plan, self._words[direction], *kind, inputs.parts, sizes)
             shared = {name: build.shared(name, self.plan.dtype) for name in ("pack", "outer")}
             layout.link(lambda name: build.address_of(shared.get(name, own)))
             if sum(len(each.made) for each in list(self._layouts.values())) >= MOST_LAYOUTS:
@@ -130,7 +129,7 @@ class Runner:
             inputs.layouts[kind] = layout
         return layout
 
-    def _find_layouts(self, inputs: Inputs) -> None:
+    def _find_layouts(self, inputs: Inputs) -> Sizes:
         """Sizes, and the layouts that were made for them, whatever the inputs."""
         rows = inputs.rows
         sizes = inputs.sizes = Sizes(
@@ -144,6 +143,7 @@ class Runner:
         inputs.parts, inputs.layouts = found
         if rows.ragged and inputs.parts > 1:
             inputs.rows = dealt(rows, inputs.parts)
+        return sizes
 
     # Running
 

@@ -491,7 +491,7 @@ class CudaWriter(RowWriter):
             self._over_state(k, 1, body)
 
     def _carried(self) -> list[int]:
-        return [k for k, after in enumerate(self.plan.derivative.after) if after is not None]
+        return [k for k, after in enumerate(self.plan.gradients.after) if after is not None]
 
     def _first_gradients(self) -> None:
         """Gradients of the last states, and zeros where gradients are added up."""
@@ -585,7 +585,7 @@ class CudaWriter(RowWriter):
         """What goes back to where rows began anew; zero where no gradient goes back."""
         slot, zero = self.plan.state_slots[k], self.constant(0.0)
         region = Region(("dstate", k), (), self.plan.classes[slot], "units")
-        unwritten = self.plan.derivative.before[k] is None
+        unwritten = self.plan.gradients.before[k] is None
 
         def write(depth: int) -> None:
             if unwritten:
