@@ -117,7 +117,7 @@ def test_registering():
         module.w = module.w * 2
     with pytest.raises(ValueError, match="a list holds a parameter"):
         module.ws = [tgs.ones(1, requires_grad=True)]
-    with pytest.raises(ValueError, match="a set of modules was given, .* assign a list"):
+    with pytest.raises(ValueError, match=r"a set of modules was given, .* assign a list"):
         module.cells = {nn.Linear(1, 1)}
     with pytest.raises(ValueError, match="a ndarray was assigned to a parameter"):
         module.w = np.ones(2)

@@ -180,7 +180,7 @@ def test_a_smaller_batch_after_a_larger_one(more):
     x, y = data(rng, 6, 3)
     model, batches = model_of(rng), [(x, y), (x[:, :2], y[:, :2])]
     optimizer = optim.SGD(model.parameters(), 0.1)
-    with pytest.raises(tgs.ShapeError, match="the state is that of the batch before.* drop_last"):
+    with pytest.raises(tgs.ShapeError, match=r"the state is that of the batch before.* drop_last"):
         train.fit(
             model, batches, mse, optimizer, epochs=1, carry_state=True, progress=False, **more
         )
