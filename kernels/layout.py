@@ -7,7 +7,7 @@ an array, the first step, whatever else is known only when a run begins. A layou
 alone, so that runs of the same sizes share it.
 
 Before the tables stand the phases of the run, as ``threads.py`` reads them.
-Imports program, gemm, memory, simd, threads, tiles and NumPy.
+Imports program, gemm, library, memory, simd, threads, tiles and NumPy.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from math import lcm
 from typing import NamedTuple
 
 import numpy as np
-from tinygrad_seq.kernels import gemm, memory, simd, tiles
+from tinygrad_seq.kernels import gemm, library, memory, simd, tiles
 from tinygrad_seq.kernels.threads import AFTER, PHASE_WORDS
 
 from tinygrad_seq.program import Plan, Product
@@ -442,17 +442,13 @@ class Layout:
         for a, g, k in self.plan.gradients.outer:
             matrix = self._matrix(a, g, k)
             groups.setdefault((g, matrix.g_first), []).append(matrix)
-        names = ["active", "active_bytes", "outer_tasks", "outer_scratch", "outer_bytes"]
-        names += ["outer_g_bytes", "outer_a_bytes", "outer_blocks", "outer_tiles"]
-        names += ["outer_count", "outer_parts"]
+        names = _named("outer", library.T_WORDS)
         values["outer_parts"], values["outer_blocks"] = self.parts, self.blocks
         for part, (first, last) in enumerate(pairwise(edges_of(self.sizes.B, self.parts))):
             low, high = (first, last) if self.regions > 1 else (0, self.sizes.B)
-            names += ["k0", "batch", "begin", "onward"]
             found = {"first": first, "last": last, "low": low, "rows": high - low}
-            for name, value in found.items():
-                values[f"part{part}_{name}"] = int(value)
-                names.append(f"part{part}_{name}")
+            values |= {f"part{part}_{name}": int(value) for name, value in found.items()}
+            names += _named(f"part{part}", library.P_WORDS)
         rows = min(gemm.KC, -(-self.sizes.B // self.parts) * self.segment)
         in_tiles = self._worth_tiles and rows >= tiles.SPAN
 
@@ -464,25 +460,22 @@ class Layout:
         g_bytes = a_bytes = 0
         for (g, g_first), matrices in groups.items():
             G, name = self.width(g), f"outer{g}_{int(g_first)}"
-            names += self._operand(name, g)
+            names += self._operand(name, g, library.G_WORDS)
             widths = [self.width(matrix.a) for matrix in matrices]
             values[f"{name}_width"] = G
             values[f"{name}_how"] = 1 if g_first else 2 * self._by_wide_side(G, widths)
             values[f"{name}_count"] = len(matrices)
-            names += [f"{name}_width", f"{name}_how", f"{name}_count"]
             g_bytes = max(g_bytes, packed(G if in_tiles else min(G, gemm.AT_ONCE)))
             block = 0  # where each a is packed, one after the other
             for matrix in matrices:
                 name = f"outer_m{len(self.matrices)}"
                 self.matrices.append(matrix)
-                names += self._operand(name, matrix.a)
+                names += self._operand(name, matrix.a, library.A_WORDS)
                 values[f"{name}_width"] = self.width(matrix.a)
-                values[f"{name}_distance"] = matrix.distance
-                names += [f"{name}_width", f"{name}_out", f"{name}_distance", f"{name}_parts"]
+                values[f"{name}_out_row"] = matrix.distance
                 shape = self.parts - 1, matrix.shape[0], matrix.distance
                 self._take_array(f"{name}_parts", shape)  # of the parts but the first
                 values[f"{name}_block"] = block
-                names.append(f"{name}_block")
                 block += packed(self.width(matrix.a))
             a_bytes = max(a_bytes, block)
         if self.matrices:
@@ -527,29 +520,32 @@ class Layout:
         shape = (N, K) if g_first else (K, N)
         return MatrixGradient(k, a, g, shape, -(-shape[1] // panel) * panel, g_first)
 
-    def _operand(self, name: str, slot: int) -> list[str]:
-        """Words for where a side is: address, whose it is, distances of steps and of rows, whence
-        steps are counted, how many there are. Of a record, steps are so many places apart.
+    def _operand(self, name: str, slot: int, words: Sequence[str]) -> list[str]:
+        """The names of an operand's words, the first of which say where its rows are: those of an
+        array of the caller by step and row; those of a record by place, some to a step, and row.
         """
         row, values = self.plan.rows[slot], self.values
-        values[f"{name}_user"] = values[f"{name}_kept"] = values[f"{name}_places"] = 0
+        found = {"user": 0, "kept": 0, "places": 0}
+        at: dict[str, str] = {}  # words that the kernels of the loop have too
         if row.op == "x":
-            values[f"{name}_user"] = 1
-            at = _strided(f"x{row.detail}")
+            found["user"] = 1
+            at = dict(zip(("base", "step", "row"), _strided(f"x{row.detail}"), strict=True))
+        elif row.op == "state":
+            k = row.detail
+            at = {"base": f"state{k}", "places": f"state{k}_places", "step": "slots"}
+            found |= {"kept": 1, "row": self.width(slot) * self.item}
         else:
-            at = [f"grads{slot}_base", f"{name}_step", f"{name}_row"]
-            values[at[1]] = 1
-            if row.op == "state":
-                at[0], values[f"{name}_kept"] = f"state{row.detail}", 1
-                values[at[2]] = self.width(slot) * self.item
-                values[at[1]] = values["slots"]
-                values[f"{name}_places"] = values[f"state{row.detail}_places"]
-            else:
-                values[at[0]] = values["grads"] + values[f"grads{slot}"]
-                self.base[at[0]] = "work block"
-                values[at[2]] = values["grads_bytes"]
-                values[f"{name}_places"] = values["grads_steps"]
-        return [at[0], f"{name}_user", at[1], at[2], f"{name}_kept", f"{name}_places"]
+            at = {"places": "grads_steps", "row": "grads_bytes"}
+            found |= {"base": values["grads"] + values[f"grads{slot}"], "step": 1}
+            self.base[f"{name}_base"] = "work block"
+        values |= {f"{name}_{word}": value for word, value in found.items()}
+        return [at.get(word, f"{name}_{word}") for word in words]
+
+
+def _named(name: str, words: Sequence[str]) -> list[str]:
+    """The names of words: those that many tables have, or this one's own."""
+    shared = {"active", "active_bytes", "k0", "batch", "begin", "onward"}
+    return [word if word in shared else f"{name}_{word}" for word in words]
 
 
 def in_turns(

@@ -22,9 +22,24 @@ MODULES = {
     "outer": {"outer": 3},
 }
 
-# Words of the table of the large products: before all, of each part of the batch, of each g and of
-# each a that goes with it.
-OUTER_WORDS = 11, 8, 9, 11
+# Words of the table of the large products: of all, of each part of the batch, of each g and of each
+# a that goes with it. An operand is an array of the caller (``user``) or a record of the run.
+T_WORDS = "active active_bytes tasks scratch bytes g_bytes a_bytes blocks tiles count parts".split()
+P_WORDS = "k0 batch begin onward first last low rows".split()
+O_WORDS = "base user step row kept places".split()
+G_WORDS = [*O_WORDS, "width", "how", "count"]
+A_WORDS = [*O_WORDS, "width", "out", "out_row", "parts", "block"]
+
+
+def _numbers() -> str:
+    """Where each word stands, P_LOW for example, and how many there are, P_WORDS, as text."""
+    text = ""
+    kinds = {"T": T_WORDS, "P": P_WORDS, "O": O_WORDS, "G": G_WORDS, "A": A_WORDS}
+    for kind, words in kinds.items():
+        names = ", ".join(f"{kind}_{word.upper()}" for word in [*words, "words"])
+        text += f"{names} = range({len(words) + 1})\n"
+    return text
+
 
 _ROWS = """
 
@@ -82,18 +97,17 @@ def pack(table, task, phase):
 def line(operand, s, r, s0, part):
     """The address of row r at step s: of an array of the caller, or of a record of the run.
 
-    What is kept has all steps of the run, another record those from s0 on. Words of a part: the
-    run's first step; in which order rows are run through; the first row of the part and the one
-    after its last; the first of the rows that lie together, and how many these are.
+    What is kept has all steps of the run, another record those from s0 on. The rows of a part that
+    lie together begin with ``low``; of each step there are ``rows``.
     """
-    base, step, distance = word(operand, 0), word(operand, 2), word(operand, 3)
-    if word(operand, 1):
-        batch, begin, onward = word(part, 1), word(part, 2), word(part, 3)
+    base, step, distance = word(operand, O_BASE), word(operand, O_STEP), word(operand, O_ROW)
+    if word(operand, O_USER):
+        batch, begin, onward = word(part, P_BATCH), word(part, P_BEGIN), word(part, P_ONWARD)
         return base + (word(begin, r) + s * onward) * step + word(batch, r) * distance
-    if word(operand, 4):
-        s0 = word(part, 0)
-    low, rows = word(part, 6), word(part, 7)
-    return base + (low * word(operand, 5) + (s - s0) * step * rows + r - low) * distance
+    if word(operand, O_KEPT):
+        s0 = word(part, P_K0)
+    low, rows = word(part, P_LOW), word(part, P_ROWS)
+    return base + (low * word(operand, O_PLACES) + (s - s0) * step * rows + r - low) * distance
 
 
 def pack_groups(operand, lines, count, low, high, to, s0, part, in_tiles):
@@ -166,7 +180,7 @@ def share_of(columns, unit, share, shares):
 
 def columns_of(a, how, unit, share, shares):
     """The same of an a, through all of which every share goes unless it is what is divided."""
-    return share_of(word(a, 6), unit, share if how == 0 else 0, shares if how == 0 else 1)
+    return share_of(word(a, A_WIDTH), unit, share if how == 0 else 0, shares if how == 0 else 1)
 
 
 def next_rows(lines, most, active, first, last, s, r, s1):
@@ -190,19 +204,20 @@ def next_rows(lines, most, active, first, last, s, r, s1):
 def of_group(table, task, phase, number, share, shares, g):
     """The products that share g, over the rows of a part: this one of so many shares of them."""
     s0, s1, add = word(phase, 5), word(phase, 6), word(phase, 7)
-    active, part = word(table, 0) + number * word(table, 1), table + 8 * (HEAD + OF_PART * number)
-    bytes_, blocks = word(table, 4), word(table, 7)
-    g_bytes, a_bytes = word(table, 5), word(table, 6)  # of a packed block
-    lines = word(table, 3) + task * bytes_
+    active = word(table, T_ACTIVE) + number * word(table, T_ACTIVE_BYTES)
+    part = table + 8 * (T_WORDS + P_WORDS * number)
+    bytes_, blocks = word(table, T_BYTES), word(table, T_BLOCKS)
+    g_bytes, a_bytes = word(table, T_G_BYTES), word(table, T_A_BYTES)  # of a packed block
+    lines = word(table, T_SCRATCH) + task * bytes_
     g_block = lines + 16 * KC * blocks + 8 * KC  # after numbers of rows, and addresses of some
     a_block = g_block + g_bytes * blocks
-    in_tiles = word(table, 8)  # not 0: with tiles, whose shapes are written down there
+    in_tiles = word(table, T_TILES)  # not 0: with tiles, whose shapes are written down there
     in_tiles += task * bytes_ if in_tiles else 0
     unit = ROWS if in_tiles == 0 else LINES  # columns that are divided among the tasks together
     g_columns = AT_ONCE // blocks if in_tiles == 0 else ALL  # at once
     q_columns = PANEL if blocks > 1 else ALL  # whose sums stay near from one block to the next
-    first, last = word(part, 4), word(part, 5)  # rows
-    G, how, a_count = word(g, 6), word(g, 7), word(g, 8)
+    first, last = word(part, P_FIRST), word(part, P_LAST)  # rows
+    G, how, a_count = word(g, G_WIDTH), word(g, G_HOW), word(g, G_COUNT)
     begin, end = 0, G
     if how > 0:
         begin, end = share_of(G, unit if how == 1 else PANEL, share, shares)
@@ -211,10 +226,10 @@ def of_group(table, task, phase, number, share, shares, g):
         total, s, r = next_rows(lines, KC * blocks, active, first, last, s, r, s1)
         count = min(max((total + KC - 1) // KC, 1 - add), blocks)  # one without rows is zeros
         for i in range(a_count * count):
-            a, block = g + 8 * (OF_G + OF_A * (i // count)), i % count
+            a, block = g + 8 * (G_WORDS + A_WORDS * (i // count)), i % count
             low, high = columns_of(a, how, unit, share, shares)
             of, K = lines + 16 * KC * block, min(total - KC * block, KC)
-            to = a_block + word(a, 10) + block * a_bytes
+            to = a_block + word(a, A_BLOCK) + block * a_bytes
             if how == 1:
                 pack_panels(a, of, K, 0, high, to, s0, part, in_tiles)
             elif low < high:
@@ -229,13 +244,14 @@ def of_group(table, task, phase, number, share, shares, g):
                 else:
                     pack_panels(g, of, K, n, rest, to, s0, part, in_tiles)
             for i in range(a_count):
-                a = g + 8 * (OF_G + OF_A * i)
+                a = g + 8 * (G_WORDS + A_WORDS * i)
                 low, high = columns_of(a, how, unit, share, shares)
-                A, out, distance = word(a, 6), word(a, 7), word(a, 8)
+                A, out, distance = word(a, A_WIDTH), word(a, A_OUT), word(a, A_OUT_ROW)
                 if number > 0:
                     size = (G if how == 1 else A) * distance * ITEM
-                    out = word(a, 9) + (number - 1) * size
-                p, p_bytes, q, q_bytes, N = g_block, g_bytes, a_block + word(a, 10), a_bytes, A
+                    out = word(a, A_PARTS) + (number - 1) * size
+                p, p_bytes, N = g_block, g_bytes, A
+                q, q_bytes = a_block + word(a, A_BLOCK), a_bytes
                 if how == 1:
                     low, high = n, rest
                 else:
@@ -259,18 +275,18 @@ def outer(table, task, phase):
     out = gᵀ a for every a, divided among the tasks by columns of g; 0, out = aᵀ g, divided by
     columns of a; 2, the same divided by columns of g. Some blocks of KC rows are packed, all of a
     and some columns of g after the other, so that they stay near; and the sum over blocks runs in
-    the same order whatever the tasks. Words: see layout.py.
+    the same order whatever the tasks.
     """
     saved = flush_denormals()
-    tasks, parts = word(table, 2), word(table, 10)
+    tasks, parts = word(table, T_TASKS), word(table, T_PARTS)
     for part in range(parts):
         low = part * tasks // parts
         high = max(low + 1, (part + 1) * tasks // parts)
         if low <= task < high:
-            g = table + 8 * (HEAD + OF_PART * parts)
-            for _ in range(word(table, 9)):
+            g = table + 8 * (T_WORDS + P_WORDS * parts)
+            for _ in range(word(table, T_COUNT)):
                 of_group(table, task, phase, part, task - low, high - low, g)
-                g += 8 * (OF_G + OF_A * word(g, 8))
+                g += 8 * (G_WORDS + A_WORDS * word(g, G_COUNT))
     restore_denormals(saved)
 '''
 
@@ -297,8 +313,7 @@ _v = vectors("{dtype}")
 LANES, load, store, constant, fetch = _v.LANES, _v.load, _v.store, _v.constant, _v.fetch
 PANEL, ROWS, ITEM, KC = gemm.panel("{dtype}"), gemm.ROWS, {np.dtype(dtype).itemsize}, gemm.KC
 APART, AT_ONCE, ALL = gemm.APART, gemm.AT_ONCE, 2**62
-HEAD, OF_PART, OF_G, OF_A = {OUTER_WORDS}
-GROUP, LINES, repeat = gemm.group("{dtype}"), tiles.LINES, _v.repeat
+{_numbers()}GROUP, LINES, repeat = gemm.group("{dtype}"), tiles.LINES, _v.repeat
 globals().update(gemm.micro_kernels("{dtype}"))
 '''
     if used:
