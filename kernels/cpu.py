@@ -289,8 +289,8 @@ class Runner:
             phases[: len(which), 7] = [s + 1 < layout.steps, False][: len(which)]
             threads.run(words, len(which), layout.threads)
             share = self._captured(layout, inputs, work, outs)
-            for k, array in share.items():
-                total[k] = array if k not in total else total[k] + array
+            for k, array in share.items():  # in memory that the next step writes over
+                total[k] = array.copy() if k not in total else total[k] + array
             seen(s, share)
         return total
 

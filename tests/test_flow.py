@@ -158,6 +158,27 @@ def test_vanishing_and_exploding_by_a_known_factor():
         assert flow.parameters["scale"].shape == (9,)
 
 
+@pytest.mark.parametrize("H", [3, 32])  # of whole panels, and of one that is not full
+def test_on_through_a_matrix_that_another_scan_made(H, rng):
+    def cell_of(matrix):
+        def cell(x, h):
+            h = tgs.tanh(x + h @ matrix)
+            return h, h
+
+        return cell
+
+    W = tgs.tensor(0.1 * rng.standard_normal((H, H)), requires_grad=True)
+    xs, others = rng.standard_normal((4, H, H)), rng.standard_normal((5, 2, H))
+
+    def loss():
+        _, made = tgs.scan(cell_of(W), xs, np.zeros((H, H)))
+        return tgs.sum(tgs.scan(cell_of(made), others, np.zeros((2, H)))[0])
+
+    flow = tgs.gradient_flow(loss, {"W": W}, keep_shares=True)[0]
+    loss().backward()
+    np.testing.assert_allclose(flow.shares["W"].sum(axis=0), W.grad.numpy(), rtol=1e-9, atol=1e-12)
+
+
 def test_errors_say_what_was_given():
     cell = nn.RNNCell(2, 3, rng=0)
     x = np.ones((4, 1, 2), "f4")
