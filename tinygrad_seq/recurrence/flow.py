@@ -142,7 +142,12 @@ class _Scan:
             gradient = as_used(array, self.scan.step.trace.roles[k])
             before = roots.get(self.captured[k])
             roots[self.captured[k]] = gradient if before is None else before + gradient
-        found = walk(roots, ARRAYS, retain_graph=True) if roots else {}
+        # A matrix may come from a scan: what goes through it here is not the loss's way back.
+        watching, recording.flow = recording.flow, None
+        try:
+            found = walk(roots, ARRAYS, retain_graph=True) if roots else {}
+        finally:
+            recording.flow = watching
         t = s if self.rows.onward > 0 else T - 1 - s
         for entry, gradient in found.items():
             gradient = devices.to_host(gradient)
