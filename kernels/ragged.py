@@ -7,8 +7,8 @@ after another. Imports layout, memory and NumPy.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from itertools import pairwise
 
 import numpy as np
@@ -20,14 +20,16 @@ MOST_DENSE = 256  # orders of rows that are kept where all are as long
 MOST_RAGGED = 16  # and where they are not
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Rows:
     """In which order rows and steps are run through.
 
     Row r of a run is row ``batch[r]`` of the batch, the longest first. At step s it is at time
     ``begin[r] + s * onward``, and it has ``ends[r]`` steps: the rows below ``active[s]`` have not
     ended. Where rows were dealt to parts of the batch, each part has its longest first, and those
-    of its rows that are below ``active[part, s]`` have not ended.
+    of its rows that are below ``active[part, s]`` have not ended. ``addresses`` are those of the
+    arrays, and the distance from a part's ``active`` to the next one's; ``order`` says where the
+    rows of the batch stand in a run, None if that is their own order.
     """
 
     T: int  # steps that arrays have
@@ -39,17 +41,14 @@ class Rows:
     ends: Array
     onward: int
     ragged: bool  # whether some row has fewer than T steps
+    addresses: tuple[int, ...] = field(init=False)
+    order: Array | None = field(init=False)
 
-    @cached_property
-    def addresses(self) -> tuple[int, ...]:
-        """Of the arrays, and the distance from a part's ``active`` to the next one's."""
+    def __post_init__(self) -> None:
+        """Not later, as cached_property has it: its lock in Python 3.11 stays taken in a fork."""
         where = (*map(address, (self.batch, self.begin, self.active, self.ends)),)
-        return (*where, self.active.strides[0] if self.active.ndim > 1 else 0)
-
-    @cached_property
-    def order(self) -> Array | None:
-        """Where the rows of the batch stand in a run; None if that is their own order."""
-        return np.argsort(self.batch) if self.ragged else None
+        self.addresses = (*where, self.active.strides[0] if self.active.ndim > 1 else 0)
+        self.order = np.argsort(self.batch) if self.ragged else None
 
 
 def rows_of(T: int, B: int, lengths: Array | None, reverse: bool) -> Rows:

@@ -553,6 +553,35 @@ def test_a_forked_child_scans(rng):
     assert np.array_equal(answer(), expected)
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+@pytest.mark.filterwarnings("ignore:This process")
+def test_a_forked_child_orders_rows(monkeypatch):
+    """While another thread of the parent is in the middle of that."""
+    begun, forked, address = threading.Event(), threading.Event(), memory.address
+
+    def slow(array):
+        if threading.current_thread() is thread:
+            begun.set()
+            forked.wait(60)
+        return address(array)
+
+    def orders(first):
+        return ragged.rows_of(9, 3, np.array([first, 4, 2]), False).addresses
+
+    monkeypatch.setattr(ragged, "address", slow)
+    thread = threading.Thread(target=orders, args=(1,))
+    thread.start()
+    begun.wait(60)
+    child = os.fork()
+    if not child:
+        signal.alarm(10)  # which ends it if it hangs
+        os._exit(0 if orders(3) else 1)
+    status = os.waitpid(child, 0)[1]
+    forked.set()
+    thread.join()
+    assert status == 0
+
+
 def test_small_numbers_are_flushed_in_kernels_alone():
     def cell(x, h):
         h = h * 0.01
