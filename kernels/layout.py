@@ -298,7 +298,7 @@ class Layout:
             "B": sizes.B,
             "onward": sizes.onward,
             "slots": 2 if self.keep and sizes.resets else 1,
-            "block": self._block(),
+            "block": self._block(self.tasks),
             "chunk": chunk(sizes.B),
             "tasks_steps": self.edge_steps,
             "tasks_bytes": 8 * (self.tasks + 1),
@@ -313,8 +313,8 @@ class Layout:
             shared = len(shape) != 2 or (shape[0] == 1 and sizes.B != 1)  # by all rows
             values[f"capture{k}_b"] = 0 if shared else strides[0]
 
-    def _block(self) -> int:
-        """How many steps early and late products take together."""
+    def _block(self, tasks: int) -> int:
+        """How many steps early and late products take together, if so many tasks share the rows."""
         sizes, program = self.sizes, self.program
         if not program.sections["early"] and not program.sections["late"]:
             return 1
@@ -325,7 +325,7 @@ class Layout:
             if isinstance(stage, Product)
         ]
         rows = FAR_BLOCK_ROWS if max(matrices, default=0) > NEAR_MATRIX else BLOCK_ROWS
-        return max(1, min(self.segment, -(-rows * self.tasks // sizes.B)))
+        return max(1, min(self.segment, -(-rows * tasks // sizes.B)))
 
     # Memory
 
@@ -410,7 +410,7 @@ class Layout:
             isinstance(stage, Product) and (stage.matrix, stage.transposed) == (k, transposed)
             for stage in stages
         )
-        rows = self.sizes.B * (1 if in_loop else self.values["block"])
+        rows = self.sizes.B * (1 if in_loop else self._block(1))
         return tiles.worth(rows, K, N)
 
     def _results(self) -> None:

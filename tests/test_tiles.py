@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tinygrad_seq.kernels import build, machine, memory, tiles
+from tinygrad_seq.kernels import build, cpu, layout, machine, memory, tiles
 
 import tinygrad_seq as tgs
+from tinygrad_seq.recurrence import compiled
 
 TILES = pytest.mark.skipif(not machine.tiles(), reason="this processor has no tiles for bfloat16")
 sizes = st.sampled_from([1, 2, 15, 16, 17, 31, 32, 33, 63, 65, 100])
@@ -226,3 +227,24 @@ def test_a_scan_large_enough_for_tiles(kind, B, rng):
     for each in (found[0], found[-1]):
         for a, b in zip(each, expected, strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-6 * abs(b).max())
+
+
+@pytest.mark.parametrize(("I", "H"), [(3, 64), (8, 16), (16, 64)])
+def test_which_matrices_are_in_tiles_does_not_depend_on_threads(monkeypatch, I, H):
+    made = []
+
+    def noted(*given):
+        made.append(given)
+        return layout.Layout(*given)
+
+    monkeypatch.setattr(cpu, "Layout", noted)
+    monkeypatch.setattr(compiled, "_runners", {})  # which have layouts
+    x = tgs.tensor(np.zeros((60, 40, I), "f4"), requires_grad=True)
+    tgs.sum(tgs.scan(tgs.nn.LSTMCell(I, H, rng=0), x)[0]).backward()
+    assert len(made) == 2  # forward and backward
+    monkeypatch.setattr(tiles, "used", lambda dtype: True)
+    for *others, sizes in made:
+        found = [layout.Layout(*others, sizes._replace(threads=n)).values for n in (1, 2, 4, 8, 16)]
+        names = [name for name in found[0] if name.startswith("m") and name.endswith("_tiles")]
+        assert len(names) == 2
+        assert len({tuple(values[name] for name in names) for values in found}) == 1
