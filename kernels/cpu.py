@@ -26,6 +26,8 @@ from tinygrad_seq.program import Plan, Rules
 
 Array = np.ndarray
 MOST_LAYOUTS = 1024  # that are kept, some 20 kB each
+_SHARED = "pack", "outer", "join"  # functions of library.py
+_BACK = "backward", "outer", "join"  # what is done for each segment, and in the end
 MOST_STRETCHES = 256  # of steps between checkpoints, that threads are sent through at once
 
 
@@ -122,7 +124,7 @@ class Runner:
         if layout is None:
             own = self._function(direction)
             layout = Layout(self.plan, self._words[direction], *kind, inputs.parts, sizes)
-            shared = {name: build.shared(name, self.plan.dtype) for name in ("pack", "outer")}
+            shared = {name: build.shared(name, self.plan.dtype) for name in _SHARED}
             layout.link(lambda name: build.address_of(shared.get(name, own)))
             if sum(len(each.made) for each in list(self._layouts.values())) >= MOST_LAYOUTS:
                 self._layouts.clear()
@@ -277,7 +279,7 @@ class Runner:
         phases = words[: layout.phases * PHASE_WORDS].reshape(-1, PHASE_WORDS)
         if layout.functions[0] == "pack":
             threads.run(words, 1, layout.threads)
-        which = [layout.functions.index(n) for n in ("backward", "outer") if n in layout.functions]
+        which = [layout.functions.index(n) for n in _BACK if n in layout.functions]
         templates = layout.template[: layout.phases * PHASE_WORDS].reshape(-1, PHASE_WORDS)[which]
         total: dict[int, Array] = {}
         sums = [layout.view(f"sum{k}", work) for k in self.summed]
@@ -286,7 +288,7 @@ class Runner:
                 view.fill(0)
             phases[: len(which)] = templates
             phases[: len(which), 5:7] = s, s + 1
-            phases[: len(which), 7] = [s + 1 < layout.steps, False][: len(which)]
+            phases[: len(which), 7] = [s + 1 < layout.steps, False, False][: len(which)]
             threads.run(words, len(which), layout.threads)
             share = self._captured(layout, inputs, work, outs)
             for k, array in share.items():  # in memory that the next step writes over
@@ -328,7 +330,7 @@ class Runner:
                 later = address(saved) + (numbers - 1) * state.nbytes
                 filled[0][:, initial + k] = np.where(numbers == 0, address(state), later)
             first = low + len(numbers) == stretches
-            words, phases = in_turns((forward, backward), filled, rows.steps, first)
+            words, phases = in_turns((forward, backward), filled, rows.steps, first, low == 0)
             threads.run(words, phases, max(forward.threads, backward.threads))
 
     def _gradients(
@@ -366,13 +368,9 @@ class Runner:
                 captured[k] = np.array(sums if order is None else sums[order])
             else:
                 captured[k] = sums[0].copy() if len(sums) == 1 else np.add.reduce(sums)
-        for n, (matrix, out) in enumerate(zip(layout.matrices, outs, strict=True)):
+        for matrix, out in zip(layout.matrices, outs, strict=True):
             width = matrix.shape[1]
-            made = out[:, :width]  # nothing else is written
-            if layout.parts > 1:
-                for part in layout.view(f"outer_m{n}_parts", work):
-                    np.add(made, part[:, :width], out=made)
-            found = out if matrix.distance == width else np.ascontiguousarray(made)
+            found = out if matrix.distance == width else np.ascontiguousarray(out[:, :width])
             _add(captured, matrix.k, found.T if matrix.g_first else found)
         for k, array in captured.items():
             shape = inputs.captured[k].shape

@@ -251,6 +251,8 @@ class Layout:
             tasks = AFTER if self.alone else tasks
             if "outer" in self._tables:
                 phases.append(("outer", tasks, s0, s1))
+        if "join" in self._tables:
+            phases.append(("join", self.tasks, 0, 0))
         return phases
 
     def fill(self, bases: Sequence[int] | Array) -> Array:
@@ -489,6 +491,19 @@ class Layout:
                 values["outer_tiles"] = at + values["outer_bytes"] - gemm.LINE
                 self.base["outer_tiles"] = "work block"
             self._table("outer", names)
+            self._join()
+
+    def _join(self) -> None:
+        """The table of what adds up the sums of the parts of the batch."""
+        if self.parts == 1:
+            return
+        values = self.values
+        values["join_others"], values["join_count"] = self.parts - 1, len(self.matrices)
+        names = ["outer_tasks", "join_others", "join_count"]
+        for n, matrix in enumerate(self.matrices):
+            values[f"join{n}_size"] = matrix.shape[0] * matrix.distance
+            names += [f"outer_m{n}_out", f"outer_m{n}_parts", f"join{n}_size"]
+        self._table("join", names)
 
     def _by_wide_side(self, G: int, widths: Sequence[int]) -> bool:
         """Whether products aᵀ g are better divided by columns of g, of which each task packs its
@@ -549,13 +564,13 @@ def _named(name: str, words: Sequence[str]) -> list[str]:
 
 
 def in_turns(
-    layouts: Sequence[Layout], bases: Sequence[Array], steps: int, pack: bool
+    layouts: Sequence[Layout], bases: Sequence[Array], steps: int, pack: bool, join: bool
 ) -> tuple[Array, int]:
     """One run made of many: for each stretch of steps the phases of each layout. Words, and phases.
 
     A stretch goes from one checkpoint to the next. ``bases`` (stretches, bases) for each layout. It
     ends at ``steps`` if that is earlier, and phases that begin later fall out. Matrices are packed
-    in the first stretch if ``pack``.
+    in the first stretch if ``pack``, sums of parts joined after the last one if ``join``.
     """
     words = [layout.fill(each) for layout, each in zip(layouts, bases, strict=True)]
     heads, tables, functions = [], [], []
@@ -565,9 +580,10 @@ def in_turns(
         tables.append(each[:, end:])
         functions += layout.functions
     phases = np.concatenate(heads, axis=1)
-    packs = np.array([name == "pack" for name in functions])
-    wanted = (phases[:, :, 5] < steps) & ~packs
+    packs, joins = (np.array([name == each for name in functions]) for each in ("pack", "join"))
+    wanted = (phases[:, :, 5] < steps) & ~packs & ~joins
     wanted[0] |= packs & pack
+    wanted[-1] |= joins & join
     count, at, first = int(wanted.sum()), 0, 0
     for layout, table in zip(layouts, tables, strict=True):
         done = slice(first, first + layout.phases)

@@ -19,7 +19,7 @@ MODULES = {
     "tiles": tiles.FUNCTIONS,  # where there are any
     "packing": {"pack": 3, "pack_groups": 9, "pack_panels": 9},
     "products": {"product": 10, "gram": 10},
-    "outer": {"outer": 3},
+    "outer": {"outer": 3, "join": 3},
 }
 
 # Words of the table of the large products: of all, of each part of the batch, of each g and of each
@@ -288,6 +288,23 @@ def outer(table, task, phase):
                 of_group(table, task, phase, part, task - low, high - low, g)
                 g += 8 * (G_WORDS + A_WORDS * word(g, G_COUNT))
     restore_denormals(saved)
+
+
+def join(table, task, phase):
+    """Add the sums of the other parts of the batch to those of the first: this task's share.
+
+    Words: how many tasks, other parts and gradients; then for each where the sums of the first part
+    are, where the others', and how many numbers these are for each part.
+    """
+    tasks, others = word(table, 0), word(table, 1)
+    for i in range(word(table, 2)):
+        at = table + 8 * (3 + 3 * i)
+        out, part, size = word(at, 0), word(at, 1), word(at, 2)
+        low, high = size // LANES * task // tasks, size // LANES * (task + 1) // tasks
+        for _ in range(others):
+            for j in range(low * LANES, high * LANES, LANES):
+                store(out, j, load(out, j, LANES) + load(part, j, LANES), LANES)
+            part += size * ITEM
 '''
 
 
