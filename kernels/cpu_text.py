@@ -205,15 +205,14 @@ class CpuWriter(Writer):
         """Zeros in arrays of the caller, of these widths, from where each row has ended on."""
         if not arrays:
             return
-        ends, T = self.word("ends"), self.word("T")
-        self.add(depth, f"if {T}:  # there are rows that end earlier, and zeros beyond")
-        self.add(depth + 1, "for r in range(R):")
-        self.add(depth + 2, f"for t in range(word({ends}, first + r), {T}):")
+        # T is 0 where no row ends earlier; what lies beyond is written in the order of memory
+        self.add(depth, f"for t in range({self.word('T')}):  # zeros for rows that have ended")
+        self.add(depth + 1, "for r in range(max(word(active, t) - first, 0), R):")
         for name, slot in arrays.items():
             step, row = self.word(f"{name}_t"), self.word(f"{name}_b")
             address = f"{self.word(name)} + t * {step} + word(batch, first + r) * {row}"
-            self.add(depth + 3, f"to = {address}")
-            self.add(depth + 3, f"zero_row(to, {self.width(slot)})")
+            self.add(depth + 2, f"to = {address}")
+            self.add(depth + 2, f"zero_row(to, {self.width(slot)})")
 
     def _first_states(self) -> None:
         """States before the first step; rows that have no step end with them."""

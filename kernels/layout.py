@@ -186,7 +186,7 @@ class Layout:
         """Blocks, the order of the rows, the first step, numbers, resets, seeds; then arrays of the
         caller and their strides. ``cpu.py`` gives them in this order."""
         plan, forward = self.plan, self.direction == "forward"
-        bases = ["", "work block", "kept block", "tasks", "batch", "begin", "active", "ends"]
+        bases = ["", "work block", "kept block", "tasks", "batch", "begin", "active"]
         bases += ["active_bytes", "k0", "numbers", "resets"]
         xs = range(sum(row.op == "x" for row in plan.rows))
         bases += [f"seed{k}" for k in range(sum(row.op == "uniform" for row in plan.rows))]

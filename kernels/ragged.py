@@ -28,8 +28,8 @@ class Rows:
     ``begin[r] + s * onward``, and it has ``ends[r]`` steps: the rows below ``active[s]`` have not
     ended. Where rows were dealt to parts of the batch, each part has its longest first, and those
     of its rows that are below ``active[part, s]`` have not ended. ``addresses`` are those of the
-    arrays, and the distance from a part's ``active`` to the next one's; ``order`` says where the
-    rows of the batch stand in a run, None if that is their own order.
+    first three arrays, and the distance from a part's ``active`` to the next one's; ``order`` says
+    where the rows of the batch stand in a run, None if that is their own order.
     """
 
     T: int  # steps that arrays have
@@ -46,7 +46,7 @@ class Rows:
 
     def __post_init__(self) -> None:
         """Not later, as cached_property has it: its lock in Python 3.11 stays taken in a fork."""
-        where = (*map(address, (self.batch, self.begin, self.active, self.ends)),)
+        where = (*map(address, (self.batch, self.begin, self.active)),)
         self.addresses = (*where, self.active.strides[0] if self.active.ndim > 1 else 0)
         self.order = np.argsort(self.batch) if self.ragged else None
 
