@@ -231,7 +231,7 @@ def memory_kept() -> list[str]:
     segment, others = max(blocks) / step, (sum(blocks) - max(blocks)) / step
     return [
         f"checkpoint={EVERY} at T = {T}: {states + segment:.0f} steps' worth are kept for the way "
-        f"back, {states:.0f} as states at the checkpoints and {segment:.0f} of one segment; 2√T is "
+        f"back, {states:.0f} as states at the checkpoints and {segment:.0f} of one stretch; 2√T is "
         f"{2 * T**0.5:.0f}. Kernels work in {others:.0f} more, whatever T is."
     ]
 
