@@ -27,6 +27,7 @@ Array = np.ndarray
 MOST_CHUNKS = 16  # of the batch; each has sums over its rows of its own
 PARTS = 2  # of the batch, whose rows the large products are summed over apart
 MOST_IN_PARTS = 2**19  # bytes of all sums of a part; more would not stay near
+MOST_IF_DEALT = 2**23  # the same where rows are dealt: not to wait is worth more there
 FEWEST_DEALT = 16  # rows of different lengths from which on each part has some of every length
 FAR_SUMS = 2**22  # bytes of sums from which on they are far away
 ALL_STEPS = 2**62  # more than any run has
