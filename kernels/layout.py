@@ -85,8 +85,8 @@ def count_parts(plan: Plan, sizes: Sizes) -> int:
     over them without another's, and need not wait for it. Rows of different lengths are dealt to
     the parts, which have about the same work then.
     """
-    fewest = FEWEST_DEALT if sizes.ragged else PARTS
-    return PARTS if fewest <= sizes.B and _bytes_of_sums(plan, sizes) <= MOST_IN_PARTS else 1
+    fewest, most = (FEWEST_DEALT, MOST_IF_DEALT) if sizes.ragged else (PARTS, MOST_IN_PARTS)
+    return PARTS if fewest <= sizes.B and _bytes_of_sums(plan, sizes) <= most else 1
 
 
 def _bytes_of_sums(plan: Plan, sizes: Sizes) -> int:

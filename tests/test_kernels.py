@@ -692,6 +692,22 @@ def test_tasks_wait_for_each_other_only_where_they_share_sums(
         assert forward.values["scratch_bytes"] > layout.FETCHED_AHEAD * longest * 4
 
 
+@pytest.mark.parametrize(
+    ("limit", "lengths"), [("MOST_IN_PARTS", None), ("MOST_IF_DEALT", ONE_SHORT)]
+)
+def test_rows_are_dealt_with_larger_sums_too(monkeypatch, rng, limit, lengths):
+    """Each limit is that of its own kind of batch: W (12, 2) and U (12, 3) in float32 are 240 B."""
+    monkeypatch.setattr(layout, "FEWEST_DEALT", 8)
+    assert layout.MOST_IN_PARTS < layout.MOST_IF_DEALT
+    for most, parts in ((240, 2), (239, 1)):
+        monkeypatch.setattr(compiled, "_runners", {})
+        monkeypatch.setattr(layout, limit, most)
+        ys, _ = tgs.scan(nn.LSTMCell(2, 3), rng.random((400, 8, 2), "f4"), lengths=lengths)
+        ys.sum().backward()
+        (runner,) = compiled._runners.values()
+        assert [each.parts for each in runner._layouts.values()] == [parts]
+
+
 def test_lanes_of_this_machine():
     assert simd.lanes("float32") == 2 * simd.lanes("float64") == machine.vector_bits() // 32
     assert Path(build.folder()).name
