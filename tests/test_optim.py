@@ -222,6 +222,8 @@ def test_a_learning_rate_set_by_hand():
     optimizer.param_groups[0]["lr"] = -1.0
     with pytest.raises(ValueError, match="lr = -1"):
         optimizer.step()
+    with pytest.raises(ValueError, match=r"write optimizer.param_groups\[0\]\['lr'\] = 0.5"):
+        optimizer.lr = 0.5
 
 
 def test_groups_are_not_added_to():

@@ -89,6 +89,15 @@ class Optimizer:
             raise ValueError(f"{name}: a parameter of shape {parameter.shape} was given twice")
         seen.add(id(parameter))
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        groups = vars(self).get("param_groups")
+        if groups and name in groups[0]:  # nobody would read it
+            raise ValueError(
+                f"{type(self).__name__}: .{name} was assigned, which is a setting of each group; "
+                f"write optimizer.param_groups[0][{name!r}] = {value!r:.40}"
+            )
+        super().__setattr__(name, value)
+
     def parameters(self) -> list[Tensor]:
         """The parameters of all groups, in order."""
         return [parameter for group in self.param_groups for parameter in group["params"]]
