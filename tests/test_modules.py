@@ -364,7 +364,7 @@ def test_elementwise_losses(name, data):
     shape = data.draw(st.sampled_from([(0,), (1,), (4, 3), (2, 1, 3)]))
     rng = np.random.default_rng(data.draw(st.integers(0, 999)))
     p, t = rng.standard_normal(shape) * 2, rng.random(shape)
-    mask = data.draw(st.sampled_from(["none", "full", "leading", "nothing"]))
+    mask = data.draw(st.sampled_from(["none", "full", "leading", "ones", "nothing"]))
     chosen = np.ones(shape, bool)
     given_mask = None
     if mask == "full":
@@ -372,6 +372,9 @@ def test_elementwise_losses(name, data):
     elif mask == "leading":
         given_mask = rng.random(shape[:1]) < 0.5
         chosen = np.broadcast_to(given_mask.reshape(-1, *[1] * (len(shape) - 1)), shape)
+    elif mask == "ones":
+        given_mask = rng.random((*shape[:-1], 1)) < 0.5
+        chosen = np.broadcast_to(given_mask, shape)
     elif mask == "nothing":
         given_mask = chosen = np.zeros(shape, bool)
     terms = [naive_losses(a, b)[name] for a, b in zip(p[chosen], t[chosen], strict=True)]
@@ -487,6 +490,23 @@ def test_losses_of_one_example_without_axes():
         loss = nn.functional.cross_entropy(logits, target, mask=mask)
         np.testing.assert_allclose(loss.numpy(), value, rtol=1e-6)
     assert float(nn.functional.mse_loss(tgs.tensor(1.0), tgs.tensor(2.0), mask=np.array(True))) == 1
+
+
+def test_a_mask_with_axes_of_length_one():
+    target, mask = (
+        np.arange(24.0).reshape(3, 2, 4),
+        np.array([[True, False], [False] * 2, [True] * 2]),
+    )
+    expected = np.square(target[mask]).mean()
+    for given_mask in (mask, mask[..., None]):
+        loss = F.mse_loss(tgs.zeros(3, 2, 4, dtype="float64"), target, given_mask)
+        assert loss.item() == pytest.approx(expected)
+    columns = F.l1_loss(
+        tgs.zeros(3, 2, 4, dtype="float64"), target, np.array([[[True, *[False] * 3]]])
+    )
+    assert columns.item() == pytest.approx(target[..., 0].mean())
+    with pytest.raises(tgs.ShapeError, match="each of its length or of 1"):
+        F.mse_loss(tgs.zeros(3, 2), np.zeros((3, 2)), np.ones((3, 3), bool))
 
 
 def test_cross_entropy_of_selected_rows_has_second_derivatives(rng):

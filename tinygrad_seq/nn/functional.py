@@ -2,8 +2,9 @@
 
 Each loss averages its elements, or those that a mask selects; 0 if there are none.
 
-``mask`` is boolean and has the shape of the elements, or of their leading axes. What it leaves out
-may be anything, NaN too, and gets a gradient of exactly zero. A loss is float32 or float64.
+``mask`` is boolean and has the shape of the elements, or of their leading axes, and an axis of it
+may have length 1. What it leaves out may be anything, NaN too, and gets a gradient of exactly zero.
+A loss is float32 or float64.
 Predictions, targets and masks are on one device, and so is the loss: nothing waits for a GPU.
 Imports the engine and devices.
 """
@@ -59,10 +60,11 @@ def _mask(mask: Any, like: Tensor, loss: str) -> Array | None:
     _check_places(loss, ("the values", "the mask"), like._data, chosen)
     if chosen.dtype != np.bool_:
         raise ValueError(f"{loss}: a mask of dtype {chosen.dtype} was given, expected booleans")
-    if chosen.shape != shape[: chosen.ndim]:
+    pairs = zip(chosen.shape, shape, strict=False)
+    if chosen.ndim > len(shape) or any(given not in (1, n) for given, n in pairs):
         raise ShapeError(
             f"{loss}: a mask of shape {chosen.shape} was given, expected {shape} or leading axes "
-            "of it"
+            "of it, each of its length or of 1"
         )
     with_axes = chosen.reshape((*chosen.shape, *[1] * (len(shape) - chosen.ndim)))
     return np.broadcast_to(with_axes, shape)
