@@ -118,8 +118,9 @@ def _inputs(xs: Any, driver: str) -> tuple[Any, int, int]:
     flat = list(paths(xs))
     if isinstance(xs, list) or not flat:
         raise ValueError(
-            f"{driver}: xs is a {type(xs).__name__}, expected a tensor (T, B, ...), or a tuple or "
-            "dict of them; tgs.stack makes one tensor of a list of steps"
+            f"{driver}: xs is a {type(xs).__name__}{'' if flat else ' without a tensor'}, expected "
+            "a tensor (T, B, ...), or a tuple or dict of them; tgs.stack makes one tensor of a "
+            "list of steps"
         )
     tensors = [as_tensor(leaf, f"{driver}: xs{path}") for path, leaf in flat]
     for (path, _), tensor in zip(flat, tensors, strict=True):
@@ -206,11 +207,13 @@ def check_returned(returned: Any, cell: Cell, given: Given) -> tuple[Any, Any]:
     y, state = returned
     if type(y) is Tensor and y.shape[:1] == (B,):
         return y, state
-    if isinstance(y, list) or not leaves(y):
+    absent = next((path for path, leaf in paths(y) if leaf is None), None)
+    if isinstance(y, list) or absent is not None or not leaves(y):
         what = f"a {type(y).__name__}" if leaves(y) else f"{y!r}, without a tensor,"
+        what = f"{what} as y" if absent is None else f"None as y{absent}"
         raise TraceError(
-            f"{driver}: the cell {_name(cell)}{_where(cell)} returned {what} as y, expected a "
-            "tensor, or a tuple or dict of them"
+            f"{driver}: the cell {_name(cell)}{_where(cell)} returned {what}, expected a tensor, "
+            "or a tuple or dict of them; the state may be y too"
         )
 
     def check(path: str, leaf: Any) -> Tensor:
