@@ -336,10 +336,12 @@ BAD = {
     "expected 2 for each layer": lambda: nn.Recurrent([CELL], bidirectional=True),
     "backend 'gpu' was given": lambda: nn.RNN(2, 3, backend="gpu"),
     "expected one": lambda: nn.RNN(2, 3, bidirectional=True, reverse=True),
-    "num_layers: 0": lambda: nn.RNN(2, 3, num_layers=0),
+    "RNN: num_layers: 0": lambda: nn.RNN(2, 3, num_layers=0),
+    "RNN: backend 'tapes'": lambda: nn.RNN(2, 3, backend="tapes"),
+    "GRUCell: hidden_size: -1 was given": lambda: nn.GRU(2, -1),
     "expected cells": lambda: nn.Recurrent([1]),
     "p: None": lambda: nn.Dropout(None),
-    "p: 1.5": lambda: nn.LSTM(2, 3, dropout=1.5),
+    "LSTM: dropout: 1.5 was given": lambda: nn.LSTM(2, 3, dropout=1.5),
 }
 
 

@@ -130,7 +130,8 @@ class LSTMCell(GatedCell):
         dtype: DTypeLike | None = None,
         rng: Rng = None,
     ) -> None:
-        P = None if projection_size is None else whole(projection_size, "projection_size")
+        P = projection_size
+        P = None if P is None else whole(P, f"{type(self).__name__}: projection_size")
         rng = generator(rng)
         self.projection_size = P
         super().__init__(

@@ -93,12 +93,13 @@ class Gate(Module):
         dtype: DTypeLike | None = None,
         rng: Rng = None,
     ) -> None:
-        I, H = whole(input_size, "input_size"), whole(hidden_size, "hidden_size")
-        S = H if state_size is None else whole(state_size, "state_size")
-        G = whole(count, "count")
+        name = type(self).__name__
+        I, H = whole(input_size, f"{name}: input_size"), whole(hidden_size, f"{name}: hidden_size")
+        S = H if state_size is None else whole(state_size, f"{name}: state_size")
+        G = whole(count, f"{name}: count")
         self.input_size, self.hidden_size, self.count = I, H, G
         self.activation = find_activation(activation, "activation")
-        self.recurrent_dropout = probability(recurrent_dropout, "recurrent_dropout")
+        self.recurrent_dropout = probability(recurrent_dropout, f"{name}: recurrent_dropout")
         rng = generator(rng)
         self.weight_ih = parameter(stacked("glorot", G, H, I, rng), dtype)
         self.weight_hh = parameter(stacked(recurrent, G, H, S, rng), dtype)
@@ -184,10 +185,13 @@ class GatedCell(Gate):
                 f"{type(self).__name__}: zoneout is {zoneout}, expected a probability, or "
                 f"{len(self.state_sizes)}, one for each leaf of the state"
             )
-        self.zoneout = tuple([probability(p, "zoneout") for p in each])
+        self.zoneout = tuple([probability(p, f"{type(self).__name__}: zoneout") for p in each])
         number = isinstance(clip, (int, float, np.floating)) and not isinstance(clip, bool)
         if clip is not None and not (number and clip > 0):
-            raise ValueError(f"clip: {clip!r} was given, expected a positive bound, or None")
+            raise ValueError(
+                f"{type(self).__name__}: clip: {clip!r} was given, expected a positive bound, or "
+                "None"
+            )
         self.clip = None if clip is None else float(clip)
 
     @property

@@ -14,7 +14,7 @@ from numpy.typing import DTypeLike
 
 from tinygrad_seq import devices
 from tinygrad_seq.creation import Rng, generator
-from tinygrad_seq.errors import ShapeError, whole
+from tinygrad_seq.errors import ShapeError, probability, whole
 from tinygrad_seq.nn.cells import GRUCell, LSTMCell, RNNCell
 from tinygrad_seq.nn.layers import Dropout
 from tinygrad_seq.nn.module import Module
@@ -64,34 +64,34 @@ class Recurrent(Module):
         backend: str = "scan",
         rng: Rng = None,
     ) -> None:
-        directions = 2 if bidirectional else 1
+        name, directions = type(self).__name__, 2 if bidirectional else 1
         if output not in ("sequence", "last"):
-            raise ValueError(f"Recurrent: output {output!r} was given, expected sequence or last")
+            raise ValueError(f"{name}: output {output!r} was given, expected sequence or last")
         if not isinstance(cells, (list, tuple)):
             raise ValueError(
-                f"Recurrent: a {type(cells).__name__} was given, expected a list of cells"
+                f"{name}: a {type(cells).__name__} was given, expected a list of cells"
             )
         if any(isinstance(cell, type) or not callable(cell) for cell in cells):
             raise ValueError(
-                "Recurrent: expected cells, made and called as y, state = cell(x, state)"
+                f"{name}: expected cells, made and called as y, state = cell(x, state)"
             )
         if not len(cells) or len(cells) % directions:
             raise ValueError(
-                f"Recurrent: {len(cells)} cells were given, expected {directions} for each layer"
+                f"{name}: {len(cells)} cells were given, expected {directions} for each layer"
             )
         if reverse and bidirectional:
-            raise ValueError("Recurrent: reverse was given beside bidirectional, expected one")
+            raise ValueError(f"{name}: reverse was given beside bidirectional, expected one")
         if backend not in BACKENDS:
             raise ValueError(
-                f"Recurrent: backend {backend!r} was given, expected one of {', '.join(BACKENDS)}"
+                f"{name}: backend {backend!r} was given, expected one of {', '.join(BACKENDS)}"
             )
         self.cells = list(cells)
         self.directions, self.batch_first, self.reverse = directions, batch_first, reverse
         self.backend, self.output = backend, output
-        self.dropout = Dropout(dropout, rng=rng)
+        self.dropout = Dropout(probability(dropout, f"{name}: dropout"), rng=rng)
         if dropout and len(cells) == directions:
             warnings.warn(
-                f"{type(self).__name__}: dropout={dropout} was given for one layer; it is between "
+                f"{name}: dropout={dropout} was given for one layer; it is between "
                 "layers, so nothing is dropped",
                 stacklevel=2 + (type(self) is not Recurrent),
             )
@@ -232,7 +232,7 @@ class _Stacked(Recurrent):
         self.input_size, self.hidden_size = input_size, hidden_size
         options = {"bias": bias, "dtype": dtype, "rng": rng, **cell_options}
         cells: list[Any] = []
-        for _ in range(whole(num_layers, "num_layers")):
+        for _ in range(whole(num_layers, f"{type(self).__name__}: num_layers")):
             size = directions * cells[0].output_size if cells else input_size
             cells += [self.cell(size, hidden_size, **options) for _ in range(directions)]
         super().__init__(
