@@ -192,6 +192,7 @@ def test_same_input_twice():
 
 BAD = {
     "argnums 3 was given for 1": lambda: tgs.grad(lambda x: x, 3)(1.0),
+    "0 arguments by position, expected those to": lambda: tgs.grad(lambda x: x)(x=1.0),
     "expected a floating one": lambda: tgs.grad(lambda x: x * 1.0)(3),
     "grad: argument.* a NoneType was given": lambda: tgs.grad(lambda x: x)(None),
     "the function returned a float": lambda: tgs.vjp(lambda x: 3.0, 1.0),

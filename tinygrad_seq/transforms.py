@@ -329,9 +329,10 @@ def value_and_grad(f: Function, argnums: int | tuple[int, ...] = 0) -> Function:
 
     def function(*args: Any, **kwargs: Any) -> tuple[Any, Any]:
         if any(not -len(args) <= k < len(args) for k in positions):
+            places = f"expected {-len(args)} to {len(args) - 1}"
             raise ValueError(
                 f"grad: argnums {argnums} was given for {len(args)} arguments by position, "
-                f"expected {-len(args)} to {len(args) - 1}"
+                f"{places if args else 'expected those to differentiate for to be given so'}"
             )
         chosen = [k % len(args) for k in positions]
         if len(set(chosen)) < len(chosen):
