@@ -7,6 +7,7 @@ import runpy
 import subprocess
 import sys
 from importlib import import_module
+from inspect import signature
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,9 +15,12 @@ import numpy as np
 import pytest
 
 import tinygrad_seq as tgs
+from tinygrad_seq import optim
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
-pytest.importorskip("torch", reason="PyTorch is not installed; it is an optional second opinion")
+torch = pytest.importorskip(
+    "torch", reason="PyTorch is not installed; it is an optional second opinion"
+)
 agreement = runpy.run_path(str(BENCHMARKS / "agreement.py"))
 sys.path.append(str(BENCHMARKS))  # where its modules find one another
 cells_on_gpu, recurrent = import_module("cells_on_gpu"), import_module("recurrent")
@@ -37,6 +41,18 @@ def test_weights_are_taken_over(capsys):
     (code,) = re.findall(r"```python\n(.*?)```", text, re.S)
     exec(code, {})
     assert capsys.readouterr().out == "RNN True\nLSTM True\nGRU True\n"
+
+
+def test_arguments_with_other_names_are_listed():
+    """Those of optimisers, schedules and clipping, in docs/pytorch.md."""
+    text = (BENCHMARKS.parent / "docs" / "pytorch.md").read_text(encoding="utf-8")
+    places = (torch.optim, torch.optim.lr_scheduler, torch.nn.utils)
+    for name in set(optim.__all__) - {"Optimizer"}:
+        theirs = next((getattr(place, name) for place in places if hasattr(place, name)), None)
+        if theirs is not None:
+            ours = signature(getattr(optim, name)).parameters
+            for argument in set(ours) - set(signature(theirs).parameters):
+                assert f"`{argument}=`" in text, (name, argument)
 
 
 # Cells of one's own, each written once and run in both ------------------------------------------
