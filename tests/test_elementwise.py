@@ -257,6 +257,9 @@ def test_shapes_that_do_not_fit():
         a < b  # noqa: B015
     with pytest.raises(tgs.ShapeError, match="less: a"):
         a < b  # noqa: B015
+    for other, kind in (("x", "str"), (None, "NoneType")):
+        with pytest.raises(ValueError, match=f"less: a {kind} was given, expected a tensor"):
+            a < other  # noqa: B015
     with pytest.raises(ValueError, match="tanh: a str was given"):
         tgs.tanh("x")
     with pytest.raises(ValueError, match="Integers to negative integer powers"):

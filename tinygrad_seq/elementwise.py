@@ -224,6 +224,8 @@ def _comparison(ufunc: Any) -> Callable[[Any, Any], Tensor]:
         try:
             made = boxed(ufunc(*arrays))
         except (TypeError, ValueError) as error:
+            for operand in (a, b):
+                as_tensor(operand, name)  # says so if it is no number and no array
             raise refusal(name, "ab", arrays, error) from None
         if type(made) is not np.ndarray and isinstance(a, Tensor) and isinstance(b, Tensor):
             devices.check_one_device(name, "ab", arrays)
