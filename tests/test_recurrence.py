@@ -301,6 +301,9 @@ BAD = {
     r"state is float32\(5, 4\), but initial_state gives float32\(5, 3\)": lambda: tgs.unroll(
         CELL, X, np.zeros((5, 4), "f4")
     ),
+    r"state at \[1\] is float32\(5, 4\), but initial_state gives": lambda: tgs.unroll(
+        nn.LSTMCell(2, 3), X, (np.zeros((5, 3), "f4"), np.zeros((5, 4), "f4"))
+    ),
     "state has dtype int64": lambda: tgs.unroll(CELL, X, np.zeros((5, 3), int)),
     "share one dtype, and xs is float64: convert": lambda: tgs.unroll(CELL, X.astype("f8")),
     r"x of one step has shape \(3,\), expected \(B, 3\).*\(T, B, 3\)": lambda: tgs.unroll(

@@ -69,7 +69,7 @@ def check_arguments(
         reset_state = state
     else:
         reset_state = _state(start, B, own, driver)
-        _check_like(state, reset_state, f"{driver}: state is", "initial_state gives")
+        _check_like(state, reset_state, f"{driver}: state", "initial_state gives")
     state_leaves = leaves(state)
     _check_devices(x_leaves, state_leaves, driver)
     if reset_state is not state:
@@ -241,7 +241,7 @@ def check_state(state: Any, before: Any, cell: Cell, given: Given, at: str = "")
     _check_like(
         state,
         before,
-        f"{what} is",
+        what,
         "it was given",
         f"; inputs, state and parameters share one dtype{about}: convert one with "
         "xs.astype(...), cell.to(...)",
@@ -263,18 +263,18 @@ def _check_like(given: Any, like: Any, what: str, source: str, about_dtypes: str
     if _alike(given, like):
         return
     if structure(given) != structure(like):
-        raise ShapeError(f"{what} {structure(given)}, but {source} {structure(like)}")
+        raise ShapeError(f"{what} is {structure(given)}, but {source} {structure(like)}")
     for (path, new), old in zip(paths(given), leaves(like), strict=True):
         slot = getattr(new._data, "slot", None)  # where a step is traced
         line = "" if slot is None else f", line %{slot} of the step"
         at = f" at {path}" if path else ""
         if new.shape != old.shape:
             raise ShapeError(
-                f"{what}{at} {new.dtype}{new.shape}{line}, but {source} {old.dtype}{old.shape}; a "
-                "state keeps its shape from step to step"
+                f"{what}{at} is {new.dtype}{new.shape}{line}, but {source} {old.dtype}{old.shape}; "
+                "a state keeps its shape from step to step"
             )
         if new.dtype != old.dtype:
             raise ValueError(
-                f"{what}{at} {new.dtype}{new.shape}{line}, but {source} {old.dtype}{old.shape}"
+                f"{what}{at} is {new.dtype}{new.shape}{line}, but {source} {old.dtype}{old.shape}"
                 f"{about_dtypes}"
             )
