@@ -266,33 +266,22 @@ class Tracer(Source):
         )
 
     def _elementwise(self, name: str, inputs: Sequence[Any], dtype: Any) -> Tensor:
-        traced = [v._data for v in inputs if type(v) is Tensor and type(v._data) is Traced]
         self._check_own(inputs)
+        if name == "scalar_power" and inputs[1] in (2, 3, 4):  # x³ = x · x · x
+            return power_of(*inputs)
+        traced = [v._data for v in inputs if type(v) is Tensor and type(v._data) is Traced]
         shape = traced[0].shape
-        if len(traced) == len(inputs):
-            slots = [each.slot for each in traced]
-            for other in traced[1:]:
-                if other.shape != shape:
-                    shape = self._broadcast(name, inputs, shape, other.shape)
-        else:
-            if name == "scalar_power" and inputs[1] in (2, 3, 4):  # x³ = x · x · x
-                return power_of(*inputs)
-            for other in traced[1:]:
-                if other.shape != shape:
-                    shape = self._broadcast(name, inputs, shape, other.shape)
-            for value in inputs:
-                if type(value) is Tensor and type(value._data) is not Traced:
-                    shape = self._beside(name, inputs, shape, value)
-                elif type(value) is int and traced[0].dtype.kind in "iu":
-                    self._check_exact(value)
-            slots = [self.operand(value, len(shape)) for value in inputs]
+        for value in inputs:
+            if type(value) is Tensor:
+                if value._data.shape != shape:
+                    shape = self._broadcast(name, inputs, shape, value._data)
+            elif type(value) is int and traced[0].dtype.kind in "iu":
+                self._check_exact(value)
+        slots = [self.operand(value, len(shape)) for value in inputs]
         width = shape[1] if len(shape) == 2 else 1
         trace = self.trace
         widths, single = trace.widths, trace.single
-        alone = True
-        for slot in slots:
-            if not single[slot]:
-                alone = False
+        alone = all(map(single.__getitem__, slots))
         repeated = [widths[slot] != width or (single[slot] and not alone) for slot in slots]
         if dtype is None:
             dtype = traced[0].dtype
@@ -308,7 +297,7 @@ class Tracer(Source):
 
     def operand(self, value: Any, ndim: int) -> int:
         """The row of an operand of any kind."""
-        if isinstance(value, (int, float, np.number)):
+        if type(value) is not Tensor:
             return self._weak(value)
         if type(value._data) is Traced:
             slot: int = value._data.slot
@@ -346,51 +335,33 @@ class Tracer(Source):
         )
 
     def _broadcast(
-        self, name: str, inputs: Sequence[Any], a: tuple[int, ...], b: tuple[int, ...]
+        self, name: str, inputs: Sequence[Any], a: tuple[int, ...], other: Any
     ) -> tuple[int, ...]:
-        """The shape of two traced values together."""
-        if len(a) != len(b) or (a[1] != b[1] and 1 not in (a[1], b[1])):
-            self._refuse_shapes(name, inputs, a, b)
-        return (a[0], b[1] if a[1] == 1 else a[1])
-
-    def _beside(
-        self, name: str, inputs: Sequence[Any], shape: tuple[int, ...], value: Tensor
-    ) -> tuple[int, ...]:
-        """The shape of a traced value together with a tensor that was there before."""
-        other = value.shape
-        if other == shape or not other:
-            return shape
-        if len(other) > 2 or (len(shape) == 1 and len(other) == 2):
-            self._refuse_shapes(name, inputs, shape, other)
-        if len(shape) == 1:  # (B,): axis 0 of the other one is the batch too, or 1
-            if other[0] not in (1, self.trace.B):
-                self._refuse_shapes(name, inputs, shape, other)
-            return shape
-        n, m = shape[1], other[-1]
-        if (len(other) == 2 and other[0] not in (1, self.trace.B)) or (n != m and 1 not in (n, m)):
-            self._refuse_shapes(name, inputs, shape, other)
-        return (shape[0], m if n == 1 else n)
-
-    def _refuse_shapes(
-        self, name: str, inputs: Sequence[Any], a: tuple[int, ...], b: tuple[int, ...]
-    ) -> NoReturn:
-        """Raise for shapes that nobody broadcasts, or whose result is no value of a step."""
+        """The shape ``a`` of values of the step together with that of another, or of an array."""
+        b = other.shape
+        # NumPy's alignment at the last axis, but of two values of the step axis 0 is the batch.
+        aligned = b if type(other) is Traced else (1,) * (len(a) - len(b)) + b
+        if len(a) == len(aligned):
+            made = tuple([m if n == 1 else n for n, m in zip(a, aligned, strict=True)])
+            fit = [m in (1, n) for n, m in zip(made, aligned, strict=True)]
+            if all(fit) and made[0] == self.trace.B:
+                return made
         try:
-            made = np.broadcast_shapes(a, b)
+            axes = len(np.broadcast_shapes(a, b))
         except ValueError:
             hint = "; keepdims=True keeps the axis of a sum" if len(a) != len(b) else ""
             raise ShapeError(
                 f"{name}: shapes {a} and {b} were given at line %{len(self.trace.rows)} of the "
                 f"step, their axes, aligned at the last, must be equal or 1{hint}"
             ) from None
-        if len(made) > 2:
+        if axes > 2:
             self.refuse(
                 name,
                 inputs,
                 ": values of a step are (B, n) or (B,); a tensor (T, B, n), of which each step "
                 "reads its own part, belongs into xs, scan(cell, (xs, more))",
             )
-        self.refuse_mixing(name, inputs)
+        return self.refuse_mixing(name, inputs)
 
     def row(
         self,
