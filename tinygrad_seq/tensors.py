@@ -363,26 +363,30 @@ def replace_data(tensor: Tensor, array: Array) -> None:
     mark_written(entry_of(tensor))
 
 
-def _same_kind(value: Any, like: Tensor, name: str) -> Tensor:
-    """``value`` as a tensor of the shape, dtype and device of ``like``, arrays copied."""
-    made = beside(value, (like,), name, like.dtype)
+def alike(value: Any, like: Tensor, what: str) -> Tensor:
+    """``value`` as a tensor of the shape and device of ``like``; arrays are copied.
+
+    Raises ShapeError or DeviceError if it is not; ``what`` is for the error.
+    """
+    made = beside(value, (like,), what, like.dtype)
     if made.shape != like.shape:
-        raise ShapeError(f"{name}: shape {made.shape} was given, expected {like.shape}")
-    if made.dtype != like.dtype:
-        raise ValueError(
-            f"{name}: dtype {made.dtype} was given, expected {like.dtype}; convert it first"
+        raise ShapeError(f"{what}: shape {made.shape} was given, expected {like.shape}")
+    if made.device != like.device:
+        raise DeviceError(
+            f"{what}: one on {made.device} was given for a tensor on {like.device}; make a tensor "
+            f"of it and move it with .to({like.device!r})"
         )
-    check_same_device(name, made, like)
     return made
 
 
-def check_same_device(what: str, given: Tensor, like: Tensor) -> None:
-    """Raise a DeviceError unless both tensors are on one device."""
-    if given.device != like.device:
-        raise DeviceError(
-            f"{what}: one on {given.device} was given for a tensor on {like.device}; make a tensor "
-            f"of it and move it with .to({like.device!r})"
+def _same_kind(value: Any, like: Tensor, what: str) -> Tensor:
+    """The same, of one dtype too."""
+    made = alike(value, like, what)
+    if made.dtype != like.dtype:
+        raise ValueError(
+            f"{what}: dtype {made.dtype} was given, expected {like.dtype}; convert it first"
         )
+    return made
 
 
 def boxed(value: Any) -> Array:
@@ -397,13 +401,10 @@ def array_of(value: Any, what: str) -> Array:
     """
     if isinstance(value, Tensor):
         return value._data
-    return value if devices.is_array(value) else _made_of(value, what)
-
-
-def _made_of(data: Any, what: str) -> Array:
-    """An array made of numbers or nested lists."""
+    if devices.device_of(value) != devices.CPU:
+        return value
     try:
-        return np.asarray(data)
+        return np.asarray(value)
     except ValueError:
         raise ShapeError(
             f"{what}: the rows given differ in length, expected an array; data.pad_sequences "
@@ -422,37 +423,33 @@ def host_array(value: Any, what: str) -> np.ndarray:
     return made
 
 
-def as_array(data: Any, dtype: DTypeLike | None = None, copy: bool = False) -> Array:
+def as_array(
+    data: Any,
+    dtype: DTypeLike | None = None,
+    copy: bool = False,
+    weak: np.dtype[Any] = DEFAULT_FLOAT,
+) -> Array:
     """``data`` as an array of ``dtype``.
 
-    Without one arrays keep their own, Python floats become float32, ints int64. Raises ShapeError
+    Without one arrays keep their own, Python floats become ``weak``, ints int64. Raises ShapeError
     for rows of unequal length and ValueError for what makes no floating, integer or boolean array.
     """
     wanted = None if dtype is None else check_dtype(dtype)
-    if isinstance(data, Tensor):
-        array = data._data
-    else:
-        if _holds(data, Tensor):
-            raise ValueError(
-                f"tensor: a {type(data).__name__} of tensors was given, expected one; tgs.stack or "
-                "tgs.concat join tensors and keep them on the tape (a recurrent layer returns a "
-                "pair, (ys, state))"
-            )
-        try:
-            array = _made_of(data, "tensor")
-        except TypeError:  # CuPy's arrays refuse, and stay where they are
-            if not devices.is_array(data):
-                raise
-            array = data
-        if array is not data and array.dtype.kind not in "fiub":
-            raise ValueError(
-                f"tensor: {data!r:.60} was given, expected a number, an array, or lists of numbers"
-            )
-        own = check_dtype(array.dtype)
-        if wanted is None and own == np.float64 and not hasattr(data, "__array__"):
-            wanted = own if _holds(data, (np.ndarray, np.generic)) else DEFAULT_FLOAT
-        wanted = wanted or own
-    return array.astype(wanted or array.dtype, copy=copy)
+    if isinstance(data, (list, tuple)) and _holds(data, Tensor):
+        raise ValueError(
+            f"tensor: a {type(data).__name__} of tensors was given, expected one; tgs.stack or "
+            "tgs.concat join tensors and keep them on the tape (a recurrent layer returns a "
+            "pair, (ys, state))"
+        )
+    array = array_of(data, "tensor")
+    if array is not data and array.dtype.kind not in "fiub":
+        raise ValueError(
+            f"tensor: {data!r:.60} was given, expected a number, an array, or lists of numbers"
+        )
+    own = check_dtype(array.dtype)
+    if own == np.float64 and not hasattr(data, "__array__"):
+        own = own if _holds(data, (np.ndarray, np.generic)) else weak
+    return array.astype(wanted or own, copy=copy)
 
 
 def _holds(data: Any, kinds: Any) -> bool:
@@ -491,12 +488,10 @@ def as_tensor(value: Any, operation: str = "tensor", like: np.dtype[Any] | None 
     """
     if isinstance(value, Tensor):
         return value
-    if isinstance(value, (np.ndarray, np.generic, int, float, list, tuple)):
-        array = as_array(value, copy=isinstance(value, np.ndarray))
-        is_weak = array.dtype == DEFAULT_FLOAT and not _holds(value, (np.ndarray, np.generic))
-        return wrap(as_array(value, like) if is_weak and like is not None else array, None)
-    if devices.device_of(value) != devices.CPU:
-        return wrap(as_array(value, copy=True), None)
+    known = isinstance(value, (np.ndarray, np.generic, int, float, list, tuple))
+    if known or devices.is_array(value):
+        is_fresh = isinstance(value, (int, float, list, tuple))
+        return wrap(as_array(value, copy=not is_fresh, weak=like or DEFAULT_FLOAT), None)
     kind = type(value)
     home = kind.__module__.partition(".")[0]
     name = kind.__name__ if home == "builtins" else f"{home}.{kind.__name__}"

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from tinygrad_seq import devices
-from tinygrad_seq.errors import ShapeError, TapeError, TraceError
+from tinygrad_seq.errors import TapeError, TraceError
 from tinygrad_seq.rules import Operation
 from tinygrad_seq.structural import ARRAYS, TENSORS
 from tinygrad_seq.tape import Entry, Leaf, reachable, recording, set_recording, walk
@@ -21,10 +21,9 @@ from tinygrad_seq.tensors import (
     FLOATS,
     Tensor,
     TensorLike,
+    alike,
     as_tensor,
-    beside,
     boxed,
-    check_same_device,
     entry_of,
     is_traced,
     refuse_traced,
@@ -79,7 +78,7 @@ def backward(
             )
         start = _ones_like(tensor)
     else:
-        start = _cotangent(gradient, tensor, "backward: gradient")
+        start = alike(gradient, tensor, "backward: gradient").to(tensor.dtype)
     retain = create_graph if retain_graph is None else retain_graph
     if create_graph:
         with set_recording(True):
@@ -114,14 +113,6 @@ def _accumulate(found: dict[Entry, Tensor]) -> None:
 
 def _ones_like(tensor: Tensor) -> Tensor:
     return wrap(devices.namespace(tensor._data).ones(tensor.shape, tensor.dtype), None)
-
-
-def _cotangent(given: TensorLike, like: Tensor, what: str) -> Tensor:
-    made = beside(given, (like,), what, like.dtype)
-    if made.shape != like.shape:
-        raise ShapeError(f"{what}: shape {made.shape} was given, expected {like.shape}")
-    check_same_device(what, made, like)
-    return made.to(like.dtype)
 
 
 def detach(tree: Any) -> Any:
@@ -267,7 +258,7 @@ def vjp(f: Function, *xs: Any) -> tuple[Any, Function]:
     def pullback(cotangent: Any) -> tuple[Any, ...]:
         check_same(run.output, cotangent, "pullback")
         given = [
-            _cotangent(g, t, f"pullback: gradient{path}")
+            alike(g, t, f"pullback: gradient{path}").to(t.dtype)
             for (path, g), t in zip(paths(cotangent), run.outputs, strict=True)
         ]
         if recording.enabled and (run.recorded or any(g.requires_grad for g in given)):
@@ -295,7 +286,8 @@ def jvp(f: Function, xs: Sequence[Any], tangents: Sequence[Any]) -> tuple[Any, A
     along = leaves(tangents)
     run = _Linearised(f, xs, "jvp", moving=along)
     along = [
-        _cotangent(v, x, "jvp: tangent") for v, x in zip(along, leaves(run.inputs), strict=True)
+        alike(v, x, "jvp: tangent").to(x.dtype)
+        for v, x in zip(along, leaves(run.inputs), strict=True)
     ]
     # uJ at any u, recorded as a function of u.
     probes = [
