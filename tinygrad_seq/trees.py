@@ -27,19 +27,17 @@ def paths(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 def leaves(tree: Any) -> list[Any]:
     """Every leaf, in the order of ``paths``."""
-    if type(tree) is tuple:  # quickly, for the commonest of structures
-        flat: list[Any] = []
-        for branch in tree:
-            if isinstance(branch, (tuple, list, dict)):
-                flat += leaves(branch)
-            else:
-                flat.append(branch)
-        return flat
-    if isinstance(tree, (tuple, list)):
-        return [leaf for branch in tree for leaf in leaves(branch)]
-    if isinstance(tree, dict):
-        return [leaf for key in _keys(tree) for leaf in leaves(tree[key])]
-    return [tree]
+    if not isinstance(tree, (tuple, list)):
+        if not isinstance(tree, dict):
+            return [tree]
+        tree = [tree[key] for key in _keys(tree)]
+    flat: list[Any] = []
+    for branch in tree:
+        if isinstance(branch, (tuple, list, dict)):
+            flat += leaves(branch)
+        else:  # without a call of its own
+            flat.append(branch)
+    return flat
 
 
 def _keys(tree: dict[Any, Any]) -> list[Any]:
@@ -51,14 +49,11 @@ def rebuild(like: Any, values: Iterator[Any]) -> Any:
     """The structure of ``like`` with its leaves taken from ``values`` in order."""
     if not isinstance(like, (tuple, list, dict)):
         return next(values)
-    if type(like) is tuple:
-        return tuple([rebuild(branch, values) for branch in like])
-    if isinstance(like, tuple) and hasattr(like, "_fields"):
-        return type(like)(*(rebuild(branch, values) for branch in like))
-    if isinstance(like, (tuple, list)):
-        return type(like)(rebuild(branch, values) for branch in like)
-    made = {key: rebuild(like[key], values) for key in _keys(like)}
-    return {key: made[key] for key in like}
+    if isinstance(like, dict):
+        made = {key: rebuild(like[key], values) for key in _keys(like)}
+        return {key: made[key] for key in like}
+    branches = [rebuild(branch, values) for branch in like]
+    return type(like)(*branches) if hasattr(like, "_fields") else type(like)(branches)
 
 
 def map_leaves(function: Callable[..., Any], tree: Any, *others: Any) -> Any:
