@@ -51,9 +51,7 @@ class Tape:
                 raise ValueError(
                     f"Tape: {name} is a {type(tensor).__name__}, expected a tensor to list by name"
                 )
-        self._names = {id(tensor): name for name, tensor in names.items()}
-        self._named_entries = {tensor._entry: name for name, tensor in names.items()}
-        self._named = tuple(names.values())  # keeps the ids from being used again
+        self._names = names
         self._lines: list[Line] = []
         self._slots: dict[Entry, int] = {}
 
@@ -83,7 +81,7 @@ class Tape:
                 texts.append(f"{given!r}")
                 continue
             if parent not in self._slots:
-                self._add_made_before(parent, self._names.get(id(given)), given.device)
+                self._add_made_before(parent, given.device)
             slots.append(self._slots[parent])
             texts.append(f"%{slots[-1]}")
         assert entry.op is not None
@@ -92,16 +90,17 @@ class Tape:
         text = f"{entry.op.name}({arguments})"
         self._append(entry, entry.op.name, tuple(slots), text, device_of(value))
 
-    def _add_made_before(self, entry: Entry, name: str | None, device: str) -> None:
+    def _add_made_before(self, entry: Entry, device: str) -> None:
         """List what was made before it was used: a leaf, or a transform's input with its origin."""
         if entry.op is not None and entry.op.name == "input" and entry.parents[0] is not None:
             origin = entry.parents[0]
             if origin not in self._slots:
-                self._add_made_before(origin, None, device)
+                self._add_made_before(origin, device)
             slot = self._slots[origin]
             self._append(entry, "input", (slot,), f"input(%{slot})", device)
             return
-        name = name or self._named_entries.get(entry) or _kind(entry)
+        names = [name for name, tensor in self._names.items() if tensor._entry is entry]
+        name = names[-1] if names else _kind(entry)
         self._append(entry, name, (), name, device)
 
     def _append(
