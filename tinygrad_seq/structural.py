@@ -343,16 +343,14 @@ def reshape(x: TensorLike, shape: int | Sequence[int]) -> Tensor:
 def permute_dims(x: TensorLike, axes: Sequence[int] | None = None) -> Tensor:
     """The axes in another order; None reverses them."""
     x = as_tensor(x, "permute_dims")
-    given = range(x.ndim)[::-1] if axes is None else np.atleast_1d(axes).tolist()
-    order = check_axes(tuple(given), x.ndim, "permute_dims")
-    if len(order) != x.ndim:
-        raise ShapeError(f"permute_dims: axes {axes} were given for a tensor of shape {x.shape}")
+    order = tuple(range(x.ndim - 1, -1, -1))
+    if axes is not None:
+        order = check_axes(tuple(np.atleast_1d(axes).tolist()), x.ndim, "permute_dims")
+        if len(order) != x.ndim:
+            raise ShapeError(
+                f"permute_dims: axes {axes} were given for a tensor of shape {x.shape}"
+            )
     return apply(PERMUTE_DIMS, (x,), (order,))
-
-
-def _reversed_axes(x: Tensor) -> Tensor:
-    """The axes in reverse."""
-    return apply(PERMUTE_DIMS, (x,), (tuple(range(x.ndim - 1, -1, -1)),))
 
 
 def broadcast_to(x: TensorLike, shape: int | Sequence[int]) -> Tensor:
@@ -675,7 +673,7 @@ def to(x: TensorLike, target: Any) -> Tensor:
 
 
 _METHODS: dict[str, Any] = {
-    "T": property(_reversed_axes),
+    "T": property(permute_dims),
     "__getitem__": getitem,
     "__matmul__": matmul,
     "__rmatmul__": lambda b, a: matmul(a, b),
