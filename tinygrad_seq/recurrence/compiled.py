@@ -194,7 +194,11 @@ class Call:
 
     def runner(self, needs: Needs | None) -> Any:
         """The compiled code, with a way back if something needs one."""
-        return _runner(self.step, needs, self.cell, self.xs[0]._data)
+        known = {} if self.step.precedent is None else self.step.precedent.runners
+        runner = known.get(needs)
+        if runner is None:
+            runner = known[needs] = _runner(self.step, needs, self.cell, self.xs[0]._data)
+        return runner
 
     def arrays(self) -> Any:
         """What the compiled code reads."""
@@ -249,12 +253,12 @@ class Call:
 def prepare(cell: Cell, xs: Any, state: Any) -> tuple[Call, Needs]:
     """A call with these arguments, and what needs a gradient: all that can, if nothing asks."""
     given = check_arguments(cell, xs, state, None, None, "scan")
-    scan = Call(cell, given, trace=trace_cell)  # from scratch, for who wants to see how
-    needs = scan.needs()
+    call = Call(cell, given, trace=trace_cell)  # from scratch, for who wants to see how
+    needs = call.needs()
     if not needs.something:
-        floating = [x.dtype in FLOATS for x in scan.xs]
-        needs = Needs(tuple(floating), needs.state, (True,) * len(scan.captured))
-    return scan, needs
+        floating = [x.dtype in FLOATS for x in call.xs]
+        needs = Needs(tuple(floating), needs.state, (True,) * len(call.captured))
+    return call, needs
 
 
 def _name(cell: Any) -> str:
@@ -265,14 +269,6 @@ def _name(cell: Any) -> str:
 
 def _runner(step: Step, needs: Needs | None, cell: Any, x: Any) -> Any:
     """The compiled code for these rows where x is, made if they were never seen."""
-    runners = {} if step.precedent is None else step.precedent.runners
-    runner = runners.get(needs)
-    if runner is None:
-        runner = runners[needs] = _runner_of(step, needs, cell, x)
-    return runner
-
-
-def _runner_of(step: Step, needs: Needs | None, cell: Any, x: Any) -> Any:
     trace = step.trace
     structure = (
         trace.dtype.char,
@@ -376,9 +372,9 @@ class _Run:
     """A recorded scan: what it kept, and the way back through it."""
 
     def __init__(
-        self, scan: Call, runner: Any, kept: Any, inputs: Sequence[Tensor], values: Sequence[Any]
+        self, call: Call, runner: Any, kept: Any, inputs: Sequence[Tensor], values: Sequence[Any]
     ) -> None:
-        self.runner, self.kept, self.scan = runner, kept, scan
+        self.runner, self.kept, self.call = runner, kept, call
         self.shapes = [t._data.shape for t in inputs]
         self.outputs = [(v.shape, v.dtype) for v in values]
         self.left_out: tuple[int, ...] = ()  # outputs at which the way back does not begin
@@ -386,10 +382,10 @@ class _Run:
 
     def pull(self, gradients: dict[int, np.ndarray]) -> list[Any]:
         """The gradients of all inputs from those of the outputs; None where nothing arrives."""
-        scan = self.scan
-        count = len(scan.step.y_slots)
-        dtype = scan.dtype
-        xp = devices.namespace(scan.xs[0]._data)
+        call = self.call
+        count = len(call.step.y_slots)
+        dtype = call.dtype
+        xp = devices.namespace(call.xs[0]._data)
         dys, unused = [], []
         for k in range(count):
             shape, _ = self.outputs[k]
@@ -400,7 +396,7 @@ class _Run:
             dys.append(_rows_ready(dy, dtype))
         dlast: list[Any] = [
             None if (g := gradients.get(count + k)) is None else _ready(g, dtype)
-            for k in range(len(scan.states))
+            for k in range(len(call.states))
         ]
         # A scan from before is not watched: its states are not among what is written.
         watched = recording.flow is not None and self.watched
@@ -420,11 +416,11 @@ class _Run:
             flow.put_states(found.totals)
         resets = found.reset_states
         states = found.states
-        if scan.given.resets is not None and not scan.own_resets:
+        if call.given.resets is not None and not call.own_resets:
             states = [None if a is None else a + b for a, b in zip(states, resets, strict=True)]
         captured = [
             None if (g := found.captured.get(k)) is None else as_used(g, role)
-            for k, role in enumerate(scan.step.trace.roles)
+            for k, role in enumerate(call.step.trace.roles)
         ]
         given = [*found.xs, *states, *captured]
         if len(self.shapes) > len(given):
@@ -436,15 +432,15 @@ class _Run:
 
     def _leave_out(self, unused: tuple[int, ...]) -> None:
         """Keep what a way back needs that does not begin at these outputs."""
-        scan, self.left_out = self.scan, unused
-        self.runner = scan.runner(scan.needs()._replace(unused=unused))
-        *_, self.kept = self.runner.forward(scan.arrays(), True)
+        call, self.left_out = self.call, unused
+        self.runner = call.runner(call.needs()._replace(unused=unused))
+        *_, self.kept = self.runner.forward(call.arrays(), True)
 
     def pull_recorded(self, gradients: dict[int, Tensor], inputs: Sequence[Tensor]) -> list[Any]:
         """The same as ``pull``, on the tape."""
         from tinygrad_seq.recurrence.replay import pull
 
-        return pull(self.scan, gradients, inputs)
+        return pull(self.call, gradients, inputs)
 
 
 def _hold_nan(found: Any) -> bool:

@@ -122,10 +122,10 @@ class _Scan:
     """What is noted down of one scan."""
 
     def __init__(self, watch: _Watch, run: Any) -> None:
-        self.watch, self.scan, self.rows = watch, run.scan, run.kept.inputs.rows
-        names = [f"state{path}" for path, _ in paths(run.scan.given.state)]
+        self.watch, self.call, self.rows = watch, run.call, run.kept.inputs.rows
+        names = [f"state{path}" for path, _ in paths(run.call.given.state)]
         self.flow = GradientFlow({name: np.zeros(self.rows.T) for name in names}, {})
-        self.captured = [entry_of(tensor) for tensor in run.scan.captured]
+        self.captured = [entry_of(tensor) for tensor in run.call.captured]
 
     def put_states(self, totals: list[Array | None]) -> None:
         """The gradients (T, B, n) of the states, None where nothing comes back."""
@@ -139,7 +139,7 @@ class _Scan:
         flow, watch, T = self.flow, self.watch, self.rows.T
         roots: dict[Entry, Array] = {}
         for k, array in share.items():  # one tensor may be there twice, in a product and beside
-            gradient = as_used(array, self.scan.step.trace.roles[k])
+            gradient = as_used(array, self.call.step.trace.roles[k])
             before = roots.get(self.captured[k])
             roots[self.captured[k]] = gradient if before is None else before + gradient
         # A matrix may come from a scan: what goes through it here is not the loss's way back.

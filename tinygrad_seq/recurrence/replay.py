@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from tinygrad_seq.recurrence.compiled import Call
 
 
-def pull(scan: Call, gradients: dict[int, Tensor], inputs: Sequence[Tensor]) -> list[Tensor | None]:
+def pull(call: Call, gradients: dict[int, Tensor], inputs: Sequence[Tensor]) -> list[Tensor | None]:
     """The gradient of each input of a scan, recorded, from those of some of its outputs."""
     moving = [k for k, t in enumerate(inputs) if t.dtype in FLOATS]
 
@@ -32,7 +32,7 @@ def pull(scan: Call, gradients: dict[int, Tensor], inputs: Sequence[Tensor]) -> 
         full = list(inputs)
         for k, tensor in zip(moving, given, strict=True):
             full[k] = tensor
-        outputs = _replayed(scan, full)
+        outputs = _replayed(call, full)
         return [outputs[k] for k in gradients]
 
     with set_recording(True):
@@ -44,21 +44,21 @@ def pull(scan: Call, gradients: dict[int, Tensor], inputs: Sequence[Tensor]) -> 
     return made
 
 
-def _replayed(scan: Call, inputs: Sequence[Tensor]) -> list[Tensor]:
+def _replayed(call: Call, inputs: Sequence[Tensor]) -> list[Tensor]:
     """The outputs and the last states, from inputs, states, captured tensors, reset states."""
-    given, remaining = scan.given, iter(inputs)
+    given, remaining = call.given, iter(inputs)
     xs = rebuild(given.xs, remaining)
     state = rebuild(given.state, remaining)
-    captured = [next(remaining) for _ in scan.captured]
+    captured = [next(remaining) for _ in call.captured]
     reset_state = state
-    if given.resets is not None and scan.own_resets:
+    if given.resets is not None and call.own_resets:
         reset_state = rebuild(given.reset_state, remaining)
     again = given._replace(xs=xs, state=state, reset_state=reset_state)
 
     def cell(x: Any, state: Any) -> tuple[Any, Any]:
-        return run_rows(scan.step, captured, x, state)
+        return run_rows(call.step, captured, x, state)
 
-    ys, last = run_steps(cell, again, scan.reverse, scan.step.seeds)
+    ys, last = run_steps(cell, again, call.reverse, call.step.seeds)
     return [*leaves(ys), *leaves(last)]
 
 

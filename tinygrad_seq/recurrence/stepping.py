@@ -54,22 +54,22 @@ class Stepper:
             given = check_arguments(cell, steps, state, None, None, "Stepper")
             if given.B == 0:
                 raise ShapeError("Stepper: x has no rows, expected (B, ...) with B from 1 on")
-            scan = Call(cell, given)
-            if scan.step.draws:
+            call = Call(cell, given)
+            if call.step.draws:
                 raise TraceError(
                     "Stepper: the cell draws random numbers, and these would never change; "
                     "call model.eval() before, or run tgs.scan over one step at a time"
                 )
-            runner = scan.runner(None)
-            inputs = scan.arrays()
+            runner = call.runner(None)
+            inputs = call.arrays()
         inputs.xs = [array.copy() for array in inputs.xs]
         inputs.states = [array.copy() for array in inputs.states]
         inputs.reset_states = inputs.states
-        self._step, self._given = scan.step, given
+        self._step, self._given = call.step, given
         self._shapes = [leaf.shape for leaf in leaves(x)]
         self._run = runner.repeated(inputs)
-        self._y_shapes = [leaf.shape for leaf in leaves(scan.step.y)]
-        self._single = type(scan.step.y) is Tensor and type(x) is Tensor
+        self._y_shapes = [leaf.shape for leaf in leaves(call.step.y)]
+        self._single = type(call.step.y) is Tensor and type(x) is Tensor
 
     def __call__(self, x: Any) -> Any:
         """The output (B, ...) of the next step."""
