@@ -157,8 +157,9 @@ class Call:
         self.dtype = _dtype(given)
         self.step = trace(cell, given, self.dtype)
         self.xs, self.states = given.x_leaves, given.state_leaves
-        self.own_resets = given.reset_state is not given.state
-        self.reset_states = leaves(given.reset_state) if given.resets is not None else self.states
+        # Whether rows are reset to a state that is another than the first.
+        self.own_resets = given.resets is not None and given.reset_state is not given.state
+        self.reset_states = leaves(given.reset_state) if self.own_resets else self.states
         self.captured = self.step.captured
         if self.step.precedent is None:  # otherwise they are where they were then
             self._check_device()
@@ -175,7 +176,7 @@ class Call:
     def inputs(self) -> list[Tensor]:
         """All tensors that the results depend on."""
         given = [*self.xs, *self.states, *self.captured]
-        if self.given.resets is not None and self.own_resets:
+        if self.own_resets:
             given += self.reset_states
         return given
 
@@ -186,7 +187,7 @@ class Call:
             return tuple([t._entry is not None and t._entry.requires_grad for t in tensors])
 
         states = wants(self.states)
-        if self.given.resets is not None:
+        if self.own_resets:
             pairs = zip(states, wants(self.reset_states), strict=True)
             states = tuple([first or second for first, second in pairs])
         totals = recording.flow is not None
@@ -213,7 +214,7 @@ class Call:
             states=states,
             resets=None if given.resets is None else xp.asarray(given.resets, order="C"),
             reset_states=states
-            if self.reset_states is self.states
+            if not self.own_resets
             else [_ready(s._data, self.dtype) for s in self.reset_states],
             captured=[
                 _capture_ready(as_used(t._data, role), self.dtype, role is not BESIDE)
@@ -414,17 +415,17 @@ class _Run:
             devices.raise_explained(error, "scan")
         if flow is not None:
             flow.put_states(found.totals)
-        resets = found.reset_states
         states = found.states
         if call.given.resets is not None and not call.own_resets:
-            states = [None if a is None else a + b for a, b in zip(states, resets, strict=True)]
+            pairs = zip(states, found.reset_states, strict=True)
+            states = [None if a is None else a + b for a, b in pairs]
         captured = [
             None if (g := found.captured.get(k)) is None else as_used(g, role)
             for k, role in enumerate(call.step.trace.roles)
         ]
         given = [*found.xs, *states, *captured]
-        if len(self.shapes) > len(given):
-            given += resets
+        if call.own_resets:
+            given += found.reset_states
         return [
             None if g is None else _shaped(g, shape)
             for g, shape in zip(given, self.shapes, strict=True)

@@ -51,7 +51,7 @@ def _replayed(call: Call, inputs: Sequence[Tensor]) -> list[Tensor]:
     state = rebuild(given.state, remaining)
     captured = [next(remaining) for _ in call.captured]
     reset_state = state
-    if given.resets is not None and call.own_resets:
+    if call.own_resets:
         reset_state = rebuild(given.reset_state, remaining)
     again = given._replace(xs=xs, state=state, reset_state=reset_state)
 
