@@ -3,7 +3,7 @@
 A function is run while a tape looks at every value that is recorded, and scans go step by step as
 ``unroll`` does, so that a step and a line of the cell can be named. If all values are numbers, the
 way back is gone through in the same manner.
-Imports listing, structural, tape, tensors, devices, trees and errors, and the kernels when asked.
+Imports listing, structural, tape, tensors, trees and errors, and the kernels when asked.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from tinygrad_seq.devices import namespace
 from tinygrad_seq.errors import TapeError
 from tinygrad_seq.listing import Line, Tape
 from tinygrad_seq.structural import ARRAYS
@@ -109,8 +108,7 @@ class _Watch(Tape):
         gradients: dict[Entry, Any] = {}
         for tensor in outputs:
             if tensor.requires_grad and tensor.dtype in FLOATS and tensor._entry is not None:
-                xp = namespace(tensor._data)
-                gradients[tensor._entry] = xp.ones(tensor.shape, tensor.dtype)
+                gradients[tensor._entry] = np.ones_like(tensor._data)
         pieces: dict[Entry, list[Piece]] = {}
         for line in reversed(list(self)):
             entry = line.entry

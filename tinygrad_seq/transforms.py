@@ -12,6 +12,8 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import numpy as np
+
 from tinygrad_seq import devices
 from tinygrad_seq.errors import TapeError, TraceError
 from tinygrad_seq.rules import Operation
@@ -112,7 +114,7 @@ def _accumulate(found: dict[Entry, Tensor]) -> None:
 
 
 def _ones_like(tensor: Tensor) -> Tensor:
-    return wrap(devices.namespace(tensor._data).ones(tensor.shape, tensor.dtype), None)
+    return wrap(np.ones_like(tensor._data), None)
 
 
 def detach(tree: Any) -> Any:
@@ -237,7 +239,7 @@ def _by_entry(tensors: Sequence[Tensor], cotangents: Sequence[Tensor]) -> dict[E
 
 def _filled(gradients: Sequence[Tensor | None], like: Sequence[Tensor]) -> list[Tensor]:
     return [
-        wrap(devices.namespace(t._data).zeros(t.shape, t.dtype), None) if g is None else g
+        wrap(np.zeros_like(t._data), None) if g is None else g
         for g, t in zip(gradients, like, strict=True)
     ]
 
