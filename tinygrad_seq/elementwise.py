@@ -302,5 +302,5 @@ _OPERATORS: dict[str, Any] = {
     "sigmoid": sigmoid,
     "relu": relu,
 }
-for _name, _function in _OPERATORS.items():
-    setattr(Tensor, _name, _function)
+for _name, _operator in _OPERATORS.items():
+    setattr(Tensor, _name, _operator)
