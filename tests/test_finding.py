@@ -38,6 +38,21 @@ def test_a_value_in_reverse_and_with_lengths():
     assert found.step == 1
 
 
+def test_a_step_of_a_sequence_in_a_sequence():
+    def inside(x, h):
+        return h + x * W, h
+
+    def cell(x, h):
+        zs, _ = tgs.unroll(inside, np.ones((3, 2, 1), "f4"), h)
+        h = tgs.sqrt(x + zs[-1])
+        return h, h
+
+    xs = np.ones((6, 2, 1), "f4")
+    xs[4, 1] = -9
+    found = tgs.find_nan(lambda: tgs.unroll(cell, xs, START)[0].sum())
+    assert (found.step, found.line.op) == (4, "sqrt")
+
+
 def test_a_gradient():
     def cell(x, h):
         h = tgs.sqrt(x * W) * 0.0 + h

@@ -20,7 +20,7 @@ import numpy as np
 from tinygrad_seq.errors import TapeError
 from tinygrad_seq.listing import Line, Tape
 from tinygrad_seq.structural import ARRAYS
-from tinygrad_seq.tape import Entry, Piece
+from tinygrad_seq.tape import Entry, Piece, recording
 from tinygrad_seq.tensors import FLOATS, Tensor
 from tinygrad_seq.trees import leaves
 
@@ -94,8 +94,8 @@ class _Watch(Tape):
 
     def add(self, entry: Entry, inputs: Sequence[Any], value: Any) -> None:
         super().add(entry, inputs, value)
-        self._context[entry] = self.step, _called_from(), inputs
-        if self.flushes:
+        self._context[entry] = recording.step, _called_from(), inputs
+        if recording.flushes:
             self._flushed.add(entry)
         for given in inputs:
             if isinstance(given, Tensor) and _is_nan(given._data):
@@ -149,7 +149,7 @@ class _Watch(Tape):
 
     def _stop(self, of: str, entry: Entry, values: Any, how: str) -> NoReturn:
         line = next((each for each in self if each.entry is entry), self[len(self) - 1])
-        step, source, inputs = self._context.get(entry, (self.step, _called_from(), ()))
+        step, source, inputs = self._context.get(entry, (recording.step, _called_from(), ()))
         places = np.argwhere(np.isnan(values)).tolist()
         count, first = len(places), tuple(places[0])
         text = f"the first NaN is in a {of}, of line %{line.index} of the tape: {line.text}\n"

@@ -40,8 +40,6 @@ class Tape:
     """
 
     by_steps = False  # whether scans run step by step while the tape is open
-    flushes = False  # whether what is recorded stands in a scan that runs so
-    step: int | None = None  # which one is being recorded, if it stands in an unroll
 
     def __init__(self, *unnamed: Any, **names: Any) -> None:
         if unnamed:

@@ -84,6 +84,8 @@ class _Recording(threading.local):
         self.tracer: Any = None
         self.flow: Any = None  # while gradients are watched, the Watch of recurrence/flow.py
         self.draws: Any = None  # while a cell runs, where its random numbers come from
+        self.step: int | None = None  # of the sequence, while a cell runs step by step
+        self.flushes = False  # whether numbers below the normal range count as zero
 
 
 recording = _Recording()

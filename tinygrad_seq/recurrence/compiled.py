@@ -101,15 +101,12 @@ def _by_steps(cell: Cell, given: Given, reverse: bool) -> tuple[Any, Any]:
         return run_steps(cell, given, reverse)
     from tinygrad_seq.kernels import cpu
 
-    before = [(tape, tape.flushes) for tape in recording.tapes]
+    outer, recording.flushes = recording.flushes, True
     try:
-        for tape, _ in before:
-            tape.flushes = True
         with cpu.flushing():
             return run_steps(cell, given, reverse)
     finally:
-        for tape, flushed in before:
-            tape.flushes = flushed
+        recording.flushes = outer
 
 
 def _floats(leaves: list[Tensor]) -> str:

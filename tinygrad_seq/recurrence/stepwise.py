@@ -71,6 +71,7 @@ def run_steps(
     states = leaves(given.state)
     floating = (leaf.dtype for leaf in states if leaf.dtype in FLOATS)
     draws = Draws(next(floating, DEFAULT_FLOAT), seeds, states[0].device if states else "cpu")
+    outer = recording.step
     with _collector_waits(), drawing(draws):
         try:
             found = _run(cell, given, reverse, draws)
@@ -78,8 +79,7 @@ def run_steps(
                 check_drawn_anew(recording.tracer, given.driver)
             return found
         finally:
-            for tape in recording.tapes:
-                tape.step = None
+            recording.step = outer
 
 
 def _run(cell: Cell, given: Given, reverse: bool, draws: Draws) -> tuple[Any, Any]:
@@ -87,8 +87,7 @@ def _run(cell: Cell, given: Given, reverse: bool, draws: Draws) -> tuple[Any, An
     stand_in = None if given.lengths is None else _last_steps(given)
     ys: list[Any] = []
     for t in reversed(range(given.T)) if reverse else range(given.T):
-        for tape in recording.tapes:
-            tape.step = t
+        recording.step = t
         draws.begin(t)
         y, state, stand_in = _step(cell, given, stand_in, t, state)
         if ys:
