@@ -8,6 +8,7 @@ Imports the engine, transforms and its own room.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import eq, ge, gt, le, lt, ne
 from typing import TYPE_CHECKING, Any
 
 from tinygrad_seq import elementwise
@@ -16,7 +17,7 @@ from tinygrad_seq.recurrence.trace import COMPARISONS, Step, as_used
 from tinygrad_seq.rules import RULES
 from tinygrad_seq.structural import broadcast_to, concat, matmul, max, min, sum
 from tinygrad_seq.tape import recording, set_recording
-from tinygrad_seq.tensors import FLOATS, Tensor, as_tensor
+from tinygrad_seq.tensors import FLOATS, Tensor
 from tinygrad_seq.transforms import vjp
 from tinygrad_seq.trees import leaves, rebuild
 
@@ -83,31 +84,21 @@ def run_rows(step: Step, captured: Sequence[Tensor], x: Any, state: Any) -> tupl
             operands = [values[k] for k in inputs]
             value = _compute(op, operands, trace, slot)
             values.append(value.detach() if slot in trace.frozen else value)
-    y = [
-        values[k].reshape(leaf.shape) for k, leaf in zip(step.y_slots, leaves(step.y), strict=True)
-    ]
-    after = [
-        values[k].reshape(leaf.shape)
-        for k, leaf in zip(step.state_slots, leaves(step.state), strict=True)
-    ]
-    return rebuild(step.y, iter(y)), rebuild(step.state, iter(after))
+
+    def shaped(like: Any, slots: Sequence[int]) -> Any:
+        places = zip(slots, leaves(like), strict=True)
+        return rebuild(like, iter([values[k].reshape(leaf.shape) for k, leaf in places]))
+
+    return shaped(step.y, step.y_slots), shaped(step.state, step.state_slots)
 
 
-_METHODS = {
-    "less": "__lt__",
-    "less_equal": "__le__",
-    "greater": "__gt__",
-    "greater_equal": "__ge__",
-    "equal": "__eq__",
-    "not_equal": "__ne__",
-}
+_COMPARISONS = dict(zip(COMPARISONS, (lt, le, gt, ge, eq, ne), strict=True))
 _REDUCTIONS: dict[str, Any] = {"sum": sum, "max": max, "min": min}
 
 
 def _compute(op: str, operands: list[Any], trace: Any, slot: int) -> Tensor:
-    if op in COMPARISONS:  # conditions are ones and zeros, as in the kernel
-        made: Tensor = getattr(as_tensor(operands[0], op), _METHODS[op])(operands[1])
-        return made.to(trace.dtype)
+    if op in _COMPARISONS:  # conditions are ones and zeros, as in the kernel
+        return _COMPARISONS[op](*operands).to(trace.dtype)  # type: ignore[no-any-return]
     if op == "where":
         return elementwise.where(operands[0] != 0, *operands[1:])
     if op == "scalar_power":
