@@ -242,7 +242,7 @@ class _Builder(Rows):
         self.apart = (*PRODUCTS, *(REDUCTIONS if sums_apart else ()))  # better outside the loop
         self.targets: dict[int, list[Target]] = {}
         self.places: dict[int, Place] = {}
-        self.scratch: dict[int, Scratch] = {}
+        self.scratch: dict[int, bool] = {}  # rows with a buffer, and whether a product fills it
         self.gathered: list[int] = []
         self.section: dict[int, str] = {}
 
@@ -398,15 +398,15 @@ class _Builder(Rows):
                 into = self.places[first[0]].which if first else slot
                 self._buffer(into, panels=True)
                 self.places[slot] = Place("scratch", into)
-            leaf = self.leaves.get(base)
+            leaf, written = self.leaves.get(base), self._writes(base, "grads")
             if leaf is not None and leaf.kind in ("x", "dy"):
                 self._gather(base)
             elif leaf is not None and (section != "loop" or leaf.kind == "capture"):
                 made = self._copy(operand, section, self.rank[slot] - 0.5)
                 self.inputs[slot] = (made, matrix, *first)
                 self._buffer(made)
-            elif leaf is None and self._writes(base, "grads") is not None:
-                self.places[base] = Place("grads", self._writes(base, "grads") or 0)
+            elif leaf is None and written is not None:
+                self.places[base] = Place("grads", written)
             elif leaf is None:
                 place = self.places.setdefault(base, Place("scratch", base))
                 if place.kind == "scratch":
@@ -426,9 +426,7 @@ class _Builder(Rows):
 
     def _buffer(self, slot: int, panels: bool = False) -> None:
         """Scratch for a row; for how many steps is seen when everybody who uses it is known."""
-        old = self.scratch.get(slot)
-        panels = panels or (old is not None and old.panels)
-        self.scratch[slot] = Scratch(slot, False, panels)
+        self.scratch[slot] = panels or self.scratch.get(slot, False)
         self.places[slot] = Place("scratch", slot)
 
     def _finished_buffers(self) -> list[Scratch]:
@@ -440,7 +438,7 @@ class _Builder(Rows):
             places: list[Place | Target | None] = [*self.targets.get(slot, [])]
             places += [self.places.get(k) for k in (slot, *self.inputs[slot], *self.bases(slot))]
             block |= {p.which for p in places if p is not None and p.kind == "scratch"}
-        return [each._replace(block=each.slot in block) for each in self.scratch.values()]
+        return [Scratch(slot, slot in block, panels) for slot, panels in self.scratch.items()]
 
     def _fill_joints(self) -> None:
         """A joint has memory of its own; its parts are written there where they are computed.
