@@ -263,9 +263,9 @@ def vjp(f: Function, *xs: Any) -> tuple[Any, Function]:
             alike(g, t, f"pullback: gradient{path}").to(t.dtype)
             for (path, g), t in zip(paths(cotangent), run.outputs, strict=True)
         ]
-        if recording.enabled and (run.recorded or any(g.requires_grad for g in given)):
-            return run.like_inputs(run.pull_recorded(given))  # type: ignore[no-any-return]
-        return run.like_inputs(run.pull(given, retain_graph=True))  # type: ignore[no-any-return]
+        recorded = recording.enabled and (run.recorded or any(g.requires_grad for g in given))
+        pulled = run.pull_recorded(given) if recorded else run.pull(given, retain_graph=True)
+        return run.like_inputs(pulled)  # type: ignore[no-any-return]
 
     return run.value(), pullback
 
