@@ -226,8 +226,8 @@ class Call:
 
     def run(self) -> tuple[Any, Any]:
         step, given = self.step, self.given
-        inputs, needs = self.inputs(), self.needs()
-        record = recording.enabled and needs.something
+        needs = self.needs() if recording.enabled else None
+        record = needs is not None and needs.something
         runner = self.runner(needs if record else None)
         arrays = self.arrays()
         y_leaves = leaves(step.y)
@@ -243,6 +243,7 @@ class Call:
         if not record:
             tensors = [wrap(value, None) for value in values]
         else:
+            inputs = self.inputs()
             tensors = _recorded(_Run(self, runner, kept, inputs, values), inputs, values)
         made = iter(tensors)
         return rebuild(step.y, made), rebuild(given.state, made)
