@@ -141,10 +141,20 @@ def _write(path: Path, text: str) -> None:
         raise
 
 
+_full: set[Path] = set()  # folders in which nothing can be kept, as was said of each once
+
+
 def _say_not_kept(error: Exception) -> None:
-    _say_once(
-        f"kernels cannot be kept in {folder()} ({error}); they are compiled again in every "
-        "process. Set TINYGRAD_SEQ_CACHE to a folder that can be written to"
+    where = folder()
+    if where in _full:
+        return
+    _full.add(where)
+    warnings.warn(
+        f"tinygrad_seq: kernels cannot be kept in {where} "
+        f"({getattr(error, 'strerror', None) or error}); they are compiled again in every process. "
+        "Set TINYGRAD_SEQ_CACHE to a folder that can be written to",
+        RuntimeWarning,
+        stacklevel=2,
     )
 
 
@@ -174,11 +184,6 @@ def _to_load_from(path: Path) -> Path:
         shutil.copyfile(file, copy)
         os.utime(copy, (TIME, TIME))
     return other / path.name
-
-
-@cache
-def _say_once(text: str) -> None:
-    warnings.warn(f"tinygrad_seq: {text}", RuntimeWarning, stacklevel=2)
 
 
 def entries() -> list[tuple[Path, int, float]]:
@@ -347,7 +352,9 @@ def said(what: str) -> Any:
         while not _compiling:  # what is kept may take its time to load on a busy machine
             if over.wait(0.2):
                 return
-        print(f"tinygrad_seq: compiling {what}, once; kept in {folder()}", file=sys.stderr)
+        where = folder()
+        kept = "for this process alone" if where in _full else f"once; kept in {where}"
+        print(f"tinygrad_seq: compiling {what}, {kept}", file=sys.stderr)
 
     threading.Thread(target=watch, daemon=True).start()
     try:

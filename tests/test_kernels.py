@@ -261,17 +261,21 @@ def test_several_processes_compile_at_once_and_one_is_killed(tmp_path):
     assert agrees(TINYGRAD_SEQ_CACHE=str(tmp_path)) == machine.vector_bits()
 
 
-def test_a_folder_that_cannot_be_written(monkeypatch, tmp_path):
-    build._say_once.cache_clear()
+def test_a_folder_that_cannot_be_written(monkeypatch, tmp_path, capsys):
     (tmp_path / "file").touch()
     monkeypatch.setenv("TINYGRAD_SEQ_CACHE", str(tmp_path / "file" / "below"))
     with pytest.warns(RuntimeWarning, match="Set TINYGRAD_SEQ_CACHE to a folder"):
         path = build.write_module("nothing", "x = 1\n")
     assert path.read_text() == "x = 1\n"
+    build.write_module("nothing_more", "x = 1\n")  # said once, and a warning is an error here
+    monkeypatch.setattr(build, "LATER", 0.01)
+    monkeypatch.setattr(build, "_compiling", ["a function"])
+    with build.said("some cell"):
+        time.sleep(0.3)
+    assert "compiling some cell, for this process alone\n" in capsys.readouterr().err
 
 
 def test_a_full_disk(monkeypatch, tmp_path):
-    build._say_once.cache_clear()
     monkeypatch.setenv("TINYGRAD_SEQ_CACHE", str(tmp_path))
     write = build._write
 
@@ -308,7 +312,6 @@ def test_what_is_kept_in_a_folder_that_cannot_be_written_is_used(monkeypatch, tm
 @pytest.mark.skipif(bool(config.DISABLE_JIT), reason="the compiler is switched off")
 @pytest.mark.parametrize("error", [OSError(28, "No space left"), RuntimeError("no locator")])
 def test_a_disk_that_is_full_once_something_is_compiled(monkeypatch, tmp_path, error):
-    build._say_once.cache_clear()
     monkeypatch.setenv("TINYGRAD_SEQ_CACHE", str(tmp_path))
 
     def full(*_):
