@@ -200,6 +200,23 @@ class TestCells:
         assert {"leaky, one step", "· (from W, mask)", "· W[:]"} <= set(shown)
         assert {"· turned", "× half", "· constant"} <= set(shown)
 
+    def test_a_function_and_modules_that_it_closes_over(self):
+        inner, ways = nn.GRUCell(4, 4), {"in": [nn.Linear(3, 4)], "out": nn.Linear(4, 2)}
+        ways["all"] = ways
+
+        def cell(x, h):
+            y, h = inner(tgs.tanh(ways["in"][0](x)), h)
+            return ways["out"](y), h
+
+        shown = texts(drawing.draw_cell(cell, XS, np.zeros((2, 4), "float32")))
+        assert {"ways.in.0.W ·", "+ ways.in.0.b", "inner.W_ih ·", "+ ways.out.b"} <= set(shown)
+        state = np.zeros((2, 4), "float32")
+        for each in (cell, lambda x, h: inner(x, h)):
+            xs = XS if each is cell else np.zeros((1, 2, 4), "float32")
+            said = str(tgs.explain(each, xs, state))
+            assert "is inner.W_ihᵀ" in said
+            assert "constant" not in said
+
     def test_frozen_parameters_have_names(self):
         cell = nn.LSTMCell(3, 4)
         for parameter in cell.parameters():

@@ -27,9 +27,7 @@ class Names:
         types = [base for each in modules for base in type(each).__mro__]
         self._of_cell = {getattr(each, "__module__", None) for each in (cell, *types)}
         self._frames: list[dict[str, Any]] = [getattr(cell, "__dict__", {})]
-        self.tensors: list[tuple[str, Tensor]] = []
-        for attribute in ("named_parameters", "named_buffers"):
-            self.tensors += [(short(n), t) for n, t in getattr(cell, attribute, tuple)()]
+        self.tensors = _held(cell)
 
     def __enter__(self) -> None:
         self._before = sys.getprofile()
@@ -60,12 +58,13 @@ class Names:
     def values(self, trace: Trace) -> dict[int, str]:
         """Lines of the trace by name, no name twice.
 
-        The tensors that were found with them are added to ``tensors``.
+        The tensors that were found with them are added to ``tensors``, and so are those of modules.
         """
         lines: dict[int, str] = {}
         for frame in self._frames:
             for name, value in frame.items():
                 if not isinstance(value, Tensor):
+                    self.tensors += _held(value, f"{name}.")
                     continue
                 data = value._data
                 if type(data) is not Traced:
@@ -77,6 +76,20 @@ class Names:
                 ):
                     lines[data.slot] = name
         return lines
+
+
+def _held(value: Any, before: str = "", above: tuple[Any, ...] = ()) -> list[tuple[str, Tensor]]:
+    """The tensors of a module, or of modules in lists, tuples and dicts, and what to call them."""
+    if isinstance(value, (list, tuple, dict)):
+        if any(value is each for each in above):
+            return []  # it holds itself
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        inside = [_held(each, f"{before}{key}.", (*above, value)) for key, each in items]
+        return [pair for pairs in inside for pair in pairs]
+    if isinstance(value, type) or not hasattr(value, "named_parameters"):
+        return []
+    named = [*value.named_parameters(), *value.named_buffers()]
+    return [(short(before + name), tensor) for name, tensor in named]
 
 
 def short(name: str) -> str:
