@@ -217,6 +217,11 @@ class TestCells:
             assert "is inner.W_ihᵀ" in said
             assert "constant" not in said
 
+    def test_the_mask_of_a_sequence_has_a_name(self):
+        cell = nn.GRUCell(3, 4, recurrent_dropout=0.5)
+        assert "× mask" in texts(drawing.draw_cell(cell, XS))
+        assert "is mask" in str(tgs.explain(cell, XS))
+
     def test_frozen_parameters_have_names(self):
         cell = nn.LSTMCell(3, 4)
         for parameter in cell.parameters():

@@ -137,7 +137,8 @@ class Gate(Module):
         if not p or not self.training:
             return a
         kept = rand(a.shape, per_sequence=True, device=a.device) >= p
-        return a * (kept.to(a.dtype) * (1 / (1 - p)))
+        mask = kept.to(a.dtype) * (1 / (1 - p))  # a name, by which explain and draw_cell show it
+        return a * mask
 
 
 class GatedCell(Gate):
