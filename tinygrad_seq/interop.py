@@ -51,11 +51,13 @@ def array_function(self: Tensor, function: Any, types: Any, args: Any, kwargs: A
     """
     name, tensors = function.__name__, list(_tensors_in((args, kwargs)))
     instead = f"use tgs.{COUNTERPARTS[name]}, or " if name in COUNTERPARTS else "use "
-    if is_traced(tensors):
-        raise TraceError(
-            f"scan: np.{name} was given a value of the step and is not compiled; {instead}"
-            "tgs.unroll, which runs any cell, step by step on the tape"
-        )
+    for tensor in tensors:
+        if is_traced([tensor]):
+            raise TraceError(
+                f"scan: np.{name} was given line %{tensor._data.slot} of the step and is not "
+                f"compiled; {instead}tgs.unroll, where NumPy's functions work on values, and no "
+                "gradient goes back through them"
+            )
     if recording.enabled and name not in HARMLESS and any(t.requires_grad for t in tensors):
         raise TapeError(
             f"np.{name}: a tensor that requires a gradient was given, and the result would be off "
