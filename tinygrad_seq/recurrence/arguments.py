@@ -217,7 +217,13 @@ def check_returned(returned: Any, cell: Cell, given: Given) -> tuple[Any, Any]:
         )
 
     def check(path: str, leaf: Any) -> Tensor:
-        tensor = as_tensor(leaf, f"{driver}: y{path}")
+        try:
+            tensor = as_tensor(leaf, f"y{path}")
+        except ValueError as error:
+            raise TraceError(
+                f"{driver}: the cell {_name(cell)}{_where(cell)} returned what is no output; "
+                f"{error}"
+            ) from None
         if not tensor.ndim or tensor.shape[0] != B:
             raise TraceError(
                 f"{driver}: the cell {_name(cell)}{_where(cell)} returned y{path} of shape "
