@@ -710,6 +710,10 @@ def of_numpy_alone(x, h):
     return x, np.roll(h, 1, axis=-1) + x
 
 
+def scans(x, h):
+    return x, tgs.scan(lambda y, g: (g, g * y), H0[None], h)[1]
+
+
 def no_output(x, h):
     return None, h
 
@@ -779,6 +783,7 @@ BAD = [
     (stacks_rows, tgs.TraceError, r"\(B,\) may be stacked along axis -1.*tgs.unroll"),
     (of_numpy, tgs.TraceError, "np.concatenate was given line %0 .*use tgs.concat, or tgs.unroll"),
     (of_numpy_alone, tgs.TraceError, "np.roll was given line %1 .*tgs.unroll, .* no gradient"),
+    (scans, tgs.TraceError, "a scan inside of the cell was given line %1 .*tgs.unroll"),
     (no_output, tgs.TraceError, r"no_output \(.*_scan.py, line \d+\) .*; y: a NoneType was given"),
     (three_axes, tgs.TraceError, r"reshape .*\(B, n\) or \(B,\)"),
     (goes_back, tgs.TraceError, r"line %3 of the step backward was called.*tgs.unroll"),

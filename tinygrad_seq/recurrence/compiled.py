@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tinygrad_seq import devices
-from tinygrad_seq.errors import DeviceError, TraceError, whole
+from tinygrad_seq.errors import WAY_OUT, DeviceError, TraceError, whole
 from tinygrad_seq.recurrence.arguments import Cell, Given, check_arguments
 from tinygrad_seq.recurrence.derive import Needs, differentiate
 from tinygrad_seq.recurrence.following import trace_again
@@ -26,7 +26,7 @@ from tinygrad_seq.recurrence.trace import BESIDE, Step, as_used, exact_up_to
 from tinygrad_seq.recurrence.tracing import trace_cell
 from tinygrad_seq.rules import RULES, Operation
 from tinygrad_seq.tape import Bundle, Entry, Piece, recording
-from tinygrad_seq.tensors import FLOATS, Tensor, entry_of, wrap
+from tinygrad_seq.tensors import FLOATS, Tensor, entry_of, is_traced, wrap
 from tinygrad_seq.trees import leaves, rebuild
 
 if TYPE_CHECKING:
@@ -86,6 +86,8 @@ def scan(
     if checkpoint is not None:
         checkpoint = whole(checkpoint, "scan: checkpoint")
     given = check_arguments(cell, xs, state, lengths, resets, "scan")
+    if recording.tracer is not None:
+        _check_no_loop((*given.x_leaves, *given.state_leaves))
     if given.T == 0:
         return no_steps(cell, given), given.state
     if given.B == 0:
@@ -93,6 +95,17 @@ def scan(
     if any(tape.by_steps for tape in recording.tapes):
         return _by_steps(cell, given, reverse)
     return Call(cell, given, reverse, checkpoint).run()
+
+
+def _check_no_loop(leaves: Sequence[Tensor]) -> None:
+    """Raise a TraceError if inputs or states are values of a step of another cell."""
+    for leaf in leaves:
+        if is_traced([leaf]):
+            raise TraceError(
+                f"scan: a scan inside of the cell was given line %{leaf._data.slot} of the step, "
+                "and a loop in a step is not compiled; let what goes on from step to step be state "
+                f"of the cell; {WAY_OUT}"
+            )
 
 
 def _by_steps(cell: Cell, given: Given, reverse: bool) -> tuple[Any, Any]:
