@@ -732,6 +732,14 @@ def assigns(x, h):
     return h, h
 
 
+COUNTER = tgs.zeros()
+
+
+def assigns_outside(x, h):
+    COUNTER.data = COUNTER.data + 1
+    return h + COUNTER, h
+
+
 def returns_a_condition(x, h):
     return h > 0, h
 
@@ -788,6 +796,7 @@ BAD = [
     (three_axes, tgs.TraceError, r"reshape .*\(B, n\) or \(B,\)"),
     (goes_back, tgs.TraceError, r"line %3 of the step backward was called.*tgs.unroll"),
     (assigns, tgs.TraceError, r"line %1 of the step data were assigned.*tgs.unroll"),
+    (assigns_outside, tgs.TraceError, r"assigned data of a tensor \(\) .* be state.*tgs.unroll"),
     (returns_a_condition, tgs.TraceError, r"y of dtype bool, line %3 of the step.*tgs.unroll"),
     (draws_for_all_rows, tgs.TraceError, r"random numbers of shape \(4,\).*B = 2.*tgs.unroll"),
     (draws_a_leaf, ValueError, "requires_grad=True was given inside a cell"),

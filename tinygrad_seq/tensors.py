@@ -143,6 +143,12 @@ class Tensor:
     @data.setter
     def data(self, value: Tensor | ArrayLike) -> None:
         refuse_traced(self, "data were assigned")
+        if recording.tracer is not None:
+            raise TraceError(
+                f"scan: the cell assigned data of a tensor {self.shape} that it closes over, which "
+                "would happen once in a call, not at each step; let what changes from step to step "
+                f"be state of the cell; {WAY_OUT}"
+            )
         replace_data(self, _same_kind(value, self, "data")._data)
 
     @property

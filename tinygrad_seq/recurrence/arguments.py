@@ -207,13 +207,11 @@ def check_returned(returned: Any, cell: Cell, given: Given) -> tuple[Any, Any]:
     y, state = returned
     if type(y) is Tensor and y.shape[:1] == (B,):
         return y, state
-    absent = next((path for path, leaf in paths(y) if leaf is None), None)
-    if isinstance(y, list) or absent is not None or not leaves(y):
+    if isinstance(y, list) or not leaves(y):
         what = f"a {type(y).__name__}" if leaves(y) else f"{y!r}, without a tensor,"
-        what = f"{what} as y" if absent is None else f"None as y{absent}"
         raise TraceError(
-            f"{driver}: the cell {_name(cell)}{_where(cell)} returned {what}, expected a tensor, "
-            "or a tuple or dict of them; the state may be y too"
+            f"{driver}: the cell {_name(cell)}{_where(cell)} returned {what} as y, expected a "
+            "tensor, or a tuple or dict of them"
         )
 
     def check(path: str, leaf: Any) -> Tensor:
