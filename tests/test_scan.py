@@ -829,6 +829,32 @@ def test_a_value_of_a_step_is_gone_when_the_call_is_over():
             use()
 
 
+def test_layers_with_checkpoints(rng, monkeypatch):
+    x, lengths = rng.standard_normal((7, 2, 3)), [7, 4]
+    layers = [
+        nn.LSTM(3, 4, 2, bidirectional=True, rng=0, dtype="f8", checkpoint=k) for k in (None, 3)
+    ]
+    scan, seen = nn.recurrent.BACKENDS["scan"], []
+
+    def noted(*given, **options):
+        seen.append(options.get("checkpoint"))
+        return scan(*given, **options)
+
+    monkeypatch.setitem(nn.recurrent.BACKENDS, "scan", noted)
+    made = []
+    for layer in layers:
+        ys, _ = layer(x, lengths=lengths)
+        (ys * ys).sum().backward()
+        made.append([ys.numpy(), *(p.grad.numpy() for p in layer.parameters())])
+    for a, b in zip(*made, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-13)
+    assert seen == [None] * 4 + [3] * 4
+    with pytest.raises(ValueError, match="GRU: checkpoint was given beside backend='tape'"):
+        nn.GRU(2, 3, backend="tape", checkpoint=2)
+    with pytest.raises(ValueError, match="RNN: checkpoint: 0 was given"):
+        nn.RNN(2, 3, checkpoint=0)
+
+
 def test_bad_arguments():
     def cell(x, h):
         return h + x, h

@@ -49,7 +49,8 @@ class Recurrent(Module):
     first one in the backward direction; zeros for a row of length 0. That is what a classifier of
     sequences goes on from.
     ``reverse=True`` runs each cell from the last step to the first (not with ``bidirectional``).
-    Cells run compiled, by ``tgs.scan``; ``backend="tape"`` runs ``tgs.unroll`` instead.
+    Cells run compiled, by ``tgs.scan``, with its ``checkpoint`` if that is given, which takes less
+    memory for long sequences; ``backend="tape"`` runs ``tgs.unroll`` instead.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class Recurrent(Module):
         reverse: bool = False,
         output: str = "sequence",
         backend: str = "scan",
+        checkpoint: int | None = None,
         rng: Rng = None,
     ) -> None:
         name, directions = type(self).__name__, 2 if bidirectional else 1
@@ -85,9 +87,16 @@ class Recurrent(Module):
             raise ValueError(
                 f"{name}: backend {backend!r} was given, expected one of {', '.join(BACKENDS)}"
             )
+        if checkpoint is not None:
+            checkpoint = whole(checkpoint, f"{name}: checkpoint")
+            if backend != "scan":
+                raise ValueError(
+                    f"{name}: checkpoint was given beside backend={backend!r}, expected one: the "
+                    "tape keeps every step"
+                )
         self.cells = list(cells)
         self.directions, self.batch_first, self.reverse = directions, batch_first, reverse
-        self.backend, self.output = backend, output
+        self.backend, self.output, self.checkpoint = backend, output, checkpoint
         self.dropout = Dropout(probability(dropout, f"{name}: dropout"), rng=rng)
         if dropout and len(cells) == directions:
             warnings.warn(
@@ -126,6 +135,7 @@ class Recurrent(Module):
                 resets = resets.T
             ys = map_leaves(_swapped, ys)
         drive = BACKENDS[self.backend]
+        more = {} if self.checkpoint is None else {"checkpoint": self.checkpoint}
         states, last = self._split_state(state), []
         for layer in range(self.num_layers):
             outputs = []
@@ -138,6 +148,7 @@ class Recurrent(Module):
                     lengths=lengths,
                     resets=resets,
                     reverse=self.reverse or d == 1,
+                    **more,
                 )
                 self._check_output(y, k)
                 outputs.append(y)
@@ -223,6 +234,7 @@ class _Stacked(Recurrent):
         reverse: bool = False,
         output: str = "sequence",
         backend: str = "scan",
+        checkpoint: int | None = None,
         dtype: DTypeLike | None = None,
         rng: Rng = None,
         **cell_options: Any,
@@ -243,6 +255,7 @@ class _Stacked(Recurrent):
             reverse=reverse,
             output=output,
             backend=backend,
+            checkpoint=checkpoint,
             rng=rng,
         )
 
