@@ -20,7 +20,7 @@ from tinygrad_seq.kernels import build, cpu_text, memory, threads
 from tinygrad_seq.kernels.layout import Layout, Sizes, count_parts, in_turns
 from tinygrad_seq.kernels.memory import address
 from tinygrad_seq.kernels.ragged import Rows, dealt, task_edges
-from tinygrad_seq.kernels.threads import PHASE_WORDS
+from tinygrad_seq.kernels.threads import BEGUN, FROM_STEP, PHASE_WORDS, TO_STEP
 
 from tinygrad_seq.program import Plan, Rules
 
@@ -287,8 +287,9 @@ class Runner:
             for view in sums:
                 view.fill(0)
             phases[: len(which)] = templates
-            phases[: len(which), 5:7] = s, s + 1
-            phases[: len(which), 7] = [s + 1 < layout.steps, False, False][: len(which)]
+            phases[: len(which), FROM_STEP] = s
+            phases[: len(which), TO_STEP] = s + 1
+            phases[: len(which), BEGUN] = [s + 1 < layout.steps, False, False][: len(which)]
             threads.run(words, len(which), layout.threads)
             share = self._captured(layout, inputs, work, outs)
             for k, array in share.items():  # in memory that the next step writes over

@@ -50,7 +50,9 @@ class CpuWriter(Writer):
         self._blocks()
         body = self.taken()
         self.add(0, f"def {direction}(table, task, phase):")
-        self.add(1, "s0, s1, more = word(phase, 5), word(phase, 6), word(phase, 7)")
+        self.add(1, "s0, s1 = word(phase, FROM_STEP), word(phase, TO_STEP)")
+        if not self.forward:
+            self.add(1, "begun = word(phase, BEGUN)")
         for k, name in enumerate(self.words):
             self.add(1, f"{name} = word(table, {k})")
         for constant, name in self.constants.items():
@@ -243,7 +245,7 @@ class CpuWriter(Writer):
         }
         if not carried and not sums and not arrays:
             return
-        self.add(1, "if not more:  # nothing has come back yet")
+        self.add(1, "if not begun:  # nothing has come back yet")
         self._zero_beyond_ends(2, arrays)
         if not carried and not sums:
             return
@@ -516,7 +518,8 @@ def module_text(plan: Plan, rules: Rules, direction: str) -> tuple[str, list[str
     head = f'"""{plan}\n"""\n\n'
     head += "from tinygrad_seq.kernels.build import external\n"
     head += "from tinygrad_seq.kernels.simd import (\n"
-    head += "    flag, flush_denormals, restore_denormals, vectors, word,\n)\n\n"
+    head += "    flag, flush_denormals, restore_denormals, vectors, word,\n)\n"
+    head += "from tinygrad_seq.kernels.threads import BEGUN, FROM_STEP, TO_STEP\n\n"
     head += f'_v = vectors("{plan.dtype}")\nLANES = _v.LANES\n'
     for name in ("copy_row", "product", "zero_row"):
         if f" {name}(" in body:

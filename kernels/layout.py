@@ -19,7 +19,16 @@ from typing import NamedTuple
 
 import numpy as np
 from tinygrad_seq.kernels import gemm, library, memory, simd, tiles
-from tinygrad_seq.kernels.threads import AFTER, PHASE_WORDS
+from tinygrad_seq.kernels.threads import (
+    AFTER,
+    BEGUN,
+    FROM_STEP,
+    FUNCTION,
+    PHASE_WORDS,
+    TABLE,
+    TASKS,
+    TO_STEP,
+)
 
 from tinygrad_seq.program import Plan, Product
 
@@ -217,8 +226,10 @@ class Layout:
         source = [0] * first
         for k, (function, tasks, s0, s1) in enumerate(phases):
             at, table = k * PHASE_WORDS, 8 * (first + self._tables[function][0])
-            template[at : at + 8] = [0, table, tasks, 0, 0, s0, s1, int(s1 < self.steps)]
-            source[at + 5] = source[at + 6] = number["k0"]
+            template[at + TABLE], template[at + TASKS] = table, tasks
+            template[at + FROM_STEP], template[at + TO_STEP] = s0, s1
+            template[at + BEGUN] = int(s1 < self.steps)
+            source[at + FROM_STEP] = source[at + TO_STEP] = number["k0"]
         for name in self._names:
             base = name if name in number else self.base.get(name, "")
             assert name in number or name in self.values, f"nothing says what {name} is"
@@ -231,7 +242,7 @@ class Layout:
         """Write down where the compiled functions are."""
         found = {name: addresses(name) for name in dict.fromkeys(self.functions)}
         for k, name in enumerate(self.functions):
-            self.template[k * PHASE_WORDS] = found[name]
+            self.template[k * PHASE_WORDS + FUNCTION] = found[name]
 
     def _find_phases(self) -> list[tuple[str, int, int, int]]:
         """Function, tasks, first and last step of what is done, one after another.
@@ -582,21 +593,21 @@ def in_turns(
         functions += layout.functions
     phases = np.concatenate(heads, axis=1)
     packs, joins = (np.array([name == each for name in functions]) for each in ("pack", "join"))
-    wanted = (phases[:, :, 5] < steps) & ~packs & ~joins
+    wanted = (phases[:, :, FROM_STEP] < steps) & ~packs & ~joins
     wanted[0] |= packs & pack
     wanted[-1] |= joins & join
     count, at, first = int(wanted.sum()), 0, 0
     for layout, table in zip(layouts, tables, strict=True):
         done = slice(first, first + layout.phases)
         begin = first + (wanted & ~packs)[:, done].argmax(axis=1)  # where each stretch begins
-        phases[np.arange(len(phases)), begin, 2] = layout.tasks
+        phases[np.arange(len(phases)), begin, TASKS] = layout.tasks
         begins = 8 * (count - layout.phases) * PHASE_WORDS + 8 * at
         begins += 8 * table.shape[1] * np.arange(len(table))
-        phases[:, done, 1] += begins[:, None]
+        phases[:, done, TABLE] += begins[:, None]
         first += layout.phases
         at += table.size
-    phases[:, :, 6] = np.minimum(phases[:, :, 6], steps)
-    phases[:, :, 7] = phases[:, :, 6] < steps
+    phases[:, :, TO_STEP] = np.minimum(phases[:, :, TO_STEP], steps)
+    phases[:, :, BEGUN] = phases[:, :, TO_STEP] < steps
     return np.concatenate([phases[wanted].ravel(), *(table.ravel() for table in tables)]), count
 
 

@@ -203,7 +203,7 @@ def next_rows(lines, most, active, first, last, s, r, s1):
 
 def of_group(table, task, phase, number, share, shares, g):
     """The products that share g, over the rows of a part: this one of so many shares of them."""
-    s0, s1, add = word(phase, 5), word(phase, 6), word(phase, 7)
+    s0, s1, add = word(phase, FROM_STEP), word(phase, TO_STEP), word(phase, BEGUN)
     active = word(table, T_ACTIVE) + number * word(table, T_ACTIVE_BYTES)
     part = table + 8 * (T_WORDS + P_WORDS * number)
     bytes_, blocks = word(table, T_BYTES), word(table, T_BLOCKS)
@@ -325,6 +325,7 @@ def text(dtype: str, module: str) -> str:
 from tinygrad_seq.kernels import gemm, tiles
 from tinygrad_seq.kernels.build import callable_here, external
 from tinygrad_seq.kernels.simd import flush_denormals, put_word, restore_denormals, vectors, word
+from tinygrad_seq.kernels.threads import BEGUN, FROM_STEP, TO_STEP
 
 _v = vectors("{dtype}")
 LANES, load, store, constant, fetch = _v.LANES, _v.load, _v.store, _v.constant, _v.fetch

@@ -33,12 +33,17 @@ from tinygrad_seq.kernels.simd import I64, WORD
 LOOKS = 4000  # how often a helper looks for work before it sleeps, some 50 µs
 SOON = 700_000  # ticks of the processor's clock, some 250 µs
 # Words of the board: the open job's number (0: none), helpers that are inside, how many may take
-# part, how many phases there are and where; then for each helper whether it sleeps, the job it saw
-# last, whether it is to be woken, when it went to sleep. Words of a phase: function, table (in
-# bytes from the first phase on), tasks, the next task, how many are done, and for the function
-# alone: the first step, the one after the last, whether steps were done before.
+# part, how many phases there are and where.
 JOB, INSIDE, WANTED, PHASES, LIST = range(5)
-PHASE_WORDS, FIRST_HELPER, HELPER_WORDS = 8, 8, 8
+# Then for each helper: whether it sleeps, the job it saw last, whether it is to be woken, when it
+# went to sleep.
+SLEEPS, SEEN, TO_WAKE, SINCE = range(4)
+FIRST_HELPER, HELPER_WORDS = 8, 8
+# Words of a phase: function, table (in bytes from the first phase on), tasks, the next task, how
+# many are done, and for the function alone: the first step, the one after the last, whether steps
+# were done before.
+FUNCTION, TABLE, TASKS, NEXT, DONE, FROM_STEP, TO_STEP, BEGUN = range(8)
+PHASE_WORDS = 8
 AFTER = 0  # in the place of a number of tasks: those of the phase before go on with this one
 
 _TEXT = '''"""What the threads do while they hold no lock of Python's; see threads.py."""
@@ -46,7 +51,8 @@ _TEXT = '''"""What the threads do while they hold no lock of Python's; see threa
 from tinygrad_seq.kernels.build import callable_here
 from tinygrad_seq.kernels.simd import word
 from tinygrad_seq.kernels.threads import (
-    AFTER, FIRST_HELPER, HELPER_WORDS, INSIDE, JOB, LIST, LOOKS, PHASES, PHASE_WORDS, SOON, WANTED,
+    AFTER, DONE, FIRST_HELPER, FUNCTION, HELPER_WORDS, INSIDE, JOB, LIST, LOOKS, NEXT, PHASES,
+    PHASE_WORDS, SEEN, SINCE, SLEEPS, SOON, TABLE, TASKS, TO_WAKE, WANTED,
     call_function, exchange, fetch_add, pause, read, set_word, ticks,
 )
 
@@ -55,17 +61,17 @@ def go_through(count, first):
     """Do what is left of so many phases, whose words stand one after another from there on."""
     for p in range(count):
         at = first + 8 * PHASE_WORDS * p
-        tasks, end = word(at, 2), p + 1
-        while end < count and word(first + 8 * PHASE_WORDS * end, 2) == AFTER:
+        tasks, end = word(at, TASKS), p + 1
+        while end < count and word(first + 8 * PHASE_WORDS * end, TASKS) == AFTER:
             end += 1
-        task = fetch_add(at + 24, 1)
+        task = fetch_add(at + 8 * NEXT, 1)
         while task < tasks:
             for q in range(p, end):
                 here = first + 8 * PHASE_WORDS * q
-                call_function(word(here, 0), first + word(here, 1), task, here)
-            fetch_add(at + 32, 1)
-            task = fetch_add(at + 24, 1)
-        while read(at + 32) < tasks:
+                call_function(word(here, FUNCTION), first + word(here, TABLE), task, here)
+            fetch_add(at + 8 * DONE, 1)
+            task = fetch_add(at + 8 * NEXT, 1)
+        while read(at + 8 * DONE) < tasks:
             pause()
 
 
@@ -78,10 +84,10 @@ def take_part(count, first):
 
 def serve(board, me):
     """Work until there has been nothing for a moment; then say that this helper sleeps."""
-    sleeps = board + 8 * (FIRST_HELPER + HELPER_WORDS * me)
-    seen = read(sleeps + 8)
+    mine = board + 8 * (FIRST_HELPER + HELPER_WORDS * me)
+    seen = read(mine + 8 * SEEN)
     looks, worked = 0, ticks()
-    patient = 0 < worked - read(sleeps + 24) < SOON
+    patient = 0 < worked - read(mine + 8 * SINCE) < SOON
     while True:
         job = read(board + 8 * JOB)
         if job != 0 and job != seen:
@@ -96,11 +102,11 @@ def serve(board, me):
         pause()
         looks += 1
         if looks > LOOKS and not (patient and ticks() - worked < SOON):
-            set_word(sleeps + 24, ticks())
-            set_word(sleeps + 8, seen)
-            exchange(sleeps, 1)
+            set_word(mine + 8 * SINCE, ticks())
+            set_word(mine + 8 * SEEN, seen)
+            exchange(mine + 8 * SLEEPS, 1)
             job = read(board + 8 * JOB)
-            if job == 0 or job == seen or exchange(sleeps, 0) == 0:
+            if job == 0 or job == seen or exchange(mine + 8 * SLEEPS, 0) == 0:
                 return  # asleep; whoever sets the word back wakes this helper
             looks = 0
 
@@ -110,8 +116,8 @@ def post(board, number):
     exchange(board + 8 * JOB, number)
     for k in range(read(board + 8 * WANTED)):
         at = board + 8 * (FIRST_HELPER + HELPER_WORDS * k)
-        if exchange(at, 0) == 1:
-            set_word(at + 16, 1)  # it slept, and is to be woken
+        if exchange(at + 8 * SLEEPS, 0) == 1:
+            set_word(at + 8 * TO_WAKE, 1)
 
 
 def close(board, _):
@@ -206,7 +212,7 @@ class _Pool:
         self.cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
         for k, wake in enumerate(self.wakes):
             wake.acquire()
-            self.words[FIRST_HELPER + HELPER_WORDS * k] = 1
+            self.words[FIRST_HELPER + HELPER_WORDS * k + SLEEPS] = 1
             helper = threading.Thread(target=self._help, args=(k,), daemon=True)
             helper.start()
             self.ids.append(helper.native_id or 0)
@@ -225,7 +231,7 @@ class _Pool:
         try:
             self.native["post"](self.board, self.jobs)
             for k in range(helpers):
-                if words[at := FIRST_HELPER + HELPER_WORDS * k + 2]:
+                if words[at := FIRST_HELPER + HELPER_WORDS * k + TO_WAKE]:
                     words[at] = 0  # what an interrupt leaves is done by the next run
                     self.wakes[k].release()
             self.native["take_part"](phases, first)
@@ -314,7 +320,7 @@ def _run_plainly(words: np.ndarray, phases: int) -> None:
     """The same with the compiler switched off."""
     first, tasks = address(words), 0
     for p in range(phases):
-        function, table, own = words[p * PHASE_WORDS : p * PHASE_WORDS + 3].tolist()
+        function, table, own = words[p * PHASE_WORDS :][:NEXT].tolist()
         tasks = own or tasks  # of one task after the other, in this thread, nobody sees the order
         for task in range(tasks):
             build.function_at(function)(first + table, task, first + 8 * PHASE_WORDS * p)

@@ -35,7 +35,7 @@ from tinygrad_seq.kernels import (
     vecmath,
 )
 from tinygrad_seq.kernels import threads as pool
-from tinygrad_seq.kernels.threads import PHASE_WORDS
+from tinygrad_seq.kernels.threads import FROM_STEP, PHASE_WORDS, TASKS, TO_STEP
 
 import tinygrad_seq as tgs
 from tinygrad_seq import nn
@@ -680,14 +680,15 @@ def test_tasks_wait_for_each_other_only_where_they_share_sums(
     table = back.template[: back.phases * PHASE_WORDS].reshape(-1, PHASE_WORDS)[first:]
     if back.parts > 1:  # whose sums are joined in the end, by all
         assert back.functions[-1] == "join"
-        assert table[-1, 2] == back.tasks
+        assert table[-1, TASKS] == back.tasks
         table = table[:-1]
     dealt = lengths is not None and fewest <= 8
     tasks = {1: 2, 2: 2, 3: 6}[threads] if dealt else threads
     assert back.parts == (1 if lengths is not None and not dealt else 2)
     later = pool.AFTER if back.parts % tasks == 0 else tasks
-    assert table[:, 2].tolist() == [tasks, *[later] * (len(table) - 1)]
-    assert table[:, 5:7].tolist() == sorted(table[:, 5:7].tolist(), reverse=True)
+    assert table[:, TASKS].tolist() == [tasks, *[later] * (len(table) - 1)]
+    steps = table[:, [FROM_STEP, TO_STEP]].tolist()
+    assert steps == sorted(steps, reverse=True)
     assert len(table) > 4  # of some segments
     assert back.threads == threads
     if tasks > 1:  # rows fetched beyond the last one of a task are not another's
