@@ -3,8 +3,8 @@
 ``Runner(plan, rules)`` compiles a plan when it is first needed and runs it over arrays: a layout
 says where everything is, its words are filled in, threads are sent. Nothing of one run is left for
 the next but compiled code and layouts. Shapes: T steps, B rows.
-Imports build, cpu_text, layout, memory, program, ragged, threads and NumPy; it sees arrays, never a
-tensor.
+Imports build, cpu_text, division, layout, memory, program, ragged, threads and NumPy; it sees
+arrays, never a tensor.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from tinygrad_seq.kernels import build, cpu_text, memory, threads
-from tinygrad_seq.kernels.layout import Layout, Sizes, count_parts, in_turns
+from tinygrad_seq.kernels.division import Sizes, count_parts
+from tinygrad_seq.kernels.layout import Layout, in_turns
 from tinygrad_seq.kernels.memory import address
 from tinygrad_seq.kernels.ragged import Rows, dealt, task_edges
 from tinygrad_seq.kernels.threads import BEGUN, FROM_STEP, PHASE_WORDS, TO_STEP
@@ -162,9 +163,10 @@ class Runner:
         more: list[int],
     ) -> list[int]:
         """What words are counted from, in the order of ``layout.bases``."""
-        rows, edges = inputs.rows, layout.edges
-        if rows.ragged and not layout.alone:
-            kind = layout.tasks, layout.edge_steps
+        rows, division = inputs.rows, layout.division
+        edges = division.edges
+        if division.by_lengths:
+            kind = division.tasks, division.edge_steps
             if kind not in inputs.edges:
                 inputs.edges[kind] = task_edges(rows, *kind)
             edges = inputs.edges[kind]

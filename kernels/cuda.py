@@ -5,7 +5,7 @@ arrays of the device. The loop is one launch, or a graph of a few for each step;
 after it, and the gradients of matrices, are the vendor's, for all steps at once. Shapes: T steps, B
 rows.
 Imports build, cpu (what a run is given and gives), cuda_blas, cuda_build, cuda_layout, cuda_order,
-cuda_source, layout, program, ragged and NumPy. ``xp`` is the namespace of the device's arrays.
+cuda_source, division, program, ragged and NumPy. ``xp`` is the namespace of the device's arrays.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tinygrad_seq.kernels.cpu import Gradients, Inputs
 from tinygrad_seq.kernels.cuda_layout import Layout
 from tinygrad_seq.kernels.cuda_order import base_of
 from tinygrad_seq.kernels.cuda_source import Form
-from tinygrad_seq.kernels.layout import Sizes
+from tinygrad_seq.kernels.division import Sizes
 from tinygrad_seq.kernels.ragged import Rows
 
 from tinygrad_seq.program import Plan, Product, Rowwise, Rules, begins

@@ -8,7 +8,7 @@ taken *by steps*, its products the vendor's, which divides them as it likes.
 
 Memory is two blocks of bytes, one that the way back needs (``kept``) and one that it does not
 (``work``). ``values`` are the words that sizes alone decide.
-Imports cuda_order, cuda_rows, cuda_source, cuda_text, layout, program and NumPy.
+Imports cuda_order, cuda_rows, cuda_source, cuda_text, division, program and NumPy.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tinygrad_seq.kernels.cuda_order import Chain, chains, slots_of
 from tinygrad_seq.kernels.cuda_rows import RING
 from tinygrad_seq.kernels.cuda_source import Form
 from tinygrad_seq.kernels.cuda_text import COUNTER
-from tinygrad_seq.kernels.layout import Sizes
+from tinygrad_seq.kernels.division import Sizes
 
 from tinygrad_seq.program import REDUCTIONS, Plan, Rowwise
 

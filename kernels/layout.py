@@ -7,18 +7,18 @@ an array, the first step, whatever else is known only when a run begins. A layou
 alone, so that runs of the same sizes share it.
 
 Before the tables stand the phases of the run, as ``threads.py`` reads them.
-Imports program, gemm, library, memory, simd, threads, tiles and NumPy.
+Imports program, division, gemm, library, memory, simd, threads, tiles and NumPy.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from math import lcm
 from typing import NamedTuple
 
 import numpy as np
 from tinygrad_seq.kernels import gemm, library, memory, simd, tiles
+from tinygrad_seq.kernels.division import Sizes, chunk, divide, edges_of, steps_of_block
 from tinygrad_seq.kernels.threads import (
     AFTER,
     BEGUN,
@@ -33,35 +33,11 @@ from tinygrad_seq.kernels.threads import (
 from tinygrad_seq.program import Plan, Product
 
 Array = np.ndarray
-MOST_CHUNKS = 16  # of the batch; each has sums over its rows of its own
-PARTS = 2  # of the batch, whose rows the large products are summed over apart
-MOST_IN_PARTS = 2**19  # bytes of all sums of a part; more would not stay near
-MOST_IF_DEALT = 2**23  # the same where rows are dealt: not to wait is worth more there
-FEWEST_DEALT = 16  # rows of different lengths from which on each part has some of every length
-FAR_SUMS = 2**22  # bytes of sums from which on they are far away
-ALL_STEPS = 2**62  # more than any run has
-WORTH_THREADS = 4e6  # arithmetic operations below which one thread is quicker
-BLOCK_ROWS = 32  # rows that a product outside the loop should have at least
-FAR_BLOCK_ROWS = 96  # if its matrix does not fit the second cache
-NEAR_MATRIX = 2**19  # bytes of a matrix that does
 WORTH_PACKING = 20_000  # numbers in matrices from which on all threads pack
 # A processor that sees every eighth row asked for fetches rows far beyond the last: to write them,
 # which takes them from another core if they are its own. So far apart are the buffers of tasks.
 FETCHED_AHEAD = 64  # rows
 MOST_APART = 2**18  # bytes; where rows are longer, it is not felt
-
-
-class Sizes(NamedTuple):
-    """All that a layout depends on, beside the plan."""
-
-    B: int
-    ragged: bool  # whether some row has fewer steps than there are
-    onward: int  # 1, or -1 for a run from the last step to the first
-    resets: bool
-    threads: int
-    widths: tuple[int, ...]  # of each row of the step
-    starts: tuple[tuple[int, int], ...]  # of its slices
-    captured: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]  # shapes and strides
 
 
 class MatrixGradient(NamedTuple):
@@ -73,37 +49,6 @@ class MatrixGradient(NamedTuple):
     shape: tuple[int, int]
     distance: int  # from row to row in memory: whole panels
     g_first: bool  # whether it is made as gᵀ a, which is its transpose
-
-
-def chunk(B: int) -> int:
-    """Rows whose sums are made together; by the shape alone, so that sums are the same."""
-    return max(1, -(-B // MOST_CHUNKS))
-
-
-def edges_of(B: int, count: int) -> Array:
-    """Rows where so many parts or tasks begin, whole chunks each, and where the last one ends."""
-    per_chunk = chunk(B)
-    chunks = -(-B // per_chunk)
-    return np.minimum(np.arange(count + 1) * chunks // count * per_chunk, B)
-
-
-def count_parts(plan: Plan, sizes: Sizes) -> int:
-    """In how many parts the batch is where gradients of matrices are summed over its rows.
-
-    By shapes alone, so that sums are the same. A core that does the steps of its part can sum
-    over them without another's, and need not wait for it. Rows of different lengths are dealt to
-    the parts, which have about the same work then.
-    """
-    fewest, most = (FEWEST_DEALT, MOST_IF_DEALT) if sizes.ragged else (PARTS, MOST_IN_PARTS)
-    return PARTS if fewest <= sizes.B and _bytes_of_sums(plan, sizes) <= most else 1
-
-
-def _bytes_of_sums(plan: Plan, sizes: Sizes) -> int:
-    """Bytes of the gradients of matrices."""
-    if plan.derivative is None:
-        return 0
-    matrices = [sizes.captured[k][0] for *_, k in plan.gradients.outer]
-    return sum(K * N for K, N in matrices) * np.dtype(plan.dtype).itemsize
 
 
 def _first_places(edges: Array) -> Array:
@@ -129,45 +74,30 @@ class Layout:
         parts: int,  # of the batch, as counted for these sizes
         sizes: Sizes,
     ) -> None:
-        self.plan, self.parts, self.sizes = plan, parts, sizes
-        self.direction, self.steps, self.keep = direction, steps, keep
-        self.program = plan.program(direction)
+        self.plan, self.direction, self.program = plan, direction, plan.program(direction)
+        self.steps, self.keep, self.sizes = steps, keep, sizes
+        self.division = divide(plan, direction, steps, parts, sizes)
+        self.threads = self.division.threads
+        self.first_places = _first_places(edges_of(sizes.B, self.division.regions))
         self.dtype = np.dtype(plan.dtype)
         self.item = self.dtype.itemsize
         self.bytes = {"work": 0, "kept": 0}
         self.values: dict[str, int] = {}  # of each word
-        self.base: dict[str, str] = {}  # what it is counted from
+        self.counted_from: dict[str, str] = {}  # the base of a word, if it has another name
         self.views: dict[str, tuple[int, tuple[int, ...]]] = {}  # arrays that the run looks into
         self.matrices: list[MatrixGradient] = []
         self._tables: dict[str, tuple[int, Sequence[str]]] = {}
         self._names: list[str] = []
-        backward = self.direction == "backward"
-        self._worth_tiles = tiles.used(plan.dtype) and sizes.B * steps >= tiles.WORTH_PACKING
-        self.dealt = sizes.ragged and parts > 1
-        self.threads = self._count_threads()
-        self.tasks = self._count_tasks()
-        self.edges = edges_of(sizes.B, self.tasks)
-        # Rows of a part lie together in memory, if tasks are of one part each.
-        self.regions = 1 if self.tasks % parts else parts
-        self.first_places = _first_places(edges_of(sizes.B, self.regions))
-        self.blocks = self._count_blocks() if backward else 1
-        # steps that are done before the large products take them in
-        rows, most = -(-sizes.B // self.parts), gemm.KC * self.blocks
-        self.segment = max(1, min(self.steps, -(-most // rows))) if backward else self.steps
-        # Steps for which the edges of tasks hold. Where all wait for each other after a segment,
-        # and rows have ended, each segment has edges of its own.
-        self.alone = self.parts % self.tasks == 0  # each task has whole parts
-        waiting = backward and sizes.ragged and not self.alone
-        self.edge_steps = self.segment if waiting else ALL_STEPS
+        self._table(direction, words)
+        # Memory is taken in this order.
         self._sizes()
         self._states()
         self._scratch()
-        self._table(self.direction, words)
         self._pack()
-        if backward:
+        if direction == "backward":
             self._results()
-            self._record(plan.grads, "grads", "work", self.segment)
-            self._outer()
+            self._record(plan.grads, "grads", "work", self.division.segment)
+            self._outer()  # which asks where the record begins
         self.bases = self._find_bases()
         self._finish()
 
@@ -176,7 +106,7 @@ class Layout:
     def take(self, name: str, size: int, block: str = "work") -> int:
         """Reserve bytes; the word of this name is where they begin."""
         offset = self.bytes[block]
-        self.values[name], self.base[name] = offset, f"{block} block"
+        self.values[name], self.counted_from[name] = offset, f"{block} block"
         self.bytes[block] = offset + -(-size // memory.ALIGNMENT) * memory.ALIGNMENT
         return offset
 
@@ -231,7 +161,7 @@ class Layout:
             template[at + BEGUN] = int(s1 < self.steps)
             source[at + FROM_STEP] = source[at + TO_STEP] = number["k0"]
         for name in self._names:
-            base = name if name in number else self.base.get(name, "")
+            base = name if name in number else self.counted_from.get(name, "")
             assert name in number or name in self.values, f"nothing says what {name} is"
             template.append(self.values.get(name, 0))
             source.append(number[base])
@@ -255,16 +185,16 @@ class Layout:
         if "pack" in self._tables:
             phases.append(("pack", self.values["pack_tasks"], 0, 0))
         if self.direction == "forward":
-            return [*phases, ("forward", self.tasks, 0, self.steps)]
-        tasks = self.tasks
-        for s0 in range(0, max(self.steps, 1), self.segment)[::-1]:
-            s1 = min(s0 + self.segment, self.steps)
+            return [*phases, ("forward", self.division.tasks, 0, self.steps)]
+        tasks, segment = self.division.tasks, self.division.segment
+        for s0 in range(0, max(self.steps, 1), segment)[::-1]:
+            s1 = min(s0 + segment, self.steps)
             phases.append(("backward", tasks, s0, s1))
-            tasks = AFTER if self.alone else tasks
+            tasks = AFTER if self.division.alone else tasks
             if "outer" in self._tables:
                 phases.append(("outer", tasks, s0, s1))
         if "join" in self._tables:
-            phases.append(("join", self.tasks, 0, 0))
+            phases.append(("join", self.division.tasks, 0, 0))
         return phases
 
     def fill(self, bases: Sequence[int] | Array) -> Array:
@@ -280,43 +210,18 @@ class Layout:
         at = self.plan.classes[slot]
         return self.sizes.widths[at] if at < self.plan.forward_count else 1
 
-    def _count_threads(self) -> int:
-        sizes, flops = self.sizes, 0
-        for slot, row in enumerate(self.plan.rows[: self.plan.forward_count]):
-            if row.op == "matmul":
-                flops += 2 * sizes.widths[row.inputs[0]] * sizes.widths[slot]
-        work = (flops + 50 * sum(sizes.widths)) * sizes.B * self.steps
-        return min(sizes.threads, self._chunks()) if work > WORTH_THREADS else 1
-
-    def _count_tasks(self) -> int:
-        """One for each thread; where rows were dealt to parts, as many for each part."""
-        if not self.dealt:
-            return self.threads
-        each = lcm(self.threads, self.parts)
-        return each if each <= self._chunks() else self.threads // self.parts * self.parts
-
-    def _chunks(self) -> int:
-        return -(-self.sizes.B // chunk(self.sizes.B))
-
-    def _count_blocks(self) -> int:
-        """How many blocks of rows the large products take in at once."""
-        far = _bytes_of_sums(self.plan, self.sizes) >= FAR_SUMS and not self._worth_tiles
-        return gemm.FAR_BLOCKS if far else 1
-
     def _sizes(self) -> None:
         """Words that are sizes."""
-        plan, values, sizes = self.plan, self.values, self.sizes
-        shares = self.parts if sizes.ragged else self.tasks
-        self._most = int(np.diff(edges_of(sizes.B, shares)).max(initial=0))  # rows of a task
+        plan, values, sizes, division = self.plan, self.values, self.sizes, self.division
         values |= {
             "B": sizes.B,
             "onward": sizes.onward,
             "slots": 2 if self.keep and sizes.resets else 1,
-            "block": self._block(self.tasks),
+            "block": division.block,
             "chunk": chunk(sizes.B),
-            "tasks_steps": self.edge_steps,
-            "tasks_bytes": 8 * (self.tasks + 1),
-            "part_tasks": self.tasks // self.regions,
+            "tasks_steps": division.edge_steps,
+            "tasks_bytes": 8 * (division.tasks + 1),
+            "part_tasks": division.tasks // division.regions,
             "kept_on": int(self.keep),  # 0: each step writes over the one before
         }
         for slot in plan.classes:
@@ -326,20 +231,6 @@ class Layout:
         for k, (shape, strides) in enumerate(sizes.captured):
             shared = len(shape) != 2 or (shape[0] == 1 and sizes.B != 1)  # by all rows
             values[f"capture{k}_b"] = 0 if shared else strides[0]
-
-    def _block(self, tasks: int) -> int:
-        """How many steps early and late products take together, if so many tasks share the rows."""
-        sizes, program = self.sizes, self.program
-        if not program.sections["early"] and not program.sections["late"]:
-            return 1
-        matrices = [
-            int(np.prod(sizes.captured[stage.matrix][0])) * self.item
-            for name in ("early", "late")
-            for stage in program.sections[name]
-            if isinstance(stage, Product)
-        ]
-        rows = FAR_BLOCK_ROWS if max(matrices, default=0) > NEAR_MATRIX else BLOCK_ROWS
-        return max(1, min(self.segment, -(-rows * tasks // sizes.B)))
 
     # Memory
 
@@ -367,7 +258,7 @@ class Layout:
     def _scratch(self) -> None:
         """The buffers of all tasks, side by side."""
         panel, lanes = gemm.panel(self.plan.dtype), simd.lanes(self.plan.dtype)
-        total = longest = 0
+        total, longest, division = 0, 0, self.division
         for buffer in self.program.scratch:
             unit = panel if buffer.panels else lanes
             distance = -(-max(1, self.width(buffer.slot)) // unit) * unit
@@ -376,17 +267,18 @@ class Layout:
             self.values[f"z{buffer.slot}"] = total
             self.values[f"z{buffer.slot}_row"] = distance
             longest = max(longest, distance * self.item)
-            rows = self._most * (self.values["block"] if buffer.block else 1)
+            rows = division.rows * (division.block if buffer.block else 1)
             total += -(-rows * distance * self.item // 64) * 64
-        apart = min(FETCHED_AHEAD * longest, MOST_APART) if self.tasks > 1 else 64
+        apart = min(FETCHED_AHEAD * longest, MOST_APART) if division.tasks > 1 else 64
         self.values["scratch_bytes"] = total + apart
-        self.take("scratch", (total + apart) * self.tasks)
+        self.take("scratch", (total + apart) * division.tasks)
 
     # The shared functions
 
     def _pack(self) -> None:
         """Memory for packed matrices, and the table of the packing."""
-        panel, values, work, split = gemm.panel(self.plan.dtype), self.values, 0, 0
+        panel, values, division = gemm.panel(self.plan.dtype), self.values, self.division
+        work = split = 0
         names = ["pack_count", "pack_tasks"]
         for k, transposed in self.program.matrices:
             shape, strides = self.sizes.captured[k]
@@ -403,29 +295,29 @@ class Layout:
             packed = panels * K * panel * self.item
             if in_tiles:
                 packed = tiles.matrix_bytes(K, N)
-                split = max(split, tiles.split_bytes(K, self._most * values["block"]))
+                split = max(split, tiles.split_bytes(K, division.rows * division.block))
             self.take(name, packed)
             names += [f"capture{k}", f"{name}_row", f"{name}_column", f"{name}_K", f"{name}_N"]
             names += [name, f"{name}_panels", f"{name}_tiles"]
             work += K * N
         if self.program.matrices:
             values["pack_count"] = len(self.program.matrices)
-            values["pack_tasks"] = self.tasks if work > WORTH_PACKING else 1
+            values["pack_tasks"] = division.tasks if work > WORTH_PACKING else 1
             self._table("pack", names)
             values["split_bytes"] = split
-            self.take("split", split * self.tasks)
+            self.take("split", split * division.tasks)
 
     def _in_tiles(self, k: int, transposed: bool, K: int, N: int) -> bool:
         """Whether a matrix is packed for tiles: by shapes alone, so that sums are the same."""
-        if not self._worth_tiles:
+        if not self.division.in_tiles:
             return False
         stages = self.program.sections["loop"]
         in_loop = any(
             isinstance(stage, Product) and (stage.matrix, stage.transposed) == (k, transposed)
             for stage in stages
         )
-        rows = self.sizes.B * (1 if in_loop else self._block(1))
-        return tiles.worth(rows, K, N)
+        given = self.plan, self.direction, 1, self.division.segment, self.sizes  # 1: by one task
+        return tiles.worth(self.sizes.B * (1 if in_loop else steps_of_block(*given)), K, N)
 
     def _results(self) -> None:
         """Memory for gradients that are added up on the way."""
@@ -451,20 +343,20 @@ class Layout:
 
     def _outer(self) -> None:
         """The table of the large products: those that share g stand together."""
-        values, dtype = self.values, self.plan.dtype
+        values, dtype, division, B = self.values, self.plan.dtype, self.division, self.sizes.B
         groups: dict[tuple[int, bool], list[MatrixGradient]] = {}
         for a, g, k in self.plan.gradients.outer:
             matrix = self._matrix(a, g, k)
             groups.setdefault((g, matrix.g_first), []).append(matrix)
         names = _named("outer", library.T_WORDS)
-        values["outer_parts"], values["outer_blocks"] = self.parts, self.blocks
-        for part, (first, last) in enumerate(pairwise(edges_of(self.sizes.B, self.parts))):
-            low, high = (first, last) if self.regions > 1 else (0, self.sizes.B)
+        values["outer_parts"], values["outer_blocks"] = division.parts, division.slabs
+        for part, (first, last) in enumerate(pairwise(edges_of(B, division.parts))):
+            low, high = (first, last) if division.regions > 1 else (0, B)
             found = {"first": first, "last": last, "low": low, "rows": high - low}
             values |= {f"part{part}_{name}": int(value) for name, value in found.items()}
             names += _named(f"part{part}", library.P_WORDS)
-        rows = min(gemm.KC, -(-self.sizes.B // self.parts) * self.segment)
-        in_tiles = self._worth_tiles and rows >= tiles.SPAN
+        rows = min(gemm.KC, -(-B // division.parts) * division.segment)
+        in_tiles = division.in_tiles and rows >= tiles.SPAN
 
         def packed(columns: int) -> int:
             if in_tiles:
@@ -487,30 +379,30 @@ class Layout:
                 names += self._operand(name, matrix.a, library.A_WORDS)
                 values[f"{name}_width"] = self.width(matrix.a)
                 values[f"{name}_out_row"] = matrix.distance
-                shape = self.parts - 1, matrix.shape[0], matrix.distance
+                shape = division.parts - 1, matrix.shape[0], matrix.distance
                 self._take_array(f"{name}_parts", shape)  # of the parts but the first
                 values[f"{name}_block"] = block
                 block += packed(self.width(matrix.a))
             a_bytes = max(a_bytes, block)
         if self.matrices:
-            values["outer_tasks"], values["outer_count"] = self.tasks, len(groups)
+            values["outer_tasks"], values["outer_count"] = division.tasks, len(groups)
             values["outer_g_bytes"], values["outer_a_bytes"] = g_bytes, a_bytes
-            numbers = (16 * self.blocks + 8) * gemm.KC
-            values["outer_bytes"] = numbers + (g_bytes + a_bytes) * self.blocks + gemm.LINE
-            at = self.take("outer_scratch", values["outer_bytes"] * self.tasks)
+            numbers = (16 * division.slabs + 8) * gemm.KC
+            values["outer_bytes"] = numbers + (g_bytes + a_bytes) * division.slabs + gemm.LINE
+            at = self.take("outer_scratch", values["outer_bytes"] * division.tasks)
             values["outer_tiles"] = 0
             if in_tiles:  # the last line of a task's scratch says what shape the tiles have
                 values["outer_tiles"] = at + values["outer_bytes"] - gemm.LINE
-                self.base["outer_tiles"] = "work block"
+                self.counted_from["outer_tiles"] = "work block"
             self._table("outer", names)
             self._join()
 
     def _join(self) -> None:
         """The table of what adds up the sums of the parts of the batch."""
-        if self.parts == 1:
+        if self.division.parts == 1:
             return
         values = self.values
-        values["join_others"], values["join_count"] = self.parts - 1, len(self.matrices)
+        values["join_others"], values["join_count"] = self.division.parts - 1, len(self.matrices)
         names = ["outer_tasks", "join_others", "join_count"]
         for n, matrix in enumerate(self.matrices):
             values[f"join{n}_size"] = matrix.shape[0] * matrix.distance
@@ -521,9 +413,9 @@ class Layout:
         """Whether products aᵀ g are better divided by columns of g, of which each task packs its
         own, than by those of each a. Packing a column is taken for as long as 11 of its products.
         """
-        if self._worth_tiles:
+        if self.division.in_tiles:
             return False
-        shares = max(1, self.tasks // self.parts)
+        shares = max(1, self.division.tasks // self.division.parts)
 
         def share(columns: int, unit: int) -> int:
             units = -(-columns // unit)
@@ -564,7 +456,7 @@ class Layout:
         else:
             at = {"places": "grads_steps", "row": "grads_bytes"}
             found |= {"base": values["grads"] + values[f"grads{slot}"], "step": 1}
-            self.base[f"{name}_base"] = "work block"
+            self.counted_from[f"{name}_base"] = "work block"
         values |= {f"{name}_{word}": value for word, value in found.items()}
         return [at.get(word, f"{name}_{word}") for word in words]
 
@@ -600,7 +492,7 @@ def in_turns(
     for layout, table in zip(layouts, tables, strict=True):
         done = slice(first, first + layout.phases)
         begin = first + (wanted & ~packs)[:, done].argmax(axis=1)  # where each stretch begins
-        phases[np.arange(len(phases)), begin, TASKS] = layout.tasks
+        phases[np.arange(len(phases)), begin, TASKS] = layout.division.tasks
         begins = 8 * (count - layout.phases) * PHASE_WORDS + 8 * at
         begins += 8 * table.shape[1] * np.arange(len(table))
         phases[:, done, TABLE] += begins[:, None]

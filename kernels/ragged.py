@@ -2,7 +2,7 @@
 
 Longer rows stand before shorter ones, so that those which have not ended at a step are the first.
 What was found for some lengths is kept for a while: the layers of a network ask for the same one
-after another. Imports layout, memory and NumPy.
+after another. Imports division, memory and NumPy.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from functools import lru_cache
 from itertools import pairwise
 
 import numpy as np
-from tinygrad_seq.kernels.layout import chunk, edges_of
+from tinygrad_seq.kernels.division import chunk, edges_of
 from tinygrad_seq.kernels.memory import address
 
 Array = np.ndarray

@@ -12,7 +12,7 @@ import traceback
 from typing import Any
 
 import numpy as np
-from tinygrad_seq.kernels import gemm, layout, memory
+from tinygrad_seq.kernels import division, gemm, memory
 
 import tinygrad_seq as tgs
 from tinygrad_seq.trees import leaves
@@ -276,7 +276,7 @@ def compare(seed: int) -> str | None:
 
 def main(first: int, count: int) -> int:
     # so that there are several blocks, of rows and of columns, and segments
-    layout.BLOCK_ROWS, gemm.KC, gemm.AT_ONCE, layout.FEWEST_DEALT = 4, 8, 8, 2
+    division.BLOCK_ROWS, gemm.KC, gemm.AT_ONCE, division.FEWEST_DEALT = 4, 8, 8, 2
     memory.SMALL, memory.Block = 0, Guarded
     failed = 0
     for seed in range(first, first + count):

@@ -25,6 +25,7 @@ from numba.core import caching
 from tinygrad_seq.kernels import (
     build,
     cpu,
+    division,
     gemm,
     layout,
     machine,
@@ -459,11 +460,11 @@ def test_gradients_of_matrices_divided_by_either_side(monkeypatch, rng, dtype, I
 
     ``far``: several blocks of rows are taken in together, as if sums were very large.
     """
-    monkeypatch.setattr(layout, "WORTH_THREADS", 0)
+    monkeypatch.setattr(division, "WORTH_THREADS", 0)
     if far:
-        monkeypatch.setattr(layout, "FAR_SUMS", 0)
+        monkeypatch.setattr(division, "FAR_SUMS", 0)
         monkeypatch.setattr(gemm, "FAR_BLOCKS", 4)
-        monkeypatch.setattr(layout, "MOST_IN_PARTS", 0)
+        monkeypatch.setattr(division, "MOST_IN_PARTS", 0)
         monkeypatch.setattr(compiled, "_runners", {})  # which have layouts
     T, B = 9, 37
     W, U = (nn.parameter(rng.standard_normal(s) / 8, dtype) for s in ((I, 4 * H), (H, 4 * H)))
@@ -663,8 +664,8 @@ ONE_SHORT = [*[400] * 7, 1]
 def test_tasks_wait_for_each_other_only_where_they_share_sums(
     monkeypatch, rng, lengths, threads, fewest
 ):
-    monkeypatch.setattr(layout, "WORTH_THREADS", 0)
-    monkeypatch.setattr(layout, "FEWEST_DEALT", fewest)
+    monkeypatch.setattr(division, "WORTH_THREADS", 0)
+    monkeypatch.setattr(division, "FEWEST_DEALT", fewest)
     monkeypatch.setattr(compiled, "_runners", {})
     before = tgs.get_num_threads()
     tgs.set_num_threads(threads)
@@ -678,14 +679,14 @@ def test_tasks_wait_for_each_other_only_where_they_share_sums(
     back, forward = found["backward"], found["forward"]
     first = back.functions.index("backward")
     table = back.template[: back.phases * PHASE_WORDS].reshape(-1, PHASE_WORDS)[first:]
-    if back.parts > 1:  # whose sums are joined in the end, by all
+    if back.division.parts > 1:  # whose sums are joined in the end, by all
         assert back.functions[-1] == "join"
-        assert table[-1, TASKS] == back.tasks
+        assert table[-1, TASKS] == back.division.tasks
         table = table[:-1]
     dealt = lengths is not None and fewest <= 8
     tasks = {1: 2, 2: 2, 3: 6}[threads] if dealt else threads
-    assert back.parts == (1 if lengths is not None and not dealt else 2)
-    later = pool.AFTER if back.parts % tasks == 0 else tasks
+    assert back.division.parts == (1 if lengths is not None and not dealt else 2)
+    later = pool.AFTER if back.division.parts % tasks == 0 else tasks
     assert table[:, TASKS].tolist() == [tasks, *[later] * (len(table) - 1)]
     steps = table[:, [FROM_STEP, TO_STEP]].tolist()
     assert steps == sorted(steps, reverse=True)
@@ -701,11 +702,11 @@ def test_tasks_wait_for_each_other_only_where_they_share_sums(
 )
 def test_rows_are_dealt_with_larger_sums_too(monkeypatch, rng, limit, lengths):
     """Each limit is that of its own kind of batch: W (12, 2) and U (12, 3) in float32 are 240 B."""
-    monkeypatch.setattr(layout, "FEWEST_DEALT", 8)
-    assert layout.MOST_IN_PARTS < layout.MOST_IF_DEALT
+    monkeypatch.setattr(division, "FEWEST_DEALT", 8)
+    assert division.MOST_IN_PARTS < division.MOST_IF_DEALT
     for most, parts in ((240, 2), (239, 1)):
         monkeypatch.setattr(compiled, "_runners", {})
-        monkeypatch.setattr(layout, limit, most)
+        monkeypatch.setattr(division, limit, most)
         ys, _ = tgs.scan(nn.LSTMCell(2, 3), rng.random((400, 8, 2), "f4"), lengths=lengths)
         ys.sum().backward()
         (runner,) = compiled._runners.values()
@@ -721,18 +722,18 @@ def test_lanes_of_this_machine():
     lengths=st.lists(st.integers(0, 30), min_size=1, max_size=40),
     tasks=st.integers(1, 5),
     parts=st.integers(1, 3),
-    steps=st.sampled_from([1, 7, layout.ALL_STEPS]),
+    steps=st.sampled_from([1, 7, division.ALL_STEPS]),
 )
 def test_edges_of_tasks_cover_all_rows_in_every_segment(lengths, tasks, parts, steps):
     B, tasks = len(lengths), tasks * parts
-    rows, starts = ragged.rows_of(30, B, np.array(lengths), False), layout.edges_of(B, parts)
+    rows, starts = ragged.rows_of(30, B, np.array(lengths), False), division.edges_of(B, parts)
     if parts > 1:
         rows = ragged.dealt(rows, parts)
     edges = ragged.task_edges(rows, tasks, steps)
     assert edges.shape == (-(-max(rows.steps, 1) // steps), tasks + 1)
     assert (edges[:, :: tasks // parts] == starts).all()
     assert (np.diff(edges) >= 0).all()
-    assert not (edges[:, 1:-1] % layout.chunk(B))[edges[:, 1:-1] < B].any()
+    assert not (edges[:, 1:-1] % division.chunk(B))[edges[:, 1:-1] < B].any()
 
 
 @given(
@@ -743,7 +744,7 @@ def test_edges_of_tasks_cover_all_rows_in_every_segment(lengths, tasks, parts, s
 def test_parts_of_the_batch_have_rows_of_every_length(lengths, parts, reverse):
     B, lengths = len(lengths), np.array(lengths)
     together = ragged.rows_of(30, B, lengths, reverse)
-    edges = layout.edges_of(B, parts)
+    edges = division.edges_of(B, parts)
     rows = ragged.dealt(together, parts)
     assert sorted(rows.batch) == list(range(B))
     assert (rows.ends == lengths[rows.batch]).all()
@@ -778,7 +779,7 @@ def test_arrays_are_zero_where_rows_have_ended(lengths, reverse, checkpoint, sta
     xs = tgs.tensor(np.ones((9, len(lengths), 3)), requires_grad=True)
     h0 = np.zeros((len(lengths), 5)) if states else ()
     with (
-        mock.patch.object(layout, "FEWEST_DEALT", fewest),
+        mock.patch.object(division, "FEWEST_DEALT", fewest),
         mock.patch.object(memory, "empty", lambda shape, dtype: np.full(shape, np.nan, dtype)),
     ):
         (ys, single), _ = tgs.scan(

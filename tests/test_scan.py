@@ -14,7 +14,7 @@ import pytest
 from cells import CELLS, make_inputs
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tinygrad_seq.kernels import layout
+from tinygrad_seq.kernels import division
 
 import tinygrad_seq as tgs
 from tinygrad_seq import nn
@@ -88,7 +88,7 @@ def test_against_unroll(name, data):
         options["resets"] = rng.random((T, B)) < 0.3
     if data.draw(st.booleans()):
         options["checkpoint"] = data.draw(st.integers(1, T + 1))
-    with mock.patch.object(layout, "FEWEST_DEALT", 4):  # few rows are dealt to parts here
+    with mock.patch.object(division, "FEWEST_DEALT", 4):  # few rows are dealt to parts here
         compare(name, dtype, rng, T, B, I, H, **options)
 
 
