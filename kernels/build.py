@@ -393,7 +393,7 @@ def divide(dtype: str, modules: Sequence[Module]) -> None:
     from tinygrad_seq.kernels import library, threads
 
     first = write_module(f"blocks_{dtype}", library.text(dtype, "blocks"))
-    if folder() not in first.parents or _kept(first, "tile"):
+    if folder() not in first.parents or _kept(first, "block"):
         return
     outer = Module(f"outer_{dtype}", library.text(dtype, "outer"), library.MODULES["outer"])
     given = [threads.MODULE, outer, *modules]

@@ -111,8 +111,17 @@ def micro_kernel(dtype: str, rows: int, wide: int) -> Any:
                 start = build.gep(C, [build.add(build.mul(ldc, constant(m)), constant(v * count))])
                 return build.bitcast(start, vector.as_pointer())
 
-            tiles = [(m, v) for m in range(rows) for v in range(wide)]
-            fresh = build.block
+            sums = [(m, v) for m in range(rows) for v in range(wide)]  # vectors of c
+
+            def merged(*ways: tuple[Any, dict[Any, Any]]) -> dict[Any, Any]:
+                """The sums as they are after whichever way was taken: last block, and sums."""
+                found = {t: build.phi(vector) for t in sums}
+                for last, values in ways:
+                    for t in sums:
+                        found[t].add_incoming(values[t], last)
+                return found
+
+            fresh, zeros = build.block, dict.fromkeys(sums, ir.Constant(vector, [0.0] * count))
             present, entry, loop, done, apart, end = (
                 build.append_basic_block(name)
                 for name in ("present", "entry", "k", "done", "apart", "end")
@@ -120,20 +129,17 @@ def micro_kernel(dtype: str, rows: int, wide: int) -> Any:
             build.cbranch(build.icmp_signed("==", add, constant(ONWARD)), present, entry)
 
             build.position_at_end(present)
-            already = {t: build.load(at(*t), align=bytes_) for t in tiles}
+            already = {t: build.load(at(*t), align=bytes_) for t in sums}
             build.branch(entry)
 
             build.position_at_end(entry)
-            start = {t: build.phi(vector) for t in tiles}
-            for t in tiles:
-                start[t].add_incoming(ir.Constant(vector, [0.0] * count), fresh)
-                start[t].add_incoming(already[t], present)
+            start = merged((fresh, zeros), (present, already))
             build.cbranch(build.icmp_signed(">", K, constant(0)), loop, done)
 
             build.position_at_end(loop)
             k = build.phi(I64)
             k.add_incoming(constant(0), entry)
-            sums = {t: build.phi(vector) for t in tiles}
+            so_far = merged((entry, start))
             offset = build.mul(k, constant(VECTORS * count))
             of_b = []
             for v in range(wide):
@@ -147,32 +153,24 @@ def micro_kernel(dtype: str, rows: int, wide: int) -> Any:
             for m in range(rows):
                 of_a = splat_ir(build, build.load(build.gep(a_rows[m], [along])), count)
                 for v in range(wide):
-                    new[m, v] = build.call(fma, [of_a, of_b[v], sums[m, v]])
+                    new[m, v] = build.call(fma, [of_a, of_b[v], so_far[m, v]])
             k_next = build.add(k, constant(1))
             k.add_incoming(k_next, loop)
-            for t in tiles:
-                sums[t].add_incoming(start[t], entry)
-                sums[t].add_incoming(new[t], loop)
+            for t in sums:
+                so_far[t].add_incoming(new[t], loop)
             build.cbranch(build.icmp_signed("<", k_next, K), loop, done)
 
             build.position_at_end(done)
-            made = {t: build.phi(vector) for t in tiles}
-            for t in tiles:
-                made[t].add_incoming(start[t], entry)
-                made[t].add_incoming(new[t], loop)
+            made = merged((entry, start), (loop, new))
             build.cbranch(build.icmp_signed("==", add, constant(APART)), apart, end)
 
             build.position_at_end(apart)
-            whole = {t: build.fadd(build.load(at(*t), align=bytes_), made[t]) for t in tiles}
+            whole = {t: build.fadd(build.load(at(*t), align=bytes_), made[t]) for t in sums}
             build.branch(end)
 
             build.position_at_end(end)
-            out = {t: build.phi(vector) for t in tiles}
-            for t in tiles:
-                out[t].add_incoming(made[t], done)
-                out[t].add_incoming(whole[t], apart)
-            for t in tiles:
-                build.store(out[t], at(*t), align=bytes_)
+            for t, value in merged((done, made), (apart, whole)).items():
+                build.store(value, at(*t), align=bytes_)
             return context.get_dummy_value()
 
         return types.void(*[WORD] * 10), emit
@@ -200,17 +198,17 @@ def _plain_micro_kernel(dtype: str, rows: int, wide: int) -> Any:
     return kernel
 
 
-def tile_text() -> str:
-    """``tile(a, row, column, rows, b, K, c, ldc, add, ahead, step)`` as text.
+def block_text() -> str:
+    """``block(a, row, column, rows, b, K, c, ldc, add, ahead, step)`` as text.
 
-    One block of rows times one panel; ``half_tile`` times the first vector of one.
+    So many rows, at most ROWS, times one panel; ``half_block`` times the first vector of one.
     """
     text = ""
-    for name, wide in (("tile", VECTORS), ("half_tile", 1)):
+    for name, wide in (("block", VECTORS), ("half_block", 1)):
         text += f"\n\n\ndef {name}(a, row, column, rows, b, K, c, ldc, add, ahead, step):\n"
         for rows in range(ROWS, 0, -1):
             text += f"    {'if' if rows == ROWS else 'elif'} rows == {rows}:\n"
-            text += f"        block_{rows}x{wide}(a, row, column, b, K, c, ldc, add, ahead, step)\n"
+            text += f"        micro_{rows}x{wide}(a, row, column, b, K, c, ldc, add, ahead, step)\n"
     return text
 
 
@@ -231,15 +229,15 @@ def product_text(dtype: str) -> str:
         p = 0
         while panels - p >= {together}:
             here, to, after = b + p * size, c + p * {bytes_}, b + (p + {together}) * size
-            block_{rows}x{together * VECTORS}(a, row, 1, here, K, to, ldc, add, after, {LINE})
+            micro_{rows}x{together * VECTORS}(a, row, 1, here, K, to, ldc, add, after, {LINE})
             p += {together}
         while p < panels:
             here, to, after = b + p * size, c + p * {bytes_}, b + (p + 1) * size
-            tile(a, row, 1, {rows}, here, K, to, ldc, add, after, {LINE})
+            block(a, row, 1, {rows}, here, K, to, ldc, add, after, {LINE})
             p += 1
         if half:
             here, to = b + p * size, c + p * {bytes_}
-            half_tile(a, row, 1, {rows}, here, K, to, ldc, add, here, 0)
+            half_block(a, row, 1, {rows}, here, K, to, ldc, add, here, 0)
         return
 """
     return f"""
@@ -253,9 +251,9 @@ def sweep(a, row, M, here, K, c, ldc, add, half):
         rows = M * (i + 1) // blocks - m
         from_, to, ahead = a + m * row * {item}, c + m * ldc * {item}, after + i * K * step
         if half:
-            half_tile(from_, row, 1, rows, here, K, to, ldc, add, ahead, step)
+            half_block(from_, row, 1, rows, here, K, to, ldc, add, ahead, step)
         else:
-            tile(from_, row, 1, rows, here, K, to, ldc, add, ahead, step)
+            block(from_, row, 1, rows, here, K, to, ldc, add, ahead, step)
 
 
 def product(a, row, M, b, K, wide, c, ldc, add, in_tiles):
@@ -277,8 +275,8 @@ def product(a, row, M, b, K, wide, c, ldc, add, in_tiles):
 
 
 def micro_kernels(dtype: str) -> dict[str, Any]:
-    """The micro-kernels that ``tile`` and ``product`` call, by name."""
+    """The micro-kernels that ``block`` and ``product`` call, by name."""
     make = _plain_micro_kernel if config.DISABLE_JIT else micro_kernel
     sizes = [(rows, wide) for wide in (1, VECTORS) for rows in range(1, ROWS + 1)]
     sizes += [(rows, together * VECTORS) for rows, together in PANELS_AT_ONCE.items()]
-    return {f"block_{rows}x{wide}": make(dtype, rows, wide) for rows, wide in sizes}
+    return {f"micro_{rows}x{wide}": make(dtype, rows, wide) for rows, wide in sizes}

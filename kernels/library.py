@@ -15,7 +15,7 @@ from tinygrad_seq.kernels import gemm, tiles
 # The functions, and how many arguments each takes, all integers. Those of a module may call those
 # of the modules before it, by address, so that each is compiled once, whoever calls it.
 MODULES = {
-    "blocks": {"tile": 11, "half_tile": 11, "copy_row": 3, "zero_row": 2},
+    "blocks": {"block": 11, "half_block": 11, "copy_row": 3, "zero_row": 2},
     "tiles": tiles.FUNCTIONS,  # where there are any
     "packing": {"pack": 3, "pack_groups": 9, "pack_panels": 9},
     "products": {"product": 10, "gram": 10},
@@ -163,9 +163,9 @@ def gram(p_block, q_block, low, high, N, count, out, distance, add, in_tiles):
                 fetch(to, (ROWS + r) * distance)
             adds = add * APART
             if N - n <= LANES:
-                half_tile(group, 1, GROUP, rows, panel, count, to, distance, adds, ahead, step)
+                half_block(group, 1, GROUP, rows, panel, count, to, distance, adds, ahead, step)
             else:
-                tile(group, 1, GROUP, rows, panel, count, to, distance, adds, ahead, step)
+                block(group, 1, GROUP, rows, panel, count, to, distance, adds, ahead, step)
 '''
 
 _OUTER = '''
@@ -342,7 +342,7 @@ globals().update(gemm.micro_kernels("{dtype}"))
         if each != "tiles" or used:
             for name in functions:
                 made += f'{name} = external("{name}", "{dtype}")\n'
-    source = {"blocks": gemm.tile_text() + _ROWS, "products": gemm.product_text(dtype) + _GRAM}
+    source = {"blocks": gemm.block_text() + _ROWS, "products": gemm.product_text(dtype) + _GRAM}
     source |= {"tiles": tiles.TEXT, "packing": _PACKING, "outer": _OUTER}
     if used:
         source["packing"] = tiles.PACKING + _PACKING
