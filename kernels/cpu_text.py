@@ -35,6 +35,11 @@ IMPORTS = (  # what a text may take of the vectors of its dtype
     *"constant divisor_scale fetch load part_max part_min part_sum repeat".split(),
     *"row_max row_min row_sum store uniform".split(),
 )
+SHARED = {  # functions of library.py, and what they are given
+    "copy_row": "source, to, n",
+    "product": "a, row, M, b, K, wide, c, ldc, add, in_tiles",  # as gemm.product_text says
+    "zero_row": "to, n",
+}
 
 
 class CpuWriter(Writer):
@@ -47,12 +52,13 @@ class CpuWriter(Writer):
 
     def text(self) -> str:
         direction = self.program.direction
-        self._blocks()
+        self._body()
         body = self.taken()
         self.add(0, f"def {direction}(table, task, phase):")
         self.add(1, "s0, s1 = word(phase, FROM_STEP), word(phase, TO_STEP)")
         if not self.forward:
             self.add(1, "begun = word(phase, BEGUN)")
+        self.add(1, "# words of this run, as layout.py filled them in")
         for k, name in enumerate(self.words):
             self.add(1, f"{name} = word(table, {k})")
         for constant, name in self.constants.items():
@@ -60,14 +66,15 @@ class CpuWriter(Writer):
         for k, name in self.numbers.items():
             self.add(1, f"{name} = repeat(numbers + {k * self.item})")
         self.add(1, "saved = flush_denormals()")
-        self.add(1, "tasks += s0 // tasks_steps * tasks_bytes  # the edges of tasks in these steps")
-        self.add(1, "first = word(tasks, task)  # rows first to first + R are this task's")
-        self.add(1, "R = word(tasks, task + 1) - first")
+        self.add(1, "# which rows are this task's, and its places in memory")
+        self.add(1, "edges += s0 // edges_steps * edges_bytes  # of tasks, in these steps")
+        self.add(1, "first = word(edges, task)  # rows first to first + R are this task's")
+        self.add(1, "R = word(edges, task + 1) - first")
         self.add(1, "part = task // part_tasks  # of the batch, of which these rows are")
         self.add(1, "active += part * active_bytes")
-        self.add(1, "low = word(tasks, part * part_tasks)  # where it begins")
+        self.add(1, "low = word(edges, part * part_tasks)  # where it begins")
         self.add(
-            1, "P = word(tasks, (part + 1) * part_tasks) - low  # its rows, which lie together"
+            1, "P = word(edges, (part + 1) * part_tasks) - low  # its rows, which lie together"
         )
         self.add(1, "scratch += task * scratch_bytes")
         if self.program.matrices:
@@ -82,8 +89,9 @@ class CpuWriter(Writer):
         self.add(1, "restore_denormals(saved)")
         return "\n".join(self.lines) + "\n"
 
-    def _blocks(self) -> None:
-        for name in ("tasks", "tasks_steps", "tasks_bytes", "scratch", "scratch_bytes"):
+    def _body(self) -> None:
+        """All that is done once the task knows its rows: block after block of steps."""
+        for name in ("edges", "edges_steps", "edges_bytes", "scratch", "scratch_bytes"):
             self.word(name)
         for name in ("k0", "block", "active", "active_bytes", "part_tasks", "B"):
             self.word(name)
@@ -122,7 +130,10 @@ class CpuWriter(Writer):
             self._resets()
         for stage in sections["loop"]:
             self._stage(stage)
-        self._end_of_step()
+        if self.forward:
+            self._last_states()
+        else:
+            self._gradients_before()
         if sections["late"]:
             self.add(2, "# after the loop")
             self._block_section(sections["late"])
@@ -297,29 +308,30 @@ class CpuWriter(Writer):
             self.add(6, f"old = {self._state_row(k, f'((s - k0) * {slots} - 1)')}")
             self.add(6, f"copy_row(old, p, {self.width(slot)})")
 
-    def _end_of_step(self) -> None:
+    def _last_states(self) -> None:
+        """After a step forward: the last states of rows that end, the states at a checkpoint."""
         if not self.plan.state_slots:
             return
-        if self.forward:
-            self.add(3, "going = 0")
-            self.add(3, "if s + 1 < s1:")
-            self.add(4, "going = min(max(word(active, s + 1) - first, 0), R)")
-            self.add(3, "for r in range(going, m):  # rows that end here: their last state")
-            for k, slot in enumerate(self.plan.state_slots):
-                self.add(4, f"p = {self._row('after', k)}")
-                width = self.width(slot)
-                self.add(4, f"to = {self._batch_row(f'last{k}', slot)}")
-                self.add(4, f"copy_row(p, to, {width})")
-            every = self.word("every")
-            self.add(3, f"if {every} and (s + 1) % {every} == 0:  # a checkpoint")
-            self.add(4, "for r in range(going):")
-            for k, slot in enumerate(self.plan.state_slots):
-                width = self.width(slot)
-                row = f"((s + 1) // {every} - 1) * B + word(batch, first + r)"
-                self.add(5, f"p = {self._row('after', k)}")
-                self.add(5, f"to = {self.word(f'checkpoint{k}')} + ({row}) * {width} * {self.item}")
-                self.add(5, f"copy_row(p, to, {width})")
-            return
+        self.add(3, "going = 0  # rows that have a next step")
+        self.add(3, "if s + 1 < s1:")
+        self.add(4, "going = min(max(word(active, s + 1) - first, 0), R)")
+        self.add(3, "for r in range(going, m):  # rows that end here: their last state")
+        for k, slot in enumerate(self.plan.state_slots):
+            self.add(4, f"p = {self._row('after', k)}")
+            self.add(4, f"to = {self._batch_row(f'last{k}', slot)}")
+            self.add(4, f"copy_row(p, to, {self.width(slot)})")
+        every = self.word("every")
+        self.add(3, f"if {every} and (s + 1) % {every} == 0:  # a checkpoint")
+        self.add(4, "for r in range(going):")
+        for k, slot in enumerate(self.plan.state_slots):
+            width = self.width(slot)
+            row = f"((s + 1) // {every} - 1) * B + word(batch, first + r)"
+            self.add(5, f"p = {self._row('after', k)}")
+            self.add(5, f"to = {self.word(f'checkpoint{k}')} + ({row}) * {width} * {self.item}")
+            self.add(5, f"copy_row(p, to, {width})")
+
+    def _gradients_before(self) -> None:
+        """After a step backward: what does not go back to the state before it."""
         gradients = self.plan.gradients
         carried = [k for k, after in enumerate(gradients.after) if after is not None]
         if not carried:
@@ -452,63 +464,70 @@ class CpuWriter(Writer):
         return f"{self.value(above)} * scale{below} * inverse{below}"
 
     def _loop(self, slots: list[int], depth: int, known: set[int | str]) -> None:
-        plan = self.plan
-        reductions = [slot for slot in slots if plan.rows[slot].op in REDUCTIONS]
+        """A loop over the units of a row; in the end what rows are reduced to is known, too."""
+        rows = self.plan.rows
+        reductions = [slot for slot in slots if rows[slot].op in REDUCTIONS]
         along = self.program.inputs[slots[0]][0] if slots[0] in reductions else slots[0]
         width = self.width(along)
-        inside = set(slots)
-        loads: list[int] = []
-        far: dict[int, str] = {}
-        for slot in slots:  # what is repeated is fetched, addresses are computed, before the loop
+        loads = self._before_loop(slots, reductions, depth, known)
+        self.add(depth, f"for j in range(0, {width}, LANES):")
+        self.add(depth + 1, f"n = {width} - j")
+        for slot in slots:
+            self._comment(depth + 1, slot)
+            for k in self.program.inputs[slot]:
+                if k in loads:
+                    self.add(depth + 1, f"v{k} = load(p{k}, j, n)")
+                    if distance := loads.pop(k):
+                        self.add(depth + 1, f"fetch(p{k} - {distance}, j)")
+            if slot in reductions:
+                of = self.value(self.program.inputs[slot][0])
+                self.add(depth + 1, f"v{slot} = part_{rows[slot].op}(v{slot}, {of}, n)")
+            else:
+                self._unit(slot, depth + 1)
+        for slot in reductions:
+            self.add(depth, f"v{slot} = row_{rows[slot].op}(v{slot})")
+            known.add(slot)
+            self._store_single(slot, depth)
+
+    def _before_loop(
+        self, slots: list[int], reductions: list[int], depth: int, known: set[int | str]
+    ) -> dict[int, str]:
+        """Single values and addresses. What is left to load in the loop: each with how far before
+        it the next step's is, if that must be fetched, else ""."""
+        loads: dict[int, str] = {}
+        made = set(slots).difference(reductions)
+        for slot in slots:
             if self._by_inverse(slot):
                 self._invert(slot, depth, known)
             for k, repeated in zip(self.program.inputs[slot], self._repeated(slot), strict=True):
-                if plan.rows[k].op == "number" or (k in inside and k not in reductions):
+                if self.plan.rows[k].op == "number" or k in made:
                     continue
                 if repeated or k in known:
                     self._fetch_single(k, depth, known)
                 elif k not in loads:
-                    loads.append(k)
                     self.add(depth, f"p{k} = {self._read(k)}")
-                    distance = self._step_distance(k)
-                    if distance:
-                        far[k] = distance
+                    loads[k] = self._step_distance(k)
         for slot in slots:
             for number, target in enumerate(self._targets(slot)):
                 if slot not in reductions:
                     address = self._row(target.kind, target.which) + self.offset(target.offset)
                     self.add(depth, f"to{slot}_{number} = {address}")
-        if any(plan.rows[slot].op == "uniform" for slot in slots):
+        if any(self.plan.rows[slot].op == "uniform" for slot in slots):
             self.add(depth, "t, row = word(begin, first + r) + s * onward, word(batch, first + r)")
         for slot in reductions:
-            nothing = {"sum": 0.0, "max": float("-inf"), "min": float("inf")}[plan.rows[slot].op]
+            op = self.plan.rows[slot].op
+            nothing = {"sum": 0.0, "max": float("-inf"), "min": float("inf")}[op]
             self.add(depth, f"v{slot} = {self.constant(nothing)}")
-        self.add(depth, f"for j in range(0, {width}, LANES):")
-        self.add(depth + 1, f"n = {width} - j")
-        loaded: set[int] = set()
-        for slot in slots:
-            self._comment(depth + 1, slot)
-            for k in self.program.inputs[slot]:
-                if k in loads and k not in loaded:
-                    loaded.add(k)
-                    self.add(depth + 1, f"v{k} = load(p{k}, j, n)")
-                    if k in far:
-                        self.add(depth + 1, f"fetch(p{k} - {far[k]}, j)")
-            if slot in reductions:
-                name = plan.rows[slot].op
-                source = self.program.inputs[slot][0]
-                self.add(depth + 1, f"v{slot} = part_{name}(v{slot}, {self.value(source)}, n)")
-                continue
-            self.add(depth + 1, f"v{slot} = {self._in_loop(slot)}")
-            for number, target in enumerate(self._targets(slot)):
-                value = f"v{slot}"
-                if target.kind == "sum":
-                    value = f"load(to{slot}_{number}, j, n) + {value}"
-                self.add(depth + 1, f"store(to{slot}_{number}, j, {value}, n)")
-        for slot in reductions:
-            self.add(depth, f"v{slot} = row_{plan.rows[slot].op}(v{slot})")
-            known.add(slot)
-            self._store_single(slot, depth)
+        return loads
+
+    def _unit(self, slot: int, depth: int) -> None:
+        """The value of a unit, and where it goes."""
+        self.add(depth, f"v{slot} = {self._in_loop(slot)}")
+        for number, target in enumerate(self._targets(slot)):
+            to, value = f"to{slot}_{number}", f"v{slot}"
+            if target.kind == "sum":
+                value = f"load({to}, j, n) + {value}"
+            self.add(depth, f"store({to}, j, {value}, n)")
 
 
 def module_text(plan: Plan, rules: Rules, direction: str) -> tuple[str, list[str]]:
@@ -521,9 +540,9 @@ def module_text(plan: Plan, rules: Rules, direction: str) -> tuple[str, list[str
     head += "    flag, flush_denormals, restore_denormals, vectors, word,\n)\n"
     head += "from tinygrad_seq.kernels.threads import BEGUN, FROM_STEP, TO_STEP\n\n"
     head += f'_v = vectors("{plan.dtype}")\nLANES = _v.LANES\n'
-    for name in ("copy_row", "product", "zero_row"):
+    for name, given in SHARED.items():
         if f" {name}(" in body:
-            head += f'{name} = external("{name}", "{plan.dtype}")\n'
+            head += f'{name} = external("{name}", "{plan.dtype}")  # ({given})\n'
     for name in IMPORTS:
         if f"{name}(" in body:
             head += f"{name} = _v.{name}\n"

@@ -126,7 +126,7 @@ class Layout:
         """Blocks, the order of the rows, the first step, numbers, resets, seeds; then arrays of the
         caller and their strides. ``cpu.py`` gives them in this order."""
         plan, forward = self.plan, self.direction == "forward"
-        bases = ["", "work block", "kept block", "tasks", "batch", "begin", "active"]
+        bases = ["", "work block", "kept block", "edges", "batch", "begin", "active"]
         bases += ["active_bytes", "k0", "numbers", "resets"]
         xs = range(sum(row.op == "x" for row in plan.rows))
         bases += [f"seed{k}" for k in range(sum(row.op == "uniform" for row in plan.rows))]
@@ -219,8 +219,8 @@ class Layout:
             "slots": 2 if self.keep and sizes.resets else 1,
             "block": division.block,
             "chunk": chunk(sizes.B),
-            "tasks_steps": division.edge_steps,
-            "tasks_bytes": 8 * (division.tasks + 1),
+            "edges_steps": division.edge_steps,
+            "edges_bytes": 8 * (division.tasks + 1),
             "part_tasks": division.tasks // division.regions,
             "kept_on": int(self.keep),  # 0: each step writes over the one before
         }
