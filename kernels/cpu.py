@@ -3,8 +3,8 @@
 ``Runner(plan, rules)`` compiles a plan when it is first needed and runs it over arrays: a layout
 says where everything is, its words are filled in, threads are sent. Nothing of one run is left for
 the next but compiled code and layouts. Shapes: T steps, B rows.
-Imports build, cpu_text, division, layout, memory, program, ragged, threads and NumPy; it sees
-arrays, never a tensor.
+Imports bases, build, cpu_text, division, layout, memory, program, ragged, threads and NumPy; it
+sees arrays, never a tensor.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
-from tinygrad_seq.kernels import build, cpu_text, memory, threads
+from tinygrad_seq.kernels import bases, build, cpu_text, memory, threads
 from tinygrad_seq.kernels.division import Sizes, count_parts
 from tinygrad_seq.kernels.layout import Layout, in_turns
 from tinygrad_seq.kernels.memory import address
@@ -162,7 +162,7 @@ class Runner:
         kept: memory.Block | None,
         more: list[int],
     ) -> list[int]:
-        """What words are counted from, in the order of ``layout.bases``."""
+        """The numbers of ``layout.bases``, the last of which are ``more``."""
         rows, division = inputs.rows, layout.division
         edges = division.edges
         if division.by_lengths:
@@ -173,13 +173,11 @@ class Runner:
         if not inputs.addresses:
             numbers = np.array(inputs.numbers, self.dtype)
             inputs.numbers = numbers  # type: ignore[assignment]
-            given = [address(numbers), 0 if inputs.resets is None else address(inputs.resets)]
-            given += inputs.seeds
-            for x in inputs.xs:
-                given += address(x), *x.strides[:2]
-            inputs.addresses = given + [address(array) for array in inputs.captured]
+            inputs.addresses = bases.of_inputs(
+                numbers, inputs.resets, inputs.seeds, inputs.xs, inputs.captured
+            )
         kept_address = 0 if kept is None else kept.address
-        first = [0, work.address, kept_address, address(edges), *rows.addresses, 0]
+        first = bases.of_run(work.address, kept_address, edges, rows.addresses)
         return first + inputs.addresses + more
 
     def forward(
@@ -197,27 +195,12 @@ class Runner:
         layout = self._layout("forward", inputs, rows.steps, keep_all)
         work = memory.Block(layout.bytes["work"])
         block = memory.Block(layout.bytes["kept"]) if keep_all else None
-        more = self._forward_bases(inputs, ys, last, _beyond(rows), k or 0, saved)
-        bases = self._bases(layout, inputs, work, block, more)
-        threads.run(layout.fill(bases), layout.phases, layout.threads)
+        more = bases.of_forward(
+            inputs.reset_states, inputs.states, last, ys, _beyond(rows), k or 0, saved
+        )
+        words = layout.fill(self._bases(layout, inputs, work, block, more))
+        threads.run(words, layout.phases, layout.threads)
         return ys, last, Kept(inputs, block, saved) if keep else None
-
-    def _forward_bases(
-        self,
-        inputs: Inputs,
-        ys: Sequence[Array],
-        last: Sequence[Array],
-        T: int = 0,
-        every: int = 0,
-        saved: Sequence[Array] = (),
-    ) -> list[int]:
-        """The bases that only a forward run has; outputs (T, B, n), or (B, n) for all steps."""
-        more = [address(state) for state in (*inputs.reset_states, *inputs.states, *last)]
-        more += [every, *map(address, saved)] if saved else [0] * (1 + len(last))
-        more.append(T)
-        for y in ys:
-            more += address(y), *(y.strides[:2] if y.ndim == 3 else (0, y.strides[0]))
-        return more
 
     def backward(
         self,
@@ -245,17 +228,9 @@ class Runner:
         steps = rows.steps if k is None else min(k, rows.steps)
         layout = self._layout("backward", inputs, steps, True)
         work = memory.Block(layout.bytes["work"])
-        more = [
-            0 if state is None or after is None else address(state)
-            for after, state in zip(plan.gradients.after, dlast, strict=True)
-        ]
-        for dy in dys:
-            more += address(dy), *dy.strides[:2]
-        more.append(_beyond(rows))
-        for array in (*dxs, *(totals or [None] * len(inputs.states))):
-            more += (0, 0, 0) if array is None else (address(array), *array.strides[:2])
+        made = *dxs, *(totals or [None] * len(inputs.states))
         outs = [memory.empty((m.shape[0], m.distance), self.dtype) for m in layout.matrices]
-        more += map(address, outs)
+        more = bases.of_backward(dlast, dys, _beyond(rows), made, outs)
         captured: dict[int, Array] = {}
         if kept.block is None and steps:
             self._run_stretches(kept, layout, work, more)
@@ -315,8 +290,8 @@ class Runner:
         )
         nowhere = [np.empty((rows.B, n), self.dtype) for n in self._y_widths(inputs)]
         last = [np.empty_like(state) for state in inputs.states]
-        again = self._forward_bases(inputs, nowhere, last)
-        bases = (
+        again = bases.of_forward(inputs.reset_states, inputs.states, last, nowhere)
+        both = (
             self._bases(forward, inputs, again_work, block, again),
             self._bases(backward, inputs, work, block, more),
         )
@@ -325,7 +300,7 @@ class Runner:
         for low in reversed(range(0, stretches, MOST_STRETCHES)):
             numbers = np.arange(low, min(low + MOST_STRETCHES, stretches))[::-1]
             filled = []
-            for layout, each in zip((forward, backward), bases, strict=True):
+            for layout, each in zip((forward, backward), both, strict=True):
                 table = np.tile(np.array(each, np.int64), (len(numbers), 1))
                 table[:, layout.bases.index("k0")] = numbers * steps
                 filled.append(table)
@@ -397,7 +372,7 @@ class Repeated:
         self.ys = [np.empty((1, inputs.rows.B, n), runner.dtype) for n in runner._y_widths(inputs)]
         self.layout = layout = runner._layout("forward", inputs, 1, False)
         self._work = memory.Block(layout.bytes["work"])
-        more = runner._forward_bases(inputs, self.ys, inputs.states)
+        more = bases.of_forward(inputs.reset_states, inputs.states, inputs.states, self.ys)
         self._words = layout.fill(runner._bases(layout, inputs, self._work, None, more))
         end = layout.phases * PHASE_WORDS
         self._step = self._words[end - PHASE_WORDS : end].copy()  # the phase of the step itself

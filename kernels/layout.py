@@ -3,11 +3,11 @@
 A run has two blocks of memory, one that the way back needs (``kept``) and one that it does not
 (``work``), and arrays of the caller. Kernels find all of it through words, one table of them for
 each function. A word is a number, or a number counted from a *base*: the address of a block or of
-an array, the first step, whatever else is known only when a run begins. A layout depends on sizes
-alone, so that runs of the same sizes share it.
+an array, the first step, whatever else is known only when a run begins (``bases.py``). A layout
+depends on sizes alone, so that runs of the same sizes share it.
 
 Before the tables stand the phases of the run, as ``threads.py`` reads them.
-Imports program, division, gemm, library, memory, simd, threads, tiles and NumPy.
+Imports program, bases, division, gemm, library, memory, simd, threads, tiles and NumPy.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 from tinygrad_seq.kernels import gemm, library, memory, simd, tiles
+from tinygrad_seq.kernels.bases import names, strided
 from tinygrad_seq.kernels.division import Sizes, chunk, divide, edges_of, steps_of_block
 from tinygrad_seq.kernels.threads import (
     AFTER,
@@ -60,8 +61,8 @@ def _first_places(edges: Array) -> Array:
 class Layout:
     """The layout of one direction for some sizes.
 
-    ``words`` are the names in the table of the direction's kernel, ``bases`` the names of what is
-    known when a run begins, in the order in which ``fill`` takes them.
+    ``words`` are the names in the table of the direction's kernel, ``bases`` those of what ``fill``
+    is given.
     """
 
     def __init__(
@@ -98,7 +99,7 @@ class Layout:
             self._results()
             self._record(plan.grads, "grads", "work", self.division.segment)
             self._outer()  # which asks where the record begins
-        self.bases = self._find_bases()
+        self.bases = names(plan, direction, len(sizes.captured))
         self._finish()
 
     # Words
@@ -121,30 +122,6 @@ class Layout:
     def view(self, name: str, block: memory.Block) -> Array:
         offset, shape = self.views[name]
         return block.view(offset, shape, self.dtype)
-
-    def _find_bases(self) -> list[str]:
-        """Blocks, the order of the rows, the first step, numbers, resets, seeds; then arrays of the
-        caller and their strides. ``cpu.py`` gives them in this order."""
-        plan, forward = self.plan, self.direction == "forward"
-        bases = ["", "work block", "kept block", "edges", "batch", "begin", "active"]
-        bases += ["active_bytes", "k0", "numbers", "resets"]
-        xs = range(sum(row.op == "x" for row in plan.rows))
-        bases += [f"seed{k}" for k in range(sum(row.op == "uniform" for row in plan.rows))]
-        bases += [name for k in xs for name in _strided(f"x{k}")]
-        bases += [f"capture{k}" for k in range(len(self.sizes.captured))]
-        states, ys = range(len(plan.state_slots)), range(len(plan.y_slots))
-        if forward:
-            bases += [f"reset{k}" for k in states] + [f"initial{k}" for k in states]
-            bases += [f"last{k}" for k in states]
-            bases += ["every", *(f"checkpoint{k}" for k in states), "T"]
-            bases += [name for k in ys for name in _strided(f"y{k}")]
-        else:
-            bases += [f"dlast{k}" for k in states]
-            bases += [name for k in ys for name in _strided(f"dy{k}")] + ["T"]
-            bases += [name for k in xs for name in _strided(f"dx{k}")]
-            bases += [name for k in states for name in _strided(f"total{k}")]
-            bases += [f"outer_m{k}_out" for k in range(len(self.matrices))]
-        return bases
 
     def _finish(self) -> None:
         """Nothing is added any more: phases and tables, and what each word is counted from."""
@@ -448,7 +425,7 @@ class Layout:
         at: dict[str, str] = {}  # words that the kernels of the loop have too
         if row.op == "x":
             found["user"] = 1
-            at = dict(zip(("base", "step", "row"), _strided(f"x{row.detail}"), strict=True))
+            at = dict(zip(("base", "step", "row"), strided(f"x{row.detail}"), strict=True))
         elif row.op == "state":
             k = row.detail
             at = {"base": f"state{k}", "places": f"state{k}_places", "step": "slots"}
@@ -501,8 +478,3 @@ def in_turns(
     phases[:, :, TO_STEP] = np.minimum(phases[:, :, TO_STEP], steps)
     phases[:, :, BEGUN] = phases[:, :, TO_STEP] < steps
     return np.concatenate([phases[wanted].ravel(), *(table.ravel() for table in tables)]), count
-
-
-def _strided(name: str) -> list[str]:
-    """An array (T, B, n) of the caller: its address and its first two strides, in bytes."""
-    return [name, f"{name}_t", f"{name}_b"]
