@@ -75,7 +75,7 @@ def divide(plan: Plan, direction: str, steps: int, parts: int, sizes: Sizes) -> 
     slabs, segment = 1, steps
     if backward:  # a segment fills the slabs of a part
         far = bytes_of_sums(plan, sizes) >= FAR_SUMS and not in_tiles
-        slabs = gemm.FAR_BLOCKS if far else 1
+        slabs = gemm.FAR_SLABS if far else 1
         segment = max(1, min(steps, -(-gemm.KC * slabs // -(-B // parts))))
     return Division(
         threads=threads,

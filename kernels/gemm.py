@@ -26,7 +26,7 @@ from tinygrad_seq.kernels.machine import vector_bits
 from tinygrad_seq.kernels.simd import I64, WORD, lanes, prefetch_ir, splat_ir, vectors
 
 LINE = 64  # bytes of a line of the cache
-KC = 256  # rows of a block, of which the large products take in one or more at once
+KC = 256  # rows of a slab, of which the large products take in one or more at once
 ONWARD, APART = 1, 2  # how a product is added to what is there
 NEAREST = 2**15  # bytes of a panel that are gone over again and again: the nearest cache
 VECTORS = 2  # of which a panel is wide
@@ -34,8 +34,8 @@ VECTORS = 2  # of which a panel is wide
 ROWS = 8 if vector_bits() == 512 else 6
 # Columns of a side that the large products take in at once: whole panels, and whole blocks of ROWS.
 AT_ONCE = 256 if vector_bits() == 512 else 192
-# Where sums are far away, so many blocks of KC rows, and so many times fewer columns.
-FAR_BLOCKS = 4 if vector_bits() == 512 else 1  # with shorter vectors that gains nothing
+# Where sums are far away, so many slabs of KC rows, and so many times fewer columns.
+FAR_SLABS = 4 if vector_bits() == 512 else 1  # with shorter vectors that gains nothing
 # With few rows the sums are too few to keep the multipliers busy: several panels at once.
 PANELS_AT_ONCE = {1: 4, 2: 4, 3: 3, 4: 3} if vector_bits() == 512 else {1: 3, 2: 2}
 

@@ -321,12 +321,12 @@ class Layout:
     def _outer(self) -> None:
         """The table of the large products: those that share g stand together."""
         values, dtype, division, B = self.values, self.plan.dtype, self.division, self.sizes.B
-        groups: dict[tuple[int, bool], list[MatrixGradient]] = {}
+        by_g: dict[tuple[int, bool], list[MatrixGradient]] = {}
         for a, g, k in self.plan.gradients.outer:
             matrix = self._matrix(a, g, k)
-            groups.setdefault((g, matrix.g_first), []).append(matrix)
+            by_g.setdefault((g, matrix.g_first), []).append(matrix)
         names = _named("outer", library.T_WORDS)
-        values["outer_parts"], values["outer_blocks"] = division.parts, division.slabs
+        values["outer_parts"], values["outer_slabs"] = division.parts, division.slabs
         for part, (first, last) in enumerate(pairwise(edges_of(B, division.parts))):
             low, high = (first, last) if division.regions > 1 else (0, B)
             found = {"first": first, "last": last, "low": low, "rows": high - low}
@@ -341,15 +341,16 @@ class Layout:
             return gemm.packed_bytes(dtype, columns)
 
         g_bytes = a_bytes = 0
-        for (g, g_first), matrices in groups.items():
+        for (g, g_first), matrices in by_g.items():
             G, name = self.width(g), f"outer{g}_{int(g_first)}"
             names += self._operand(name, g, library.G_WORDS)
             widths = [self.width(matrix.a) for matrix in matrices]
             values[f"{name}_width"] = G
-            values[f"{name}_how"] = 1 if g_first else 2 * self._by_wide_side(G, widths)
+            by = library.BY_G if self._by_wide_side(G, widths) else library.BY_A
+            values[f"{name}_how"] = library.TURNED if g_first else by
             values[f"{name}_count"] = len(matrices)
             g_bytes = max(g_bytes, packed(G if in_tiles else min(G, gemm.AT_ONCE)))
-            block = 0  # where each a is packed, one after the other
+            begin = 0  # where each a is packed, one after the other
             for matrix in matrices:
                 name = f"outer_m{len(self.matrices)}"
                 self.matrices.append(matrix)
@@ -358,11 +359,11 @@ class Layout:
                 values[f"{name}_out_row"] = matrix.distance
                 shape = division.parts - 1, matrix.shape[0], matrix.distance
                 self._take_array(f"{name}_parts", shape)  # of the parts but the first
-                values[f"{name}_block"] = block
-                block += packed(self.width(matrix.a))
-            a_bytes = max(a_bytes, block)
+                values[f"{name}_packed"] = begin
+                begin += packed(self.width(matrix.a))
+            a_bytes = max(a_bytes, begin)
         if self.matrices:
-            values["outer_tasks"], values["outer_count"] = division.tasks, len(groups)
+            values["outer_tasks"], values["outer_count"] = division.tasks, len(by_g)
             values["outer_g_bytes"], values["outer_a_bytes"] = g_bytes, a_bytes
             numbers = (16 * division.slabs + 8) * gemm.KC
             values["outer_bytes"] = numbers + (g_bytes + a_bytes) * division.slabs + gemm.LINE

@@ -24,11 +24,12 @@ MODULES = {
 
 # Words of the table of the large products: of all, of each part of the batch, of each g and of each
 # a that goes with it. An operand is an array of the caller (``user``) or a record of the run.
-T_WORDS = "active active_bytes tasks scratch bytes g_bytes a_bytes blocks tiles count parts".split()
+T_WORDS = "active active_bytes tasks scratch bytes g_bytes a_bytes slabs tiles count parts".split()
 P_WORDS = "k0 batch begin onward first last low rows".split()
 O_WORDS = "base user step row kept places".split()
 G_WORDS = [*O_WORDS, "width", "how", "count"]
-A_WORDS = [*O_WORDS, "width", "out", "out_row", "parts", "block"]
+A_WORDS = [*O_WORDS, "width", "out", "out_row", "parts", "packed"]
+BY_A, TURNED, BY_G = range(3)  # how the products of a g are made and divided; see outer
 
 
 def _numbers() -> str:
@@ -94,7 +95,7 @@ def pack(table, task, phase):
 
 
 
-def line(operand, s, r, s0, part):
+def row_address(operand, s, r, s0, part):
     """The address of row r at step s: of an array of the caller, or of a record of the run.
 
     What is kept has all steps of the run, another record those from s0 on. The rows of a part that
@@ -110,33 +111,33 @@ def line(operand, s, r, s0, part):
     return base + (low * word(operand, O_PLACES) + (s - s0) * step * rows + r - low) * distance
 
 
-def pack_groups(operand, lines, count, low, high, to, s0, part, in_tiles):
+def pack_groups(operand, listed, count, low, high, to, s0, part, in_tiles):
     """Columns low to high of ``count`` rows, GROUP of them side by side, row after row.
 
-    ``lines`` has two words for each row, its step and its number.
+    ``listed`` has two words for each of these, its step and its row.
     Whole vectors are stored: what goes beyond a row is written over by the next one, and there is
     room for that of the last.
     """
     if in_tiles:
-        split_groups(operand, lines, count, low, high, to, s0, part)
+        split_groups(operand, listed, count, low, high, to, s0, part)
         return
     for k in range(count):
-        s, r = word(lines, 2 * k), word(lines, 2 * k + 1)
-        row = line(operand, s, r, s0, part)
+        s, r = word(listed, 2 * k), word(listed, 2 * k + 1)
+        row = row_address(operand, s, r, s0, part)
         for m in range(low, high, GROUP):
             out = to + ((m - low) * (KC + 1) + k * GROUP) * ITEM
             for v in range(0, GROUP, LANES):
                 store(out, v, load(row, m + v, high - m - v), LANES)
 
 
-def pack_panels(operand, lines, count, low, high, to, s0, part, in_tiles):
+def pack_panels(operand, listed, count, low, high, to, s0, part, in_tiles):
     """Columns low to high of ``count`` rows as panels; in tiles low is 0."""
     if in_tiles:
-        split_panels(operand, lines, count, high, to, s0, part)
+        split_panels(operand, listed, count, high, to, s0, part)
         return
     for k in range(count):
-        s, r = word(lines, 2 * k), word(lines, 2 * k + 1)
-        row = line(operand, s, r, s0, part)
+        s, r = word(listed, 2 * k), word(listed, 2 * k + 1)
+        row = row_address(operand, s, r, s0, part)
         for n in range(low, high, PANEL):
             out = to + ((n - low) * KC + k * PANEL) * ITEM
             for v in range(0, PANEL, LANES):
@@ -146,16 +147,16 @@ def pack_panels(operand, lines, count, low, high, to, s0, part, in_tiles):
 _GRAM = '''
 
 
-def gram(p_block, q_block, low, high, N, count, out, distance, add, in_tiles):
-    """out[low:high] = PᵀQ over one block of rows, or added to it."""
+def gram(p_slab, q_slab, low, high, N, count, out, distance, add, in_tiles):
+    """out[low:high] = PᵀQ over one slab of rows, or added to it."""
     if in_tiles:
-        gram_in_tiles(p_block, q_block, low, high, N, count, out, distance, add, in_tiles)
+        gram_in_tiles(p_slab, q_slab, low, high, N, count, out, distance, add, in_tiles)
         return
     step = GROUP * ITEM
     for n in range(0, N, PANEL):
-        panel = q_block + n * KC * ITEM
+        panel = q_slab + n * KC * ITEM
         for m in range(low, high, ROWS):
-            group = p_block + ((m - low) // GROUP * GROUP * (KC + 1) + (m - low) % GROUP) * ITEM
+            group = p_slab + ((m - low) // GROUP * GROUP * (KC + 1) + (m - low) % GROUP) * ITEM
             ahead = group + GROUP * (KC + 1) * ITEM
             rows = min(ROWS, high - m)
             to = out + (m * distance + n) * ITEM
@@ -180,10 +181,12 @@ def share_of(columns, unit, share, shares):
 
 def columns_of(a, how, unit, share, shares):
     """The same of an a, through all of which every share goes unless it is what is divided."""
-    return share_of(word(a, A_WIDTH), unit, share if how == 0 else 0, shares if how == 0 else 1)
+    if how != BY_A:
+        share, shares = 0, 1
+    return share_of(word(a, A_WIDTH), unit, share, shares)
 
 
-def next_rows(lines, most, active, first, last, s, r, s1):
+def next_rows(listed, most, active, first, last, s, r, s1):
     """Write down steps and rows from s and r on; how many, and where the next ones begin."""
     total = 0
     while s < s1 and total < most:
@@ -191,8 +194,8 @@ def next_rows(lines, most, active, first, last, s, r, s1):
         if rows <= first:
             s = s1
         while r < rows and total < most:
-            put_word(lines, 2 * total, s)
-            put_word(lines, 2 * total + 1, r)
+            put_word(listed, 2 * total, s)
+            put_word(listed, 2 * total + 1, r)
             total += 1
             r += 1
         if r >= rows:
@@ -201,45 +204,45 @@ def next_rows(lines, most, active, first, last, s, r, s1):
     return total, s, r
 
 
-def of_group(table, task, phase, number, share, shares, g):
+def products_with(table, task, phase, number, share, shares, g):
     """The products that share g, over the rows of a part: this one of so many shares of them."""
     s0, s1, add = word(phase, FROM_STEP), word(phase, TO_STEP), word(phase, BEGUN)
     active = word(table, T_ACTIVE) + number * word(table, T_ACTIVE_BYTES)
     part = table + 8 * (T_WORDS + P_WORDS * number)
-    bytes_, blocks = word(table, T_BYTES), word(table, T_BLOCKS)
-    g_bytes, a_bytes = word(table, T_G_BYTES), word(table, T_A_BYTES)  # of a packed block
-    lines = word(table, T_SCRATCH) + task * bytes_
-    g_block = lines + 16 * KC * blocks + 8 * KC  # after numbers of rows, and addresses of some
-    a_block = g_block + g_bytes * blocks
+    bytes_, slabs = word(table, T_BYTES), word(table, T_SLABS)
+    g_bytes, a_bytes = word(table, T_G_BYTES), word(table, T_A_BYTES)  # of a packed slab
+    listed = word(table, T_SCRATCH) + task * bytes_
+    g_packed = listed + 16 * KC * slabs + 8 * KC  # after numbers of rows, and addresses of some
+    a_packed = g_packed + g_bytes * slabs
     in_tiles = word(table, T_TILES)  # not 0: with tiles, whose shapes are written down there
     in_tiles += task * bytes_ if in_tiles else 0
     unit = ROWS if in_tiles == 0 else LINES  # columns that are divided among the tasks together
-    g_columns = AT_ONCE // blocks if in_tiles == 0 else ALL  # at once
-    q_columns = PANEL if blocks > 1 else ALL  # whose sums stay near from one block to the next
+    g_columns = AT_ONCE // slabs if in_tiles == 0 else ALL  # at once
+    q_columns = PANEL if slabs > 1 else ALL  # whose sums stay near from one slab to the next
     first, last = word(part, P_FIRST), word(part, P_LAST)  # rows
     G, how, a_count = word(g, G_WIDTH), word(g, G_HOW), word(g, G_COUNT)
     begin, end = 0, G
-    if how > 0:
-        begin, end = share_of(G, unit if how == 1 else PANEL, share, shares)
+    if how != BY_A:
+        begin, end = share_of(G, unit if how == TURNED else PANEL, share, shares)
     s, r, going = s0, first, begin < end
     while going:
-        total, s, r = next_rows(lines, KC * blocks, active, first, last, s, r, s1)
-        count = min(max((total + KC - 1) // KC, 1 - add), blocks)  # one without rows is zeros
+        total, s, r = next_rows(listed, KC * slabs, active, first, last, s, r, s1)
+        count = min(max((total + KC - 1) // KC, 1 - add), slabs)  # one without rows is zeros
         for i in range(a_count * count):
-            a, block = g + 8 * (G_WORDS + A_WORDS * (i // count)), i % count
+            a, slab = g + 8 * (G_WORDS + A_WORDS * (i // count)), i % count
             low, high = columns_of(a, how, unit, share, shares)
-            of, K = lines + 16 * KC * block, min(total - KC * block, KC)
-            to = a_block + word(a, A_BLOCK) + block * a_bytes
-            if how == 1:
+            of, K = listed + 16 * KC * slab, min(total - KC * slab, KC)
+            to = a_packed + word(a, A_PACKED) + slab * a_bytes
+            if how == TURNED:
                 pack_panels(a, of, K, 0, high, to, s0, part, in_tiles)
             elif low < high:
                 pack_groups(a, of, K, low, high, to, s0, part, in_tiles)
         for n in range(begin, end * (count > 0), g_columns):
             rest = min(n + g_columns, end)
-            for block in range(count):
-                of, K = lines + 16 * KC * block, min(total - KC * block, KC)
-                to = g_block + block * g_bytes
-                if how == 1:
+            for slab in range(count):
+                of, K = listed + 16 * KC * slab, min(total - KC * slab, KC)
+                to = g_packed + slab * g_bytes
+                if how == TURNED:
                     pack_groups(g, of, K, n, rest, to, s0, part, in_tiles)
                 else:
                     pack_panels(g, of, K, n, rest, to, s0, part, in_tiles)
@@ -248,20 +251,20 @@ def of_group(table, task, phase, number, share, shares, g):
                 low, high = columns_of(a, how, unit, share, shares)
                 A, out, distance = word(a, A_WIDTH), word(a, A_OUT), word(a, A_OUT_ROW)
                 if number > 0:
-                    size = (G if how == 1 else A) * distance * ITEM
+                    size = (G if how == TURNED else A) * distance * ITEM
                     out = word(a, A_PARTS) + (number - 1) * size
-                p, p_bytes, N = g_block, g_bytes, A
-                q, q_bytes = a_block + word(a, A_BLOCK), a_bytes
-                if how == 1:
+                p, p_bytes, N = g_packed, g_bytes, A
+                q, q_bytes = a_packed + word(a, A_PACKED), a_bytes
+                if how == TURNED:
                     low, high = n, rest
                 else:
                     p, p_bytes, q, q_bytes, N = q, q_bytes, p, p_bytes, rest - n
                     out += n * ITEM
                 for c in range(0, N, q_columns):
                     here, to, C = q + c * KC * ITEM, out + c * ITEM, min(q_columns, N - c)
-                    for block in range(count):
-                        K, too = min(total - KC * block, KC), add | (block > 0)
-                        P, Q = p + block * p_bytes, here + block * q_bytes
+                    for slab in range(count):
+                        K, too = min(total - KC * slab, KC), add | (slab > 0)
+                        P, Q = p + slab * p_bytes, here + slab * q_bytes
                         gram(P, Q, low, high, C, K, to, distance, too, in_tiles)
         add = 1
         going = s < s1
@@ -271,11 +274,10 @@ def outer(table, task, phase):
     """Gradients of matrices: g times each of several a, over all rows of a segment of steps.
 
     The rows of the batch are in parts, each with sums of its own, which a task makes alone, or
-    shares with others. For each group of products that share g, by its word ``how``: 1,
-    out = gᵀ a for every a, divided among the tasks by columns of g; 0, out = aᵀ g, divided by
-    columns of a; 2, the same divided by columns of g. Some blocks of KC rows are packed, all of a
-    and some columns of g after the other, so that they stay near; and the sum over blocks runs in
-    the same order whatever the tasks.
+    shares with others. For each g, by its word ``how``: BY_A, out = aᵀ g for every a, divided among
+    the tasks by columns of a; BY_G, the same divided by columns of g; TURNED, out = gᵀ a, divided
+    by columns of g. Some slabs of KC rows are packed, all of a and some columns of g after the
+    other, so that they stay near; and the sum over slabs runs in the same order whatever the tasks.
     """
     saved = flush_denormals()
     tasks, parts = word(table, T_TASKS), word(table, T_PARTS)
@@ -285,7 +287,7 @@ def outer(table, task, phase):
         if low <= task < high:
             g = table + 8 * (T_WORDS + P_WORDS * parts)
             for _ in range(word(table, T_COUNT)):
-                of_group(table, task, phase, part, task - low, high - low, g)
+                products_with(table, task, phase, part, task - low, high - low, g)
                 g += 8 * (G_WORDS + A_WORDS * word(g, G_COUNT))
     restore_denormals(saved)
 
@@ -314,7 +316,8 @@ def _without_tiles(source: str) -> str:
 
 
 # Called by the functions of the same module alone.
-HELPERS = ("sweep", "line", "share_of", "columns_of", "next_rows", "of_group", *tiles.HELPERS)
+HELPERS = "sweep row_address share_of columns_of next_rows products_with".split()
+HELPERS += tiles.HELPERS
 
 
 def text(dtype: str, module: str) -> str:
@@ -331,6 +334,7 @@ _v = vectors("{dtype}")
 LANES, load, store, constant, fetch = _v.LANES, _v.load, _v.store, _v.constant, _v.fetch
 PANEL, ROWS, ITEM, KC = gemm.panel("{dtype}"), gemm.ROWS, {np.dtype(dtype).itemsize}, gemm.KC
 APART, AT_ONCE, ALL = gemm.APART, gemm.AT_ONCE, 2**62
+BY_A, TURNED, BY_G = range(3)
 {_numbers()}GROUP, LINES, repeat = gemm.group("{dtype}"), tiles.LINES, _v.repeat
 globals().update(gemm.micro_kernels("{dtype}"))
 '''

@@ -220,24 +220,24 @@ def product_in_tiles(a, row, M, b, K, panels, c, ldc, add, memory):
                         in_vectors(at, k, here, size, panels, to + 4 * m * ldc, adds | 1 - odd_b)
 
 
-def gram_in_tiles(p_block, q_block, low, high, N, count, out, distance, add, at):
+def gram_in_tiles(p_slab, q_slab, low, high, N, count, out, distance, add, at):
     """``gram`` of blocks of ``split_groups`` and ``split_panels``."""
     panels, to = (N + {COLUMNS - 1}) // {COLUMNS}, out + 4 * low * distance
     spans = (count + {SPAN - 1}) // {SPAN}
     size = spans * {B_SPAN}
-    by_panels(p_block, high - low, q_block, size, spans, panels, to, distance, add, at)
+    by_panels(p_slab, high - low, q_slab, size, spans, panels, to, distance, add, at)
 '''
-# Beside the packing of the large products, whose ``line`` they use.
+# Beside the packing of the large products, whose ``row_address`` they use.
 PACKING = f'''
 
 
-def find_rows(operand, lines, first, count, rows, s0, part):
+def find_rows(operand, listed, first, count, rows, s0, part):
     """The addresses of the rows of a span, 0 for those that are not there."""
     for k in range({SPAN}):
         at = 0
         if first + k < count:
-            s, r = word(lines, 2 * (first + k)), word(lines, 2 * (first + k) + 1)
-            at = line(operand, s, r, s0, part)
+            s, r = word(listed, 2 * (first + k)), word(listed, 2 * (first + k) + 1)
+            at = row_address(operand, s, r, s0, part)
         put_word(rows, k, at)
 
 
@@ -249,11 +249,11 @@ def split_tile(rows, n, left, tile, distance):
         split(x + 4 * n, nx, y + 4 * n, ny, tile + {LINE} * j, distance)
 
 
-def split_groups(operand, lines, count, low, high, to, s0, part):
+def split_groups(operand, listed, count, low, high, to, s0, part):
     """Columns low to high of ``count`` rows, split, as the side of a."""
-    spans, rows = (count + {SPAN - 1}) // {SPAN}, lines + 16 * KC
+    spans, rows = (count + {SPAN - 1}) // {SPAN}, listed + 16 * KC
     for s in range(spans):
-        find_rows(operand, lines, {SPAN} * s, count, rows, s0, part)
+        find_rows(operand, listed, {SPAN} * s, count, rows, s0, part)
         for m in range(low, high, {LINES}):
             tile = to + ((m - low) // {LINES} * spans + s) * {A_SPAN}
             split_tile(rows, m, high - m, tile, {TILE})
@@ -261,11 +261,11 @@ def split_groups(operand, lines, count, low, high, to, s0, part):
                 transpose(tile + piece * {TILE})
 
 
-def split_panels(operand, lines, count, N, to, s0, part):
+def split_panels(operand, listed, count, N, to, s0, part):
     """All columns of ``count`` rows, split, as the side of b."""
-    spans, rows = (count + {SPAN - 1}) // {SPAN}, lines + 16 * KC
+    spans, rows = (count + {SPAN - 1}) // {SPAN}, listed + 16 * KC
     for s in range(spans):
-        find_rows(operand, lines, {SPAN} * s, count, rows, s0, part)
+        find_rows(operand, listed, {SPAN} * s, count, rows, s0, part)
         for n in range(0, N, {COLUMNS}):
             tile = to + (n // {COLUMNS} * spans + s) * {B_SPAN}
             split_tile(rows, n, N - n, tile, {2 * TILE})

@@ -463,7 +463,7 @@ def test_gradients_of_matrices_divided_by_either_side(monkeypatch, rng, dtype, I
     monkeypatch.setattr(division, "WORTH_THREADS", 0)
     if far:
         monkeypatch.setattr(division, "FAR_SUMS", 0)
-        monkeypatch.setattr(gemm, "FAR_BLOCKS", 4)
+        monkeypatch.setattr(gemm, "FAR_SLABS", 4)
         monkeypatch.setattr(division, "MOST_IN_PARTS", 0)
         monkeypatch.setattr(compiled, "_runners", {})  # which have layouts
     T, B = 9, 37
