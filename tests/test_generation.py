@@ -459,3 +459,13 @@ def test_a_model_as_a_cell():
     assert nn.as_cell(cell) is cell
     with pytest.raises(tgs.ShapeError, match="expected a tuple of 2, one for each cell"):
         nn.as_cell(model)(tgs.tensor(x[0]), None)
+
+
+def test_a_cell_of_functions_is_given_its_state():
+    layer = nn.Recurrent([lambda x, h: (h + x, h + x)] * 2)
+    x, states = np.ones((3, 2, 1), "f4"), (np.zeros((2, 1), "f4"), np.ones((2, 1), "f4"))
+    ys, _ = tgs.scan(nn.as_cell(layer), x, states)
+    np.testing.assert_array_equal(ys.numpy(), layer(x, states)[0].numpy())
+    assert tgs.roll_out(layer, x, 2, state=states)[:, 0, 0].tolist() == [7.0, 17.0]
+    with pytest.raises(ValueError, match=r"no initial_state\(batch_size\) and no state"):
+        tgs.roll_out(layer, x, 2)

@@ -5,7 +5,7 @@ Imports the engine, module, layers and recurrent.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from inspect import signature
 from typing import Any
 
@@ -37,9 +37,11 @@ class Stack(Module):
         self.parts, self.are_cells = list(parts), list(are_cells)
         self.cells = [part for part, is_cell in zip(parts, are_cells, strict=True) if is_cell]
 
-    def initial_state(self, batch_size: int) -> tuple[Any, ...]:
-        """The initial states of the cells."""
-        return tuple(cell.initial_state(batch_size) for cell in self.cells)
+    @property
+    def initial_state(self) -> Callable[[int], tuple[Any, ...]]:
+        """A function of the size of a batch; an AttributeError if one of the cells has none."""
+        each = [cell.initial_state for cell in self.cells]
+        return lambda batch_size: tuple([initial(batch_size) for initial in each])
 
     def forward(self, x: Any, states: Any) -> tuple[Any, Any]:
         if not isinstance(states, tuple) or len(states) != len(self.cells):
