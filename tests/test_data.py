@@ -323,6 +323,8 @@ def test_csv(tmp_path):
     values, labels = data.read_column(path, with_labels=True)
     assert values.tolist() == [1.5, -20]
     assert labels == ["2000-01", "2000-02"]
+    values, labels = data.read_column(write(tmp_path, "\nx\n3\n4\n"), with_labels=True)
+    assert labels == ["3", "4"]
     values, labels = data.read_column(write(tmp_path, "x\n3\n4\n"), with_labels=True)
     assert labels == ["2", "3"]
 

@@ -61,12 +61,13 @@ def _read(path: str | PathLike[str]) -> tuple[list[str], list[tuple[int, list[st
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
             rows = csv.reader(file)
-            header = [name.strip() for name in next(rows, [])]
-            return header, [(rows.line_num, row) for row in rows if row]
+            lines = [(rows.line_num, row) for row in rows if row]
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 text ({error.reason}); save it as UTF-8") from None
     except csv.Error as error:
         raise ValueError(f"{path}: not a CSV file ({error})") from None
+    header = [name.strip() for name in lines[0][1]] if lines else []
+    return header, lines[1:]
 
 
 def _is_number(cell: str) -> bool:
