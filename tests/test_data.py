@@ -394,6 +394,7 @@ BAD = {
     "0.5 was given to pad int64": lambda: data.pad_sequences([[1, 2], [1]], value=0.5),
     "None was given to pad float64": lambda: data.pad_sequences([[1.0]], value=None),
     "None was given to pad int64": lambda: data.pad_sequences([[1]], value=None),
+    "0.0 was given to pad <U4": lambda: data.pad_sequences([["look", "here"], ["up"]]),
     "'a' was given to pad float64": lambda: data.pad_sequences([[1.0]], value="a"),
     "2 was given to pad bool": lambda: data.pad_sequences([[True]], value=2),
     r"shape \(3, 2\) was given, expected \(T, B, F\)": lambda: data.dense_windows(

@@ -102,16 +102,14 @@ def pad_sequences(
 
 def _holds(dtype: np.dtype, value: float) -> bool:
     """Whether an array of this dtype can hold ``value``; the default 0.0 fits integers too."""
-    if dtype.kind not in "biufc":
-        return True
-    if not isinstance(value, (int, float, np.number, np.bool_)):
-        return False
-    if dtype.kind == "b":
-        return value in (0, 1)
     if dtype.kind in "fc":
-        return True
-    limits = np.iinfo(dtype)
-    return float(value).is_integer() and limits.min <= value <= limits.max
+        return isinstance(value, (int, float, np.number, np.bool_))
+    try:
+        with np.errstate(invalid="ignore"):
+            made = np.array(value, dtype)
+    except (TypeError, ValueError, OverflowError):
+        return False
+    return bool(made == value or made != made)  # NaT, as NaN, is equal to nothing
 
 
 def as_values(data: ArrayLike, name: str) -> np.ndarray:
