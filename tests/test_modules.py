@@ -82,6 +82,14 @@ def test_state_dict_is_a_snapshot_and_loads(tmp_path):
         model.load_state_dict({**saved, "count": np.zeros(1, int)})
 
 
+def test_loading_keeps_the_dtype():
+    norm = nn.BatchNorm1d(2, dtype="float64")
+    counted = np.array(3, np.int32)  # as JAX has it
+    norm.load_state_dict({**nn.BatchNorm1d(2).state_dict(), "num_batches_tracked": counted})
+    assert (norm.weight.dtype, norm.num_batches_tracked.dtype) == ("float64", "int64")
+    assert norm.num_batches_tracked.item() == 3
+
+
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
 def test_copies_are_independent_and_keep_ties(copied):
     model = Tied()

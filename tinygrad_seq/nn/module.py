@@ -203,9 +203,9 @@ class Module:
     def load_state_dict(self, state: Mapping[str, TensorLike]) -> None:
         """Take over the values of a ``state_dict``; arrays will do as well.
 
-        Values are moved to where the module is, floating ones converted to its dtype. Raises
-        ValueError for names that are missing or unknown and ShapeError for other shapes; nothing is
-        changed then.
+        Values are moved to where the module is and converted to its dtype, floating ones to
+        floating ones, integers to integers. Raises ValueError for another kind and for names that
+        are missing or unknown, ShapeError for other shapes; nothing is changed then.
         """
         own = self._named_state()
         if not hasattr(state, "keys"):
@@ -225,7 +225,7 @@ class Module:
                 raise ShapeError(
                     f"load_state_dict: {name} has shape {value.shape}, expected {tensor.shape}"
                 )
-            if value.dtype != tensor.dtype and not {value.dtype, tensor.dtype} <= set(FLOATS):
+            if value.dtype.kind != tensor.dtype.kind:
                 raise ValueError(
                     f"load_state_dict: {name} has dtype {value.dtype}, expected {tensor.dtype}"
                 )
