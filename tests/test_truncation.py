@@ -257,6 +257,9 @@ BAD = {
     "runs from the last step to the first": lambda: train.tbptt(
         nn.GRU(2, 3, bidirectional=True), X, Y, mse, 2, 2
     ),
+    "evaluate: the model has a GRU that runs from the last": lambda: train.evaluate(
+        nn.GRU(2, 3, bidirectional=True), [(X, Y)], mse, carry_state=True
+    ),
     r"expected a pair \(prediction, state\)": lambda: list(
         train.tbptt(lambda x, s: x, X, Y, mse, 2, 2)
     ),

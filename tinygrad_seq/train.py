@@ -179,6 +179,8 @@ def evaluate(
     Batches, their inputs and ``carry_state`` are as in ``fit``.
     """
     _check_given("evaluate", model, batches=batches)
+    if carry_state:
+        check_forward(model, "evaluate")
     how = _How(_Measured(loss, None, "evaluate"), None, carry_state)
     return _evaluate(model, batches, how, "evaluate")[0]
 
