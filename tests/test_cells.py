@@ -199,7 +199,7 @@ BAD = {
     "zoneout: 1.0 was given, expected a probability": lambda: nn.RNNCell(2, 3, zoneout=1.0),
     "recurrent_dropout: -0.1 was given": lambda: nn.GRUCell(2, 3, recurrent_dropout=-0.1),
     "zoneout is .*expected a probability, or 2": lambda: nn.LSTMCell(2, 3, zoneout=(0.1,) * 3),
-    "clip: 0 was given, expected a positive bound": lambda: nn.LSTMCell(2, 3, clip=0),
+    "clip: 0 was given, expected a number above 0": lambda: nn.LSTMCell(2, 3, clip=0),
     "forget_bias=nan was given": lambda: nn.LSTMCell(2, 3, forget_bias=float("nan")),
     "clip: True was given": lambda: nn.LSTMCell(2, 3, clip=True),
     "activations for 'q' were given, expected them for i, f, g, o, h": lambda: nn.LSTMCell(

@@ -444,19 +444,21 @@ BAD = {
     "sequence_sum: shortest = 6": lambda: data.sequence_sum(1, 5, shortest=6),
     "bouncing_ball: count: 0 was given": lambda: data.bouncing_ball(0, 1),
     "bouncing_ball: steps: 0 was given": lambda: data.bouncing_ball(1, 0),
-    "restitution = 1.1 was given, expected a number from 0 to 1": lambda: data.bouncing_ball(
+    "restitution = 1.1 were given, expected at most 100 and 1": lambda: data.bouncing_ball(
         1, 1, restitution=1.1
     ),
-    "gravity = -1 was given, expected a number from 0 on": lambda: data.bouncing_ball(
+    "gravity: -1 was given, expected a finite number from 0 on": lambda: data.bouncing_ball(
         1, 1, gravity=-1
     ),
-    "friction = nan was given": lambda: data.bouncing_ball(1, 1, friction=math.nan),
-    "interval = 0 was given, expected more": lambda: data.bouncing_ball(1, 1, interval=0),
-    "interval = 1000000000.0 was given, expected a number from 0 to 100": lambda: (
-        data.bouncing_ball(3, 5, interval=1e9)
+    "friction: nan was given": lambda: data.bouncing_ball(1, 1, friction=math.nan),
+    "interval: 0 was given, expected a number above 0": lambda: data.bouncing_ball(
+        1, 1, interval=0
     ),
-    "interval = inf was given": lambda: data.bouncing_ball(1, 1, interval=math.inf),
-    "noise = 'much' was given": lambda: data.kinds_of_trajectory(1, noise="much"),
+    "interval = 1000000000.0 and .* expected at most 100 and 1": lambda: data.bouncing_ball(
+        3, 5, interval=1e9
+    ),
+    "interval = inf and": lambda: data.bouncing_ball(1, 1, interval=math.inf),
+    "noise: 'much' was given": lambda: data.kinds_of_trajectory(1, noise="much"),
     "kinds_of_trajectory: shortest: 2 was given, expected an integer from 3": lambda: (
         data.kinds_of_trajectory(1, shortest=2)
     ),

@@ -525,7 +525,7 @@ def test_bad_batches(rng):
     with pytest.raises(ValueError, match="gave no examples"):
         train.evaluate(model, [], mse)
     for wrong in (0, -1.0, "1", float("nan")):
-        with pytest.raises(ValueError, match=f"fit: clip_norm = {wrong!r} was given, expected a"):
+        with pytest.raises(ValueError, match=f"fit: clip_norm: {wrong!r} was given, expected a"):
             train.fit(model, [], epochs=1, clip_norm=wrong, **common)
     assert len(train.fit(model, [(x, y)], epochs=0, **common)) == 0
 

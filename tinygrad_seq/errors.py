@@ -18,6 +18,7 @@ __all__ = [
     "TraceError",
     "called",
     "number",
+    "positive",
     "probability",
     "whole",
 ]
@@ -56,13 +57,26 @@ def number(
     value: Any, name: str, below: float = inf, expected: str = "a finite number from 0 on"
 ) -> float:
     """``value`` as a float from 0 up to but without ``below``; a ValueError as above for others."""
-    try:
-        made = nan if isinstance(value, (bool, str, bytes)) else float(value)
-    except (TypeError, ValueError, OverflowError):
-        made = nan
+    made = _float(value)
     if not 0 <= made < below:
         raise ValueError(f"{name}: {value!r} was given, expected {expected}")
     return made
+
+
+def positive(value: Any, name: str) -> float:
+    """``value`` as a float above 0, inf included; a ValueError as above for others."""
+    made = _float(value)
+    if not made > 0:
+        raise ValueError(f"{name}: {value!r} was given, expected a number above 0")
+    return made
+
+
+def _float(value: Any) -> float:
+    """``value`` as a float, NaN for what is no number."""
+    try:
+        return nan if isinstance(value, (bool, str, bytes)) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        return nan
 
 
 def probability(value: Any, name: str) -> float:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from tinygrad_seq import devices
-from tinygrad_seq.errors import TapeError, called, number, whole
+from tinygrad_seq.errors import TapeError, called, number, positive, whole
 from tinygrad_seq.nn.module import Module
 from tinygrad_seq.parallel import in_blocks
 from tinygrad_seq.tensors import FLOATS, Tensor, array_of, boxed, replace_data, wrap
@@ -562,13 +562,6 @@ def _with_gradients(
     for tensor in given:
         _check_tensor(tensor, name)
     return [(tensor, tensor.grad._data) for tensor in given if tensor.grad is not None]
-
-
-def positive(value: float, name: str) -> float:
-    """``value`` as a float above 0, inf included; a ValueError names what it is for."""
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.number)) or not value > 0:
-        raise ValueError(f"{name} = {value!r} was given, expected a number more than 0")
-    return float(value)
 
 
 def clip_grad_norm_(

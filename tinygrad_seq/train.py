@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tinygrad_seq.errors import ShapeError, called, whole
+from tinygrad_seq.errors import ShapeError, called, positive, whole
 from tinygrad_seq.nn.module import Module, in_mode
-from tinygrad_seq.optim import Optimizer, Schedule, clip_grad_norm_, positive
+from tinygrad_seq.optim import Optimizer, Schedule, clip_grad_norm_
 from tinygrad_seq.tape import no_grad
 from tinygrad_seq.tensors import FLOATS, Tensor, as_tensor, host_array
 from tinygrad_seq.transforms import detach

@@ -11,7 +11,7 @@ import numpy as np
 
 from tinygrad_seq.creation import Rng, generator
 from tinygrad_seq.data.sequences import mask_of, random_lengths
-from tinygrad_seq.errors import whole
+from tinygrad_seq.errors import number, positive, whole
 
 KINDS = ("circle", "line", "parabola")  # a class is a place here
 _PIECE = 0.01  # the longest time in which the ball meets a wall no more than once
@@ -42,12 +42,16 @@ def bouncing_ball(
     """
     count = whole(count, "bouncing_ball: count")
     steps = whole(steps, "bouncing_ball: steps")
-    gravity = _number(gravity, "bouncing_ball: gravity")
-    restitution = _number(restitution, "bouncing_ball: restitution", high=1)
-    friction = _number(friction, "bouncing_ball: friction")
-    pieces = math.ceil(_number(interval, "bouncing_ball: interval", high=100) / _PIECE)
-    if not pieces:
-        raise ValueError("bouncing_ball: interval = 0 was given, expected more")
+    interval = positive(interval, "bouncing_ball: interval")
+    gravity = number(gravity, "bouncing_ball: gravity")
+    restitution = number(restitution, "bouncing_ball: restitution")
+    friction = number(friction, "bouncing_ball: friction")
+    if interval > 100 or restitution > 1:
+        raise ValueError(
+            f"bouncing_ball: interval = {interval} and restitution = {restitution} were given, "
+            "expected at most 100 and 1"
+        )
+    pieces = math.ceil(interval / _PIECE)
     draw, time = generator(rng), interval / pieces
     position, velocity = draw.random((count, 2)), draw.uniform(-1, 1, (count, 2))
     pull, kept = np.array([0.0, -gravity]), math.exp(-friction * time / 2)
@@ -105,7 +109,7 @@ def kinds_of_trajectory(
     count = whole(count, "kinds_of_trajectory: count")
     shortest = whole(shortest, "kinds_of_trajectory: shortest", least=3)
     longest = whole(longest, "kinds_of_trajectory: longest", least=3)
-    noise = _number(noise, "kinds_of_trajectory: noise")
+    noise = number(noise, "kinds_of_trajectory: noise")
     draw = generator(rng)
     lengths = random_lengths(draw, count, shortest, longest, "kinds_of_trajectory")
     classes = draw.integers(len(KINDS), size=count)
@@ -142,11 +146,3 @@ def _parabola(time: np.ndarray, draw: np.random.Generator) -> np.ndarray:
     way = width * draw.choice([-1, 1], count)
     middle, ground = draw.uniform(width / 2, 1 - width / 2), draw.uniform(0, 1 - height)
     return np.stack([middle + way * (time - 0.5), ground + height * 4 * time * (1 - time)], axis=-1)
-
-
-def _number(value: float, name: str, high: float = math.inf) -> float:
-    """``value`` if it is finite and from 0 to ``high``."""
-    if not isinstance(value, (int, float, np.number)) or not 0 <= value <= min(high, 1e300):
-        expected = "from 0 on" if high == math.inf else f"from 0 to {high}"
-        raise ValueError(f"{name} = {value!r} was given, expected a number {expected}")
-    return float(value)

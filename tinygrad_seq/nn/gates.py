@@ -14,7 +14,7 @@ from numpy.typing import DTypeLike
 
 from tinygrad_seq.creation import Rng, generator, rand, zeros
 from tinygrad_seq.elementwise import clip, gelu, relu, sigmoid, silu, softplus, tanh, where
-from tinygrad_seq.errors import ShapeError, probability, whole
+from tinygrad_seq.errors import ShapeError, positive, probability, whole
 from tinygrad_seq.nn.init import stacked
 from tinygrad_seq.nn.layers import LayerNorm
 from tinygrad_seq.nn.module import Module, parameter
@@ -187,13 +187,7 @@ class GatedCell(Gate):
                 f"{len(self.state_sizes)}, one for each leaf of the state"
             )
         self.zoneout = tuple([probability(p, f"{type(self).__name__}: zoneout") for p in each])
-        number = isinstance(clip, (int, float, np.floating)) and not isinstance(clip, bool)
-        if clip is not None and not (number and clip > 0):
-            raise ValueError(
-                f"{type(self).__name__}: clip: {clip!r} was given, expected a positive bound, or "
-                "None"
-            )
-        self.clip = None if clip is None else float(clip)
+        self.clip = None if clip is None else positive(clip, f"{type(self).__name__}: clip")
 
     @property
     def state_sizes(self) -> tuple[int, ...]:
