@@ -88,8 +88,10 @@ def _wide(x: TensorLike, loss: str) -> Tensor:
     return x if x.dtype in ("float32", "float64") else x.to("float32")
 
 
-def _difference(prediction: TensorLike, target: TensorLike, mask: Any, loss: str) -> Any:
-    """prediction − target where the mask selects, else 0; and the mask."""
+def _pair(
+    prediction: TensorLike, target: TensorLike, mask: Any, loss: str
+) -> tuple[Tensor, Tensor, Array | None]:
+    """Prediction and target, of equal shapes, and the mask."""
     p, t = _wide(prediction, loss), _wide(beside(target, (prediction,), loss), loss)
     if p.shape != t.shape:
         raise ShapeError(
@@ -97,7 +99,14 @@ def _difference(prediction: TensorLike, target: TensorLike, mask: Any, loss: str
             "nothing is broadcast here, reshape one"
         )
     _check_places(loss, ("prediction", "target"), p._data, t._data)
-    chosen = _mask(mask, p, loss)
+    return p, t, _mask(mask, p, loss)
+
+
+def _difference(
+    prediction: TensorLike, target: TensorLike, mask: Any, loss: str
+) -> tuple[Tensor, Array | None]:
+    """prediction − target where the mask selects, else 0; and the mask."""
+    p, t, chosen = _pair(prediction, target, mask, loss)
     return _select(p - t, chosen), chosen
 
 
@@ -247,14 +256,7 @@ def binary_cross_entropy_with_logits(
 
     Equal shapes; the mean is over where the boolean ``mask`` says so.
     """
-    loss = "binary_cross_entropy_with_logits"
-    x, t = _wide(logits, loss), _wide(beside(target, (logits,), loss), loss)
-    if x.shape != t.shape:
-        raise ShapeError(
-            f"{loss}: logits {x.shape} and target {t.shape} were given, expected equal shapes"
-        )
-    _check_places(loss, ("logits", "target"), x._data, t._data)
-    chosen = _mask(mask, x, loss)
+    x, t, chosen = _pair(logits, target, mask, "binary_cross_entropy_with_logits")
     x, t = _select(x, chosen), _select(t, chosen)
     return _average(_select(softplus(x) - x * t, chosen), chosen)
 
