@@ -118,38 +118,41 @@ class Optimizer:
         for group in self.param_groups:
             settings = {**group, **checked_settings(group, type(self).__name__)}
             for parameter in group["params"]:
-                gradient, state = parameter.grad, next(states)
-                if gradient is None or not parameter.requires_grad:
+                state = next(states)
+                if parameter.grad is None or not parameter.requires_grad:
                     continue
                 done += 1
-                # float16 is updated in float32: ε would be 0 in it, and small steps be lost.
-                dtype = np.promote_types(parameter.dtype, np.float32)
-                value = parameter._data.astype(dtype, copy=False)
-                g = gradient._data.astype(dtype, copy=False)
-                for name, kept in state.items():
-                    if type(kept) is int or (type(kept) is type(value) and kept.dtype == dtype):
-                        continue
-                    if devices.is_array(kept):  # the model was moved or converted
-                        there = devices.to_device(kept, parameter.device)
-                        state[name] = there.astype(dtype)
-                try:
-                    new = array_of(
-                        self.update(value, g, settings, state), f"{type(self).__name__}.update"
-                    )
-                except MemoryError as error:
-                    raise devices.explained(error, f"{type(self).__name__}.step") from None
-                if new.shape != value.shape or new.dtype != dtype:
-                    raise ValueError(
-                        f"{type(self).__name__}.update made {new.dtype}{new.shape} of a parameter "
-                        f"{dtype}{value.shape}, expected the same"
-                    )
-                devices.check_one_device(f"{type(self).__name__}.update", (), (value, new))
-                replace_data(parameter, new.astype(parameter.dtype, copy=False))
+                replace_data(parameter, self._updated(parameter, settings, state))
         if not done:
             raise TapeError(
                 f"{type(self).__name__}.step: no parameter has a gradient; call loss.backward() "
                 "first, and check that the loss depends on these parameters"
             )
+
+    def _updated(self, parameter: Tensor, settings: Group, state: State) -> Any:
+        """What ``update`` makes of a parameter that has a gradient, checked."""
+        assert parameter.grad is not None
+        # float16 is updated in float32: ε would be 0 in it, and small steps be lost.
+        dtype = np.promote_types(parameter.dtype, np.float32)
+        value = parameter._data.astype(dtype, copy=False)
+        g = parameter.grad._data.astype(dtype, copy=False)
+        for name, kept in state.items():
+            if type(kept) is int or (type(kept) is type(value) and kept.dtype == dtype):
+                continue
+            if devices.is_array(kept):  # the model was moved or converted
+                state[name] = devices.to_device(kept, parameter.device).astype(dtype)
+        name = f"{type(self).__name__}.update"
+        try:
+            new = array_of(self.update(value, g, settings, state), name)
+        except MemoryError as error:
+            raise devices.explained(error, f"{type(self).__name__}.step") from None
+        if new.shape != value.shape or new.dtype != dtype:
+            raise ValueError(
+                f"{name} made {new.dtype}{new.shape} of a parameter {dtype}{value.shape}, "
+                "expected the same"
+            )
+        devices.check_one_device(name, (), (value, new))
+        return new.astype(parameter.dtype, copy=False)
 
     def update(self, value: Any, gradient: Any, group: Group, state: State) -> Any:
         """The new value, an array made anew; ``state`` is this parameter's own, to be changed."""
@@ -223,19 +226,22 @@ def _check_tensor(parameter: Any, name: str) -> None:
 
 def _copied(state: Mapping[str, Any]) -> State:
     """A state on the host."""
-    return {k: _host_copy(v) if devices.is_array(v) else v for k, v in state.items()}
-
-
-def _host_copy(array: Any) -> np.ndarray:
-    return np.array(devices.to_host(array))
+    return {k: np.array(devices.to_host(v)) if devices.is_array(v) else v for k, v in state.items()}
 
 
 def _settings(group: Group) -> Group:
     return {k: v for k, v in group.items() if k != "params"}
 
 
-_NUMBERS = {"alpha", "betas", "eps", "initial_lr", "lr", "momentum", "weight_decay"}
-_LIMITS = {"momentum": 1.0, "alpha": 1.0, "betas": 1.0}  # the others may be anything finite
+_BELOW = {  # what each setting that is a number from 0 on must be less than; betas are two
+    "alpha": 1.0,
+    "betas": 1.0,
+    "eps": math.inf,
+    "initial_lr": math.inf,
+    "lr": math.inf,
+    "momentum": 1.0,
+    "weight_decay": math.inf,
+}
 
 
 def checked_settings(group: Group, name: str) -> Group:
@@ -244,22 +250,19 @@ def checked_settings(group: Group, name: str) -> Group:
     Raises ValueError for what is no number, negative, not finite, or 1 where it must be less.
     """
     checked = _settings(group)
-    for key in _NUMBERS & set(group):
-        given, limit = group[key], _LIMITS.get(key, math.inf)
+    for key in _BELOW.keys() & checked:
+        given, limit = checked[key], _BELOW[key]
+        several = key == "betas"
         try:
-            every = [*given] if key == "betas" else [given]
-            numbers = (
-                [] if any(isinstance(v, (str, bytes)) for v in every) else [*map(float, every)]
-            )
+            numbers = tuple([number(v, key, limit) for v in (given if several else [given])])
         except (TypeError, ValueError):
-            numbers = []
-        if len(numbers) != (2 if key == "betas" else 1) or not all(0 <= v < limit for v in numbers):
+            numbers = ()
+        if len(numbers) != 1 + several:
             raise ValueError(
                 f"{name}: {key} = {given!r} was given, expected "
-                f"{'two numbers' if key == 'betas' else 'a number'}, at least 0 and less than "
-                f"{limit:g}"
+                f"{'two numbers' if several else 'a number'}, at least 0 and less than {limit:g}"
             )
-        checked[key] = tuple(numbers) if key == "betas" else numbers[0]
+        checked[key] = numbers if several else numbers[0]
     return checked
 
 
