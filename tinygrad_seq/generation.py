@@ -12,7 +12,7 @@ import numpy as np
 from tinygrad_seq.creation import Rng, generator
 from tinygrad_seq.errors import ShapeError, called, whole
 from tinygrad_seq.nn.layers import Embedding, Sequential
-from tinygrad_seq.nn.module import Module, in_mode
+from tinygrad_seq.nn.module import first_parameter, in_mode
 from tinygrad_seq.nn.one_step import as_cell
 from tinygrad_seq.recurrence import Stepper
 from tinygrad_seq.search import largest
@@ -39,7 +39,7 @@ class ModelSteps:
         with in_mode(model, training=False):
             cell = as_cell(model)
             first = np.asarray(x) if self.table is None else self._look_up(x)
-            own = next(model.parameters(), None) if isinstance(model, Module) else None
+            own = first_parameter(model)
             if own is not None and first.dtype.kind == "f":
                 first = first.astype(own.dtype)
             self.device = "cpu" if own is None else own.device
@@ -87,7 +87,7 @@ class CalledSteps:
         check_forward(model, "generate")
         check_time_first(model, "generate")
         self.model, self.state = model, state
-        own = next(model.parameters(), None) if isinstance(model, Module) else None
+        own = first_parameter(model)
         self.device = "cpu" if own is None else own.device
 
     def __call__(self, ids: Array) -> Array:

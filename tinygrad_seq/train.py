@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tinygrad_seq.errors import ShapeError, called, positive, whole
-from tinygrad_seq.nn.module import Module, in_mode
+from tinygrad_seq.nn.module import Module, first_parameter, in_mode
 from tinygrad_seq.optim import Optimizer, Schedule, clip_grad_norm_
 from tinygrad_seq.tape import no_grad
 from tinygrad_seq.tensors import FLOATS, Tensor, as_tensor, host_array
@@ -422,8 +422,7 @@ def _as_tensors(values: Any, model: Any, caller: str) -> Any:
 
     Tuples and dicts are structures of them.
     """
-    parameters = model.parameters() if isinstance(model, Module) else ()
-    like = next((p for p in parameters if p.dtype in FLOATS), None)
+    like = first_parameter(model)
 
     def made(array: Any) -> Tensor:
         tensor = as_tensor(array, f"{caller}: batch", None if like is None else like.dtype)

@@ -6,14 +6,13 @@ Imports the engine and nn.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from inspect import signature
 from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from tinygrad_seq.errors import ShapeError, called, whole
-from tinygrad_seq.nn.module import Module
+from tinygrad_seq.nn.module import Module, called_with
 from tinygrad_seq.nn.recurrent import Recurrent
 from tinygrad_seq.structural import concat
 from tinygrad_seq.tensors import Tensor, as_tensor, host_array
@@ -209,8 +208,7 @@ def arguments(inputs: Any) -> tuple[Any, ...]:
 
 def bind(run: Any, given: tuple[Any, ...], more: dict[str, Any]) -> dict[str, Any]:
     """What ``run(*given, **more)`` takes each for, by name; a TypeError if it does not fit."""
-    takes = signature(run.forward if isinstance(run, Module) else run)
-    return takes.bind(*given, **more).arguments
+    return called_with(run).bind(*given, **more).arguments
 
 
 def check_forward(model: Any, caller: str) -> None:

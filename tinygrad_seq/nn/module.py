@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from inspect import Signature, signature
 from reprlib import recursive_repr
 from types import FunctionType
 from typing import Any
@@ -331,6 +332,16 @@ def parameter(values: TensorLike, dtype: DTypeLike | None = None) -> Tensor:
     made = wrap(as_array(values, wanted, copy=True), None)
     made.requires_grad = True
     return made
+
+
+def first_parameter(model: Any) -> Tensor | None:
+    """The one whose dtype and device inputs are brought to; None for what has no parameters."""
+    return next(model.parameters(), None) if isinstance(model, Module) else None
+
+
+def called_with(model: Any) -> Signature:
+    """What a module, or any other function, is called with."""
+    return signature(model.forward if isinstance(model, Module) else model)
 
 
 @contextmanager

@@ -6,12 +6,11 @@ Imports the engine, module, layers and recurrent.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from inspect import signature
 from typing import Any
 
 from tinygrad_seq.errors import ShapeError, called
 from tinygrad_seq.nn.layers import Sequential
-from tinygrad_seq.nn.module import Module
+from tinygrad_seq.nn.module import Module, called_with
 from tinygrad_seq.nn.recurrent import Recurrent
 from tinygrad_seq.trees import structure
 
@@ -78,7 +77,7 @@ def as_cell(model: Any) -> Any:
 
 def _is_cell(model: Any) -> bool:
     """Whether it takes an input and a state; what takes lengths is for many steps, not for one."""
-    takes = signature(model.forward if isinstance(model, Module) else model)
+    takes = called_with(model)
     try:
         takes.bind(None, None)
     except TypeError:
