@@ -178,12 +178,17 @@ class LSTMCell(GatedCell):
         h, c = state
         self.check(x, h, c)
         act, p = self.act, self.weight_peephole
-        *i, f, g, o = split(self.sums(x, h), self.count, axis=-1)
+        if self.coupled:
+            i, (f, g, o) = None, split(self.sums(x, h), 3, axis=-1)
+        else:
+            i, f, g, o = split(self.sums(x, h), 4, axis=-1)
         if p is not None:
             *p_i, p_f, p_o = split(p, self.count - 1)
-            i, f = [i[0] + p_i[0] * c] if i else [], f + p_f * c
+            if i is not None:
+                i = i + p_i[0] * c
+            f = f + p_f * c
         f = act["f"](f)
-        new_c = self.clipped(f * c + (act["i"](i[0]) if i else 1 - f) * act["g"](g))
+        new_c = self.clipped(f * c + (1 - f if i is None else act["i"](i)) * act["g"](g))
         if p is not None:
             o = o + p_o * new_c
         seen = new_c if self.norm_c is None else self.norm_c(new_c)
