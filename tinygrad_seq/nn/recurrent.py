@@ -138,6 +138,8 @@ class Recurrent(Module):
         more = {} if self.checkpoint is None else {"checkpoint": self.checkpoint}
         states, last = self._split_state(state), []
         for layer in range(self.num_layers):
+            if layer:
+                ys = self.dropout(ys)
             outputs = []
             for d in range(self.directions):
                 k = layer * self.directions + d
@@ -158,11 +160,9 @@ class Recurrent(Module):
                     _last_output(y, lengths, self.reverse or d == 1) for d, y in enumerate(outputs)
                 ]
             ys = outputs[0] if self.directions == 1 else concat(outputs, axis=-1)
-            if layer < self.num_layers - 1:
-                ys = self.dropout(ys)
-        if self.output == "last":
-            return ys, self._join_states(last)
-        return _swapped(ys) if self.batch_first else ys, self._join_states(last)
+        if self.batch_first and self.output == "sequence":
+            ys = _swapped(ys)
+        return ys, self._join_states(last)
 
     def _check_output(self, y: Any, k: int) -> None:
         """Raise a ShapeError if what cell k gives cannot be joined, read by the next one or cut.
