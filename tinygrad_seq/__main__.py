@@ -9,15 +9,9 @@ import sys
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from time import perf_counter
 from typing import Any
-
-
-def _needs_install() -> SystemExit:
-    return SystemExit(
-        "tinygrad_seq.kernels is missing: this is a checkout that is not installed; run "
-        "pip install -e . in it"
-    )
 
 
 def _installed(package: str) -> str:
@@ -29,11 +23,8 @@ def _installed(package: str) -> str:
 
 def info() -> dict[str, str]:
     """What a report of a problem should say about the machine."""
-    try:
-        from tinygrad_seq import devices
-        from tinygrad_seq.kernels import machine
-    except ModuleNotFoundError:
-        raise _needs_install() from None
+    from tinygrad_seq import devices
+    from tinygrad_seq.kernels import machine
 
     packages = ["tinygrad-seq", "numpy", "numba", "llvmlite", "cupy-cuda13x", "numba-cuda"]
     bits, feature = machine.vector_width()
@@ -119,7 +110,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     bench = commands.add_parser("bench", help="an LSTM here and in PyTorch, if that is installed")
     bench.add_argument("--worker", choices=("here", "torch"), help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
-    rows = info()
+    if find_spec("tinygrad_seq.kernels") is None:
+        raise SystemExit(
+            "tinygrad_seq.kernels is missing: this is a checkout that is not installed; run "
+            "pip install -e . in it"
+        )
     if given.command == "warmup":
         _warmup(given.dtype)
     elif given.command == "cache":
@@ -132,6 +127,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             print("\n".join(comparing.short()))
     else:
+        rows = info()
         width = max(map(len, rows))
         for name, text in rows.items():
             print(f"{name.ljust(width)}  {text}")
