@@ -49,8 +49,9 @@ class Batches:
 
     def __len__(self) -> int:
         """How many batches a pass has."""
-        whole, rest = divmod(self.count, self.batch_size)
-        return whole + (1 if rest and not self.drop_last else 0)
+        if self.drop_last:
+            return self.count // self.batch_size
+        return -(-self.count // self.batch_size)
 
     def __iter__(self) -> Iterator[Any]:
         order = np.arange(self.count)
