@@ -77,8 +77,8 @@ class Canvas:
         )
         self.text(x, y, text, size, **style)
 
-    def line(self, points: list[Point], *, arrow: bool = True, **style: Any) -> None:
-        """Level from point 2j to 2j + 1, and a curve from there to 2j + 2."""
+    def line(self, points: list[Point], **style: Any) -> None:
+        """An arrow, level from point 2j to 2j + 1, and a curve from there to 2j + 2."""
         from matplotlib.path import Path as Way
 
         vertices, codes = [points[0]], [Way.MOVETO]
@@ -90,28 +90,21 @@ class Canvas:
                 middle = (a[0] + b[0]) / 2
                 vertices += [(middle, a[1]), (middle, b[1]), b]
                 codes += [Way.CURVE4] * 3
-        self.arrow(path=Way(vertices, codes), arrow=arrow, **style)
+        self._arrow(path=Way(vertices, codes), **style)
 
-    def arrow(self, *ends: Point, arrow: bool = True, **style: Any) -> None:
-        """From one point to another, or along ``path``."""
+    def arrow(self, start: Point, end: Point, **style: Any) -> None:
+        """From one point to another; ``arrowstyle="-"`` has no head."""
+        self._arrow(posA=start, posB=end, **style)
+
+    def _arrow(self, **style: Any) -> None:
         from matplotlib.patches import FancyArrowPatch
 
-        given = (
-            {"path": style.pop("path")} if "path" in style else {"posA": ends[0], "posB": ends[1]}
-        )
-        style = {"color": INK, "linewidth": 1.0, **style}
+        style = {"color": INK, "linewidth": 1.0, "arrowstyle": "-|>", **style}
         style["linewidth"] *= self.scale
-        self.ax.add_patch(
-            FancyArrowPatch(
-                **given,
-                arrowstyle="-|>" if arrow else "-",
-                mutation_scale=9 * self.scale,
-                shrinkA=0,
-                shrinkB=0,
-                zorder=2,
-                **style,
-            )
+        drawn = FancyArrowPatch(
+            mutation_scale=9 * self.scale, shrinkA=0, shrinkB=0, zorder=2, **style
         )
+        self.ax.add_patch(drawn)
 
     def legend(self, entries: Mapping[str, str], x: float, y: float) -> None:
         """Names with their colours, in a row that begins at x, y."""

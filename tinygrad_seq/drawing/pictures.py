@@ -98,7 +98,7 @@ def draw_unrolled(
         cut = (columns[first] + columns[first - 1]) / 2
         for ends in ((low + 0.3, h_y - 0.22), (h_y + 0.38, low + 3.2)):
             points = [(cut, y) for y in ends]
-            canvas.arrow(*points, arrow=False, color=RED, linestyle="--")
+            canvas.arrow(*points, arrowstyle="-", color=RED, linestyle="--")
         canvas.text(cut, h_y - 0.1, "✂", 16, color=RED)
         canvas.text(
             0.4,

@@ -189,7 +189,7 @@ class _Reader:
         for k, (slot, (path, _)) in enumerate(zip(slots, paths(tree), strict=True)):
             called = self.names.of(slot, self.trace)
             if op == "state":  # code may use its name again, for the next state
-                after = self._origin(self.step.state_slots[k])
+                after = _origin(self.step, self.step.state_slots[k])
                 if self.rows[after].op not in ("x", "state"):
                     called += self.names.of(after, self.trace)
                 called = [each for each in called if each[1] not in self.x_names]
@@ -199,11 +199,6 @@ class _Reader:
             before = [each.rstrip(SUBSCRIPTS) for each in names].count(name)
             names.append(name + str(before + 1).translate(SUBSCRIPT) if before else name)
         return names
-
-    def _origin(self, slot: int) -> int:
-        while self.rows[slot].op == "copy":
-            slot = self.rows[slot].inputs[0]
-        return slot
 
     def _outputs(self) -> list[tuple[int, str]]:
         """Rows that the cell returns, each with a name; a prime marks the next state."""
@@ -219,11 +214,18 @@ class _Reader:
         """What stands at the left or at the right already has its name there."""
         outputs = self._outputs()
         taken = {*self.x_names, *self.state_names, *(name for _, name in outputs)}
-        ends = {self._origin(slot) for slot in self.step.state_slots}
+        ends = {_origin(self.step, slot) for slot in self.step.state_slots}
         for node in nodes:
             name = self.lines.get(node.line, "")
             if node.kind != "input" and node.line not in ends and name not in taken:
                 node.name = name
+
+
+def _origin(step: Step, slot: int) -> int:
+    """The row of which a row is a copy, or a copy of a copy; itself if it is none."""
+    while step.trace.rows[slot].op == "copy":
+        (slot,) = step.trace.rows[slot].inputs
+    return slot
 
 
 def _key(path: str) -> str:
@@ -292,9 +294,7 @@ def lstm_parts(cell: Any, step: Step, nodes: list[Node]) -> dict[str, list[int |
         return {}
     gates = {"f": "forget", "i": "input", "g": "input", "o": "output"}
     seeds = {named[name]: part for name, part in gates.items() if name in named}
-    slot = step.state_slots[1]
-    while step.trace.rows[slot].op == "copy":
-        (slot,) = step.trace.rows[slot].inputs
+    slot = _origin(step, step.state_slots[1])
     to_memory = _leading_to({k for k, node in enumerate(nodes) if node.line == slot}, nodes)
     mixed = [k for k, of in enumerate(_spread(nodes, seeds)) if of >= {"forget", "input"}]
     for k in mixed:
