@@ -64,23 +64,7 @@ def beam_search(
         found.append(Hypothesis(symbols, float(total) / max(length, 1) ** length_penalty, ended))
 
     for n in range(longest):
-        returned = step(ids, state)
-        if not isinstance(returned, tuple) or len(returned) != 2:
-            raise ValueError(
-                f"beam_search: step returned a {type(returned).__name__}, expected a pair "
-                "(logits, state)"
-            )
-        logits, state = host_array(returned[0], "beam_search: logits"), returned[1]
-        if logits.ndim != 2 or len(logits) != width or logits.dtype.kind not in "fi":
-            raise ShapeError(
-                f"beam_search: step gave logits {logits.dtype}{logits.shape}, expected numbers "
-                f"({width}, V)"
-            )
-        if end >= logits.shape[1]:
-            raise ValueError(
-                f"beam_search: end = {end} was given, expected a symbol from 0 to "
-                f"{logits.shape[1] - 1}, of which step gives logits"
-            )
+        logits, state = _checked(step(ids, state), width, end)
         peak = largest(logits, n, "beam_search")
         scores = logits - peak - np.log(np.exp(logits - peak).sum(axis=1, keepdims=True))
         total = sums[:, None] + scores
@@ -106,6 +90,27 @@ def beam_search(
         rows, ids, sums = (np.array(column) for column in zip(*chosen, strict=True))
         state = map_leaves(lambda leaf, rows=rows: _rows_of(leaf, rows), state)
     return sorted(found, key=lambda each: -each.score)[:width]
+
+
+def _checked(returned: Any, width: int, end: int) -> tuple[Array, Any]:
+    """The logits (width, V) and the state that a step returned."""
+    if not isinstance(returned, tuple) or len(returned) != 2:
+        raise ValueError(
+            f"beam_search: step returned a {type(returned).__name__}, expected a pair "
+            "(logits, state)"
+        )
+    logits, state = host_array(returned[0], "beam_search: logits"), returned[1]
+    if logits.ndim != 2 or len(logits) != width or logits.dtype.kind not in "fi":
+        raise ShapeError(
+            f"beam_search: step gave logits {logits.dtype}{logits.shape}, expected numbers "
+            f"({width}, V)"
+        )
+    if end >= logits.shape[1]:
+        raise ValueError(
+            f"beam_search: end = {end} was given, expected a symbol from 0 to "
+            f"{logits.shape[1] - 1}, of which step gives logits"
+        )
+    return logits, state
 
 
 def largest(logits: Array, step: int, name: str) -> Array:
