@@ -186,7 +186,7 @@ class Sequential(Module):
         return self.layers[index]
 
     def forward(self, x: Any, lengths: Any = None, resets: Any = None) -> Any:
-        return self._run(x, {"lengths": lengths, "resets": resets}, None)
+        return self._run(x, {"lengths": lengths, "resets": resets}, None)[0]
 
     def with_state(
         self, x: Any, state: Any = None, lengths: Any = None, resets: Any = None
@@ -205,32 +205,33 @@ class Sequential(Module):
                 if count
                 else "Sequential: no module in it takes a state, expected a recurrent layer"
             )
-        after: list[Any] = []
-        given = {"lengths": lengths, "resets": resets}
-        return self._run(x, given, (iter(states), after)), tuple(after)
+        y, after = self._run(x, {"lengths": lengths, "resets": resets}, iter(states))
+        return y, tuple(after)
 
     def _run(
-        self, x: Any, options: dict[str, Any], states: tuple[Iterator[Any], list[Any]] | None
-    ) -> Any:
-        """All modules; with ``states``, those before are taken and those after noted down."""
+        self, x: Any, options: dict[str, Any], states: Iterator[Any] | None
+    ) -> tuple[Any, list[Any]]:
+        """The output of all modules, and, if ``states`` are those before, the states after it."""
+        after: list[Any] = []
         given = {name: value for name, value in options.items() if value is not None}
         takes = [[name for name in given if _takes(layer, name)] for layer in self.layers]
         for name in given:
             if not any(name in names for names in takes):
                 raise ValueError(f"Sequential: {name} were given, but no module in it takes them")
         for layer, names in zip(self.layers, takes, strict=True):
+            # A module before it may have left no lengths.
             more = {name: given[name] for name in names if given[name] is not None}
             if states is not None and _takes_state(layer):
                 run = getattr(layer, "with_state", layer)
-                x, after = run(x, next(states[0]), **more)
-                states[1].append(after)
+                x, state = run(x, next(states), **more)
+                after.append(state)
             else:
                 x = layer(x, **more)
             if "lengths" in given:
                 given["lengths"] = _lengths_after(layer, given["lengths"])
             if isinstance(x, tuple):
                 x = x[0]
-        return x
+        return x, after
 
     def output_lengths(self, lengths: Any) -> Any:
         """The lengths (B,) of what comes out; None if it has none any more."""
