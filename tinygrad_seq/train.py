@@ -225,7 +225,7 @@ def _check_given(caller: str, model: Any, **batches: Any) -> None:
 
 
 class _Measured:
-    """The loss, which also measures what it is called with."""
+    """The loss, which also measures what it is called with: ``tbptt`` calls it, block by block."""
 
     def __init__(self, loss: Metric, metrics: Mapping[str, Metric] | None, caller: str) -> None:
         metrics = {} if metrics is None else metrics
