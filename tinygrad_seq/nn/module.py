@@ -135,20 +135,16 @@ class Module:
     def modules(self) -> Iterator[Module]:
         """This module and every one inside, each once."""
         seen: set[int] = set()
-        entered: dict[int, int] = {}  # how many modules were seen when a list was last entered
         waiting: list[Any] = [self]
         while waiting:
             holder = waiting.pop()
+            if id(holder) in seen:
+                continue
+            seen.add(id(holder))
             if isinstance(holder, Module):
-                if id(holder) in seen:
-                    continue
-                seen.add(id(holder))
                 yield holder
                 values: Any = holder.__dict__.values()
-            elif entered.get(id(holder)) == len(seen):
-                continue  # it holds itself, or nothing new
             else:
-                entered[id(holder)] = len(seen)
                 values = holder.values() if isinstance(holder, dict) else holder
             for value in reversed(values):
                 if type(value) not in NO_HOLDERS and isinstance(value, HOLDERS):
