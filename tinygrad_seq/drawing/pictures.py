@@ -251,7 +251,7 @@ def draw_gates(
     ``inputs`` are drawn above: (T,), (T, I), or a dict of (T,) by name. Raises ShapeError.
     """
     new_figure = matplotlib_figure()
-    shown = {name: _array("draw_gates", name, gate, 2) for name, gate in _some(gates, "draw_gates")}
+    shown = _arrays("draw_gates", gates, 2)
     T = len(next(iter(shown.values())))
     above = _inputs(inputs, T)
     for name, values in (*shown.items(), *above.items()):
@@ -333,7 +333,7 @@ def draw_gradients(
     numbers.
     """
     new_figure = matplotlib_figure()
-    arrays = {n: _array("draw_gradients", n, a, 1) for n, a in _some(norms, "draw_gradients")}
+    arrays = _arrays("draw_gradients", norms, 1)
     for name, values in arrays.items():
         if (values < 0).any():
             raise ValueError(
@@ -361,11 +361,12 @@ def draw_gradients(
     return finish(ax, path)
 
 
-def _some(given: Any, who: str) -> Any:
+def _arrays(who: str, given: Any, ndim: int) -> dict[str, np.ndarray]:
+    """Arrays of so many axes by name, one at least."""
     if not isinstance(given, Mapping) or not given:
         what = "an empty dict" if isinstance(given, Mapping) else f"a {type(given).__name__}"
         raise ValueError(f"{who}: {what} was given, expected arrays by name, a dict")
-    return given.items()
+    return {name: _array(who, name, values, ndim) for name, values in given.items()}
 
 
 def _array(who: str, name: str, values: Any, ndim: int) -> np.ndarray:
