@@ -263,6 +263,9 @@ BAD = {
     r"expected a pair \(prediction, state\)": lambda: list(
         train.tbptt(lambda x, s: x, X, Y, mse, 2, 2)
     ),
+    r"prediction for 4 steps of 2 rows has shape \(4, 3\), expected \(4, 2, ...\)": lambda: list(
+        train.tbptt(nn.GRU(2, 3, output="last", dtype="float64"), X, Y, lambda p, t: p.sum(), 2, 4)
+    ),
     "the loss returned shape": lambda: list(train.tbptt(PLAIN, X, Y, lambda p, t: p - t, 2, 2)),
     "the loss is nan": lambda: list(train.tbptt(PLAIN, X * np.nan, Y, mse, 2, 2)),
     r"tbptt is 5, expected a pair \(k1, k2\)": lambda: train.fit(

@@ -102,7 +102,7 @@ def _blocks(sequence: _Sequence, loss: Any, k1: int, k2: int, state: Any) -> Ite
             if e == following:
                 window = None if state is None else detach(state)
         joined = predictions[0] if len(predictions) == 1 else map_columns(concat, predictions)
-        newest = map_leaves(lambda leaf, n=a - cuts[0]: leaf[n:], joined)
+        newest = sequence.last_steps(joined, b - cuts[0], b - a)
         value = loss(newest, sequence.targets_of(a, b))
         number = _backward(value)
         begin = following
@@ -170,6 +170,19 @@ class _Sequence:
 
     def targets_of(self, s: int, e: int) -> Any:
         return map_leaves(lambda leaf: leaf[s:e], self.targets)
+
+    def last_steps(self, predictions: Any, steps: int, count: int) -> Any:
+        """Those of the last ``count`` of so many steps."""
+        if count == steps:
+            return predictions
+        for path, leaf in paths(predictions):
+            if leaf.shape[:2] != (steps, self.B):
+                raise ShapeError(
+                    f"tbptt: the model's prediction{path} for {steps} steps of {self.B} rows has "
+                    f"shape {leaf.shape}, expected ({steps}, {self.B}, ...), of which those of the "
+                    f'newest {count} steps can be taken; a layer with output="last" gives no such'
+                )
+        return map_leaves(lambda leaf: leaf[steps - count :], predictions)
 
     def run(self, s: int, e: int, state: Any) -> tuple[Any, Any]:
         part = map_leaves(lambda leaf: leaf[s:e], self.inputs)
