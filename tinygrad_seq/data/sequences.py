@@ -155,9 +155,15 @@ def as_sequences(sequences: Sequence[ArrayLike], name: str) -> list[np.ndarray]:
 
 
 def random_lengths(
-    draw: np.random.Generator, count: int, shortest: int, longest: int, name: str
+    draw: np.random.Generator, count: int, shortest: int, longest: int, name: str, least: int = 1
 ) -> np.ndarray:
-    """Lengths (count,) from ``shortest`` to ``longest``, each as likely; for the generators."""
+    """Lengths (count,) from ``shortest`` to ``longest``, each as likely; for the generators.
+
+    Raises ValueError for a count below 1 and for lengths below ``least``.
+    """
+    whole(count, f"{name}: count")
+    whole(longest, f"{name}: longest", least)
+    whole(shortest, f"{name}: shortest", least)
     if longest < shortest:
         raise ValueError(
             f"{name}: shortest = {shortest} and longest = {longest} were given, expected the "

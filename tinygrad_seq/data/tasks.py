@@ -121,7 +121,7 @@ def parity(
     nothing, or all bits but one: one in two right, a cross-entropy of ln 2 = 0.6931.
     """
     draw = generator(rng)
-    lengths = _lengths(draw, count, shortest, longest, "parity")
+    lengths = random_lengths(draw, count, shortest, longest, "parity")
     bits = draw.integers(0, 2, (longest, count)) * mask_of(lengths, longest)
     return bits[..., None].astype(np.float32), bits.sum(axis=0) % 2, lengths
 
@@ -138,14 +138,7 @@ def sequence_sum(
     (shortest + longest)/6.
     """
     draw = generator(rng)
-    lengths = _lengths(draw, count, shortest, longest, "sequence_sum")
+    lengths = random_lengths(draw, count, shortest, longest, "sequence_sum")
     values = draw.uniform(-1, 1, (longest, count)) * mask_of(lengths, longest)
     inputs = values[..., None].astype(np.float32)
     return inputs, inputs.sum(axis=0), lengths
-
-
-def _lengths(
-    draw: np.random.Generator, count: int, shortest: int, longest: int, name: str
-) -> np.ndarray:
-    whole(count, f"{name}: count"), whole(longest, f"{name}: longest")
-    return random_lengths(draw, count, whole(shortest, f"{name}: shortest"), longest, name)

@@ -106,12 +106,9 @@ def kinds_of_trajectory(
     The classification task of the lecture notes. Who knows nothing: one in three right, a
     cross-entropy of ln 3 = 1.0986.
     """
-    count = whole(count, "kinds_of_trajectory: count")
-    shortest = whole(shortest, "kinds_of_trajectory: shortest", least=3)
-    longest = whole(longest, "kinds_of_trajectory: longest", least=3)
     noise = number(noise, "kinds_of_trajectory: noise")
     draw = generator(rng)
-    lengths = random_lengths(draw, count, shortest, longest, "kinds_of_trajectory")
+    lengths = random_lengths(draw, count, shortest, longest, "kinds_of_trajectory", least=3)
     classes = draw.integers(len(KINDS), size=count)
     time = np.arange(longest)[:, None] / (lengths - 1)  # (T, B), 1 at the last point
     of_each = np.stack([shape(time, draw) for shape in (_circle, _line, _parabola)])
