@@ -93,10 +93,8 @@ class Module:
         return own.setdefault("_parameters", set()), own.setdefault("_buffers", set())
 
     def __copy__(self) -> Module:
-        made = object.__new__(type(self))
-        vars(made).update(vars(self))
-        vars(made).update(_parameters=set(self._registered()[0]))
-        vars(made).update(_buffers=set(self._registered()[1]))
+        made, (parameters, buffers) = object.__new__(type(self)), self._registered()
+        vars(made).update(vars(self), _parameters={*parameters}, _buffers={*buffers})
         return made
 
     def register_parameter(self, name: str, tensor: Tensor) -> None:
