@@ -227,7 +227,7 @@ def bind(run: Any, given: tuple[Any, ...], more: dict[str, Any]) -> dict[str, An
 def check_forward(model: Any, caller: str) -> None:
     """Raise a ValueError for a model in which something runs from the last step to the first."""
     for module in model.modules() if isinstance(model, Module) else ():
-        if isinstance(module, Recurrent) and (module.reverse or module.directions == 2):
+        if isinstance(module, Recurrent) and module.looks_ahead:
             raise ValueError(
                 f"{caller}: the model has a {type(module).__name__} that runs from the last step "
                 "to the first, which has no state to carry on from; expected one forward in time"

@@ -90,7 +90,7 @@ def _parts(model: Any) -> list[tuple[Any, bool]]:
         return [part for layer in model.layers for part in _parts(layer)]
     if not isinstance(model, Recurrent):
         return [(model, False)]
-    if model.directions == 2 or model.reverse:
+    if model.looks_ahead:
         raise ValueError(
             f"as_cell: a {type(model).__name__} runs from the last step to the first, and has no "
             "next step; expected layers forward in time"

@@ -110,6 +110,11 @@ class Recurrent(Module):
         """How many layers there are, each of one cell or, in both directions, two."""
         return len(self.cells) // self.directions
 
+    @property
+    def looks_ahead(self) -> bool:
+        """Whether it runs from the last step to the first, alone or beside the other direction."""
+        return self.reverse or self.directions == 2
+
     def forward(
         self, x: Any, state: Any = None, lengths: Any = None, resets: Any = None
     ) -> tuple[Tensor, Any]:
