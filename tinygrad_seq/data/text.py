@@ -112,7 +112,8 @@ class Vocabulary:
         what = "Vocabulary.of_tokens", "a str or a list of tokens for each text"
         for text in several(given, *what):
             counts.update(text.split() if isinstance(text, str) else several(text, *what))
-        found = [s for s, n in sorted(counts.items(), key=_frequent_first) if n >= minimum_count]
+        ranked = sorted(counts, key=lambda token: (-counts[token], token))
+        found = [token for token in ranked if counts[token] >= minimum_count]
         special = {"padding": padding, "start": start, "end": end, "unknown": unknown}
         return cls._built("tokens", found, special)
 
@@ -251,11 +252,6 @@ class Vocabulary:
                 f"{made.fingerprint}; the state was changed since it was saved, use the original"
             )
         return made
-
-
-def _frequent_first(item: tuple[str, int]) -> tuple[int, str]:
-    symbol, count = item
-    return -count, symbol
 
 
 class Streams:
