@@ -399,9 +399,10 @@ def _carrying(state: Any) -> Iterator[None]:
 def _called(model: Any, inputs: Any, more: dict[str, Any], caller: str) -> Any:
     """What the model makes of its inputs."""
     given = arguments(inputs)
-    if given is inputs or more:
+    if given is inputs or more:  # one input alone fits any model
         try:
             lengths = bind(model, given, more).get("lengths")
+            # The last of several inputs may have got into the place of the lengths.
             if isinstance(lengths, Tensor) and (lengths.dtype in FLOATS or lengths.ndim != 1):
                 raise TypeError(f"an input of shape {lengths.shape} would be its lengths")
         except TypeError as error:
