@@ -118,24 +118,15 @@ class Recurrent(Module):
     def forward(
         self, x: Any, state: Any = None, lengths: Any = None, resets: Any = None
     ) -> tuple[Tensor, Any]:
-        name = type(self).__name__
-        ys = map_arrays(lambda leaf: as_tensor(leaf, name), x)
-        for path, leaf in paths(ys):
-            if leaf.ndim < 2:
-                axes = "(B, T, ...)" if self.batch_first else "(T, B, ...)"
-                raise ShapeError(f"{name}: x{path} has shape {leaf.shape}, expected {axes}")
-        return self._run(ys, state, lengths, resets)
-
-    def _run(self, ys: Any, state: Any, lengths: Any, resets: Any) -> tuple[Tensor, Any]:
-        """``forward`` of tensors that have axes of steps and rows."""
-        name = type(self).__name__
+        ys = self._as_tensors(x)
         if self.batch_first:
             if resets is not None:
                 resets = host_array(resets, "resets")
                 shape = leaves(ys)[0].shape[:2]
                 if resets.shape != shape:
                     raise ShapeError(
-                        f"{name}: resets has shape {resets.shape}, expected (B, T) = {shape}"
+                        f"{type(self).__name__}: resets has shape {resets.shape}, expected (B, T) "
+                        f"= {shape}"
                     )
                 resets = resets.T
             ys = map_leaves(_swapped, ys)
@@ -168,6 +159,16 @@ class Recurrent(Module):
         if self.batch_first and self.output == "sequence":
             ys = _swapped(ys)
         return ys, self._join_states(last)
+
+    def _as_tensors(self, x: Any) -> Any:
+        """The inputs as tensors; raises a ShapeError if one has no axes of steps and rows."""
+        name = type(self).__name__
+        made = map_arrays(lambda leaf: as_tensor(leaf, name), x)
+        for path, leaf in paths(made):
+            if leaf.ndim < 2:
+                axes = "(B, T, ...)" if self.batch_first else "(T, B, ...)"
+                raise ShapeError(f"{name}: x{path} has shape {leaf.shape}, expected {axes}")
+        return made
 
     def _check_output(self, y: Any, k: int) -> None:
         """Raise a ShapeError if what cell k gives cannot be joined, read by the next one or cut.
@@ -264,9 +265,7 @@ class _Stacked(Recurrent):
             rng=rng,
         )
 
-    def forward(
-        self, x: TensorLike, state: Any = None, lengths: Any = None, resets: Any = None
-    ) -> tuple[Tensor, Any]:
+    def _as_tensors(self, x: TensorLike) -> Tensor:
         x = as_tensor(x, type(self).__name__)
         if x.ndim != 3:
             axes = "(B, T, I)" if self.batch_first else "(T, B, I)"
@@ -276,7 +275,7 @@ class _Stacked(Recurrent):
                 f"{type(self).__name__}: x has shape {x.shape}, expected {self.input_size} "
                 "elements in the last axis (input_size)"
             )
-        return self._run(x, state, lengths, resets)
+        return x
 
     def _split_state(self, state: Any) -> Sequence[Any]:
         if state is None:
