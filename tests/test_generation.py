@@ -105,6 +105,23 @@ class TestGenerate:
         with pytest.raises(tgs.ShapeError, match=r"initial_state gives \(a tensor, a tensor\)"):
             tgs.generate(model, so_far, 5, state=tuple(states[:1]))
 
+    @pytest.mark.parametrize("layers", [1, 2])
+    def test_going_on_from_where_the_model_was(self, layers):
+        """From the state that with_state gives, of layers of any kind and in any nesting."""
+        recurrent = nn.Sequential(
+            nn.LSTM(4, 5, layers), nn.Recurrent([nn.GRUCell(5 - k, 4) for k in range(layers)])
+        )
+        model = nn.Sequential(nn.Embedding(6, 4), recurrent, nn.RNN(4, 5, layers), nn.Linear(5, 6))
+        ids = np.array([[1, 2], [3, 0], [5, 5]])
+        _, state = model.with_state(ids[:2])
+        made = tgs.generate(model, ids[2:], 5, temperature=0, state=state)
+        np.testing.assert_array_equal(made, tgs.generate(model, ids, 5, temperature=0))
+        layer, xs = nn.LSTM(2, 2, layers), np.random.default_rng(0).standard_normal((3, 2, 2))
+        _, state = layer(xs.astype("f4")[:2])
+        for given in (state, tuple((h, c) for h, c in zip(*state, strict=True))):
+            made = tgs.roll_out(layer, xs[2:], 4, state=given)
+            np.testing.assert_allclose(made, tgs.roll_out(layer, xs, 4), rtol=1e-5)
+
     def test_symbols_are_drawn_as_their_logits_say(self):
         V, logits = 4, np.array([0.0, 1.0, 2.0, -1.0], "f4")
         model = model_of(logits)

@@ -13,7 +13,7 @@ from tinygrad_seq.creation import Rng, generator
 from tinygrad_seq.errors import ShapeError, called, whole
 from tinygrad_seq.nn.layers import Embedding, Sequential
 from tinygrad_seq.nn.module import first_parameter, in_mode
-from tinygrad_seq.nn.one_step import as_cell
+from tinygrad_seq.nn.one_step import as_cell, cell_states
 from tinygrad_seq.recurrence import Stepper
 from tinygrad_seq.search import largest
 from tinygrad_seq.tape import no_grad
@@ -28,8 +28,8 @@ class ModelSteps:
 
     ``model`` is a cell, a recurrent layer or an ``nn.Sequential``, which may begin with an
     ``nn.Embedding``: x are integers (B,) then. ``x`` is an example of an input. The model is used
-    as it is now, in ``eval`` mode; ``state`` as in ``tgs.Stepper``. On a GPU each x is copied there
-    and each y back.
+    as it is now, in ``eval`` mode. ``state`` is the first one, that of the model or a tuple with
+    that of each cell in it. On a GPU each x is copied there and each y back.
     """
 
     def __init__(self, model: Any, x: Any, state: Any = None) -> None:
@@ -43,7 +43,7 @@ class ModelSteps:
             if own is not None and first.dtype.kind == "f":
                 first = first.astype(own.dtype)
             self.device = "cpu" if own is None else own.device
-            self.stepper = Stepper(cell, self._there(first), state)
+            self.stepper = Stepper(cell, self._there(first), cell_states(model, state))
 
     def _there(self, x: Any) -> Any:
         """Where the model is."""
@@ -124,10 +124,11 @@ def generate(
     the first. Returns the new symbols, (steps,) or (steps, B), int64. Raises ValueError for logits
     that hold NaN.
 
-    ``state`` is the first one, a tuple with that of each cell in the model, (B, H) or a pair of
-    these, ``initial_state(B)`` of each unless given; a model of the other kind is given its own,
-    at first None. One to a sequence, an image to its caption:
-    let a state be computed from the one, and the prompt be the symbol of the start.
+    ``state`` is the first one: what ``model.with_state(ids)`` gave, to go on from there, or a tuple
+    with that of each cell in the model, (B, H) or a pair of these, ``initial_state(B)`` of each
+    unless given; a model of the other kind is given its own, at first None. One to a sequence, an
+    image to its caption: let a state be computed from the one, and the prompt be the symbol of the
+    start.
     """
     ids = host_array(prompt, "generate: prompt")
     if ids.ndim not in (1, 2) or not ids.size or ids.dtype.kind not in "iu":
@@ -181,7 +182,8 @@ def roll_out(model: Any, start: Any, steps: int, state: Any = None) -> Array:
 
     ``model`` predicts from each step's input (B, F) the next one's: a recurrent layer, an
     ``nn.Sequential`` with one, or a cell, ``y, state = cell(x, state)``. ``state`` is the first
-    one, ``cell.initial_state(B)`` unless given.
+    one, what the layer, or ``with_state`` of the Sequential, returned, or a tuple with that of each
+    cell in it; ``initial_state(B)`` of each unless given.
     """
     begun = host_array(start, "roll_out: start")
     if begun.ndim != 3 or not len(begun):

@@ -155,9 +155,10 @@ def _arguments(kind: Any) -> frozenset[str]:
     return frozenset(inspect.signature(kind.forward).parameters)
 
 
-def _takes_state(layer: Any) -> bool:
+def takes_state(layer: Any) -> bool:
+    """Whether ``Sequential.with_state`` gives a module a state."""
     if isinstance(layer, Sequential):
-        return any(map(_takes_state, layer.layers))
+        return any(map(takes_state, layer.layers))
     return hasattr(layer, "with_state") or (isinstance(layer, Module) and _takes(layer, "state"))
 
 
@@ -196,7 +197,7 @@ class Sequential(Module):
         The state is a tuple with that of each module in it that takes one, in order; None stands
         for the modules' own. Raises ShapeError for a state of other modules.
         """
-        count = sum(map(_takes_state, self.layers))
+        count = sum(map(takes_state, self.layers))
         states = (None,) * count if state is None else state
         if not count or not isinstance(states, (tuple, list)) or len(states) != count:
             raise ShapeError(
@@ -221,7 +222,7 @@ class Sequential(Module):
         for layer, names in zip(self.layers, takes, strict=True):
             # A module before it may have left no lengths.
             more = {name: given[name] for name in names if given[name] is not None}
-            if states is not None and _takes_state(layer):
+            if states is not None and takes_state(layer):
                 run = getattr(layer, "with_state", layer)
                 x, state = run(x, next(states), **more)
                 after.append(state)

@@ -8,11 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+
 from tinygrad_seq.errors import ShapeError, called
-from tinygrad_seq.nn.layers import Sequential
+from tinygrad_seq.nn.layers import Sequential, takes_state
 from tinygrad_seq.nn.module import Module, called_with
 from tinygrad_seq.nn.recurrent import Recurrent
-from tinygrad_seq.trees import structure
+from tinygrad_seq.trees import leaves, structure
 
 EXPECTED = (
     "a recurrent layer, an nn.Sequential with one, or a cell, called as y, state = cell(x, state)"
@@ -73,6 +75,43 @@ def as_cell(model: Any) -> Any:
     if not any(is_cell for _, is_cell in parts):
         raise ValueError("as_cell: the model has no recurrent layer, expected one at least")
     return Stack([part for part, _ in parts], [is_cell for _, is_cell in parts])
+
+
+def cell_states(model: Any, state: Any) -> Any:
+    """The state of ``as_cell(model)``, from that which the model itself returns.
+
+    That is the state of a recurrent layer, or of ``with_state`` of an ``nn.Sequential``. What the
+    cells have already, a tuple with the state of each, comes back as it is, and so does what fits
+    neither.
+    """
+    if state is None or not isinstance(model, (Recurrent, Sequential)):
+        return state
+    initial_state = getattr(as_cell(model), "initial_state", None)
+    if initial_state is None or _alike(state, initial_state(1)):
+        return state
+    try:
+        return tuple(_states(model, state))
+    except ShapeError:
+        return state
+
+
+def _alike(a: Any, b: Any) -> bool:
+    """Whether two states have the same structure and as many axes, whatever their sizes."""
+    axes = [[np.ndim(leaf) for leaf in leaves(state)] for state in (a, b)]
+    return structure(a) == structure(b) and axes[0] == axes[1]
+
+
+def _states(model: Any, state: Any) -> list[Any]:
+    """Of each cell in the model; raises ShapeError for what is no state of the model."""
+    if isinstance(model, Recurrent):
+        return list(model.split_state(state))
+    if not isinstance(model, Sequential):
+        return [state]
+    takers = [layer for layer in model.layers if takes_state(layer)]
+    if not isinstance(state, (tuple, list)) or len(state) != len(takers):
+        raise ShapeError(f"expected a state of {len(takers)} modules")
+    found = [_states(layer, each) for layer, each in zip(takers, state, strict=True)]
+    return [each for some in found for each in some]
 
 
 def _is_cell(model: Any) -> bool:

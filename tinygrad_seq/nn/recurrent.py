@@ -132,7 +132,7 @@ class Recurrent(Module):
             ys = map_leaves(_swapped, ys)
         drive = BACKENDS[self.backend]
         more = {} if self.checkpoint is None else {"checkpoint": self.checkpoint}
-        states, last = self._split_state(state), []
+        states, last = self.split_state(state), []
         for layer in range(self.num_layers):
             if layer:
                 ys = self.dropout(ys)
@@ -191,7 +191,7 @@ class Recurrent(Module):
             "tgs.scan"
         )
 
-    def _split_state(self, state: Any) -> Sequence[Any]:
+    def split_state(self, state: Any) -> Sequence[Any]:
         """The state of each cell."""
         if state is None:
             return [None] * len(self.cells)
@@ -277,7 +277,7 @@ class _Stacked(Recurrent):
             )
         return x
 
-    def _split_state(self, state: Any) -> Sequence[Any]:
+    def split_state(self, state: Any) -> Sequence[Any]:
         if state is None:
             return [None] * len(self.cells)
         expected = self.cells[0].initial_state(1)

@@ -17,7 +17,7 @@ from tinygrad_seq.errors import ShapeError, whole
 from tinygrad_seq.nn.functional import dot_attention
 from tinygrad_seq.nn.layers import Dropout, Embedding, Linear
 from tinygrad_seq.nn.module import Module, in_mode
-from tinygrad_seq.nn.one_step import as_cell
+from tinygrad_seq.nn.one_step import as_cell, cell_states
 from tinygrad_seq.nn.recurrent import GRU, LSTM, RNN
 from tinygrad_seq.recurrence import Stepper
 from tinygrad_seq.search import Hypothesis, beam_search, largest
@@ -245,7 +245,7 @@ class _Steps:
     def __init__(self, model: Seq2Seq, encoded: Encoded) -> None:
         self.model, self.encoded = model, encoded
         self.table = model.target_embedding.weight.numpy()
-        states = tuple(model.decoder._split_state(encoded.state))
+        states = cell_states(model.decoder, encoded.state)
         first = np.zeros((encoded.there.shape[1], self.table.shape[1]), self.table.dtype)
         self.stepper = Stepper(as_cell(model.decoder), first, states)
 
