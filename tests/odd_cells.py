@@ -143,6 +143,16 @@ def check_indices_conditions_and_lists() -> None:
         assert not drive(larger, x, np.zeros((1, 1), "f4"))[0].numpy().any()
 
 
+def check_a_column_with_an_axis_of_its_own() -> None:
+    def cell(x: Any, h: Any) -> Any:
+        mixed = h[:, 0, None] * tgs.tanh(x @ W) + h[:, None, -1] * x[:, 1][..., None]
+        return mixed.sum(axis=-1)[:, None], tgs.tanh(mixed)
+
+    np.testing.assert_allclose(*(gradient(drive, cell) for drive in BOTH), rtol=1e-10)
+    for index in ((slice(None), None), (slice(None), 0, None, None), (slice(None), [0], None)):
+        raises(tgs.TraceError, "(B, n)", tgs.scan, lambda x, h, at=index: (x[at], h), xs, h0)
+
+
 def check_joints_that_are_cut_at_different_places() -> None:
     A, B, C, D = (tgs.tensor(rng.standard_normal((3, n))) for n in (1, 2, 2, 1))
 

@@ -155,12 +155,15 @@ def _getitem(tracer: Tracer, inputs: Sequence[Tensor], params: Any) -> Tensor:
         )
     if not parts or not _is_all(parts[0]):
         tracer.refuse_mixing("indexing", inputs)
-    if any(part is None for part in parts):
-        if len(parts) == 2 and parts[1] is None and x.ndim == 1:
-            return _same(tracer, x, (B, 1))
+    named = [part for part in parts if part is not None]
+    part, n = named[-1], x.shape[-1]
+    one_each = x.ndim == 1 or isinstance(part, int)  # a number for each row, (B,) or (B, 1)
+    if len(parts) - len(named) > one_each:
         tracer.refuse("indexing", inputs, ": values of a step are (B, n) or (B,)")
-    part, n = parts[-1], x.shape[-1]
-    if x.ndim == 1 or _is_all(part):
+    shape = (B,) if len(parts) == len(named) else (B, 1)
+    if x.ndim == 1:
+        return _same(tracer, x, shape)
+    if _is_all(part):
         return _same(tracer, x, x.shape)
     if isinstance(part, slice):
         start, stop, step = part.indices(n)
@@ -176,7 +179,7 @@ def _getitem(tracer: Tracer, inputs: Sequence[Tensor], params: Any) -> Tensor:
             f"%{len(tracer.trace.rows)} of the step"
         ) from None
     if isinstance(part, int):
-        return _slice(tracer, x, int(chosen), int(chosen) + 1, (B,))
+        return _slice(tracer, x, int(chosen), int(chosen) + 1, shape)
     if chosen.ndim != 1:
         tracer.refuse("indexing", inputs, ": values of a step are (B, n) or (B,)")
     return _chosen(tracer, x, chosen)
