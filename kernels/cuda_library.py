@@ -229,6 +229,14 @@ def _circular(dtype: str) -> dict[str, Any]:
     return {"sin": lambda x: sine(turns(x)), "cos": lambda x: cosine(turns(x))}
 
 
+def _floor(dtype: str) -> Any:
+    """math.floor makes an integer, in which large numbers have no room."""
+    if SIMULATED:
+        return np.floor
+    floor = libdevice.floorf if dtype == "float32" else libdevice.floor
+    return lambda x: floor(x)
+
+
 def _mathematics(dtype: str) -> dict[str, Any]:
     """The elementwise operations."""
     kind, library = number(dtype), _library()
@@ -248,6 +256,7 @@ def _mathematics(dtype: str) -> dict[str, Any]:
         "erf": lambda x: kind(math.erf(x)),
         "power": lambda a, b: kind(a**b),
         "sigmoid": lambda x: half * kind(tanh(half * x)) + half,
+        "floor": _floor(dtype),
         "sign": lambda x: one if x > zero else (-one if x < zero else x),
         "maximum": lambda a, b: a if a > b or a != a else b,
         "minimum": lambda a, b: a if a < b or a != a else b,

@@ -67,12 +67,12 @@ def kernel_texts(plan: Plan, direction: str, rules: Rules, form: Form) -> list[K
 
 
 CALLED = (
-    "abs at barrier begin_of block blocks cos equal erf exp expm1 flag from_bits greater "
+    "abs at barrier begin_of block blocks cos equal erf exp expm1 flag floor from_bits greater "
     "greater_equal lay_out less less_equal load log log1p loose_product loose_streamed_product "
     "maximum meet minimum not_equal part_max part_min part_sum power product put_word row_of "
     "rows_on share sigmoid sign sin sqrt store streamed_product take_in tanh team_of thread "
-    "threads tile_column tile_row uniform unit_of units_on warp_max warp_min warp_sum where whole "
-    "word"
+    "threads tile_column tile_row uniform unit_of units_on warp_max warp_min warp_sum where "
+    "whole word"
 ).split()
 
 

@@ -260,8 +260,8 @@ COMPARISONS = {
 MATH = {
     name: getattr(vecmath, name)
     for name in (
-        *("exp", "expm1", "log", "log1p", "tanh", "sigmoid", "sqrt", "abs", "sign", "maximum"),
-        *("minimum", "sin", "cos", "erf", "power", "where", "divisor_scale"),
+        *("exp", "expm1", "log", "log1p", "tanh", "sigmoid", "sqrt", "abs", "sign", "floor"),
+        *("maximum", "minimum", "sin", "cos", "erf", "power", "where", "divisor_scale"),
     )
 }
 

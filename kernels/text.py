@@ -40,8 +40,8 @@ COMPARISONS = {
 }
 # Operations that are functions of vectors; others are infix, or written as the text of their rule.
 MATHEMATICS = (
-    "abs cos equal erf exp expm1 greater greater_equal less less_equal log log1p maximum minimum "
-    "not_equal power sigmoid sign sin sqrt tanh where"
+    "abs cos equal erf exp expm1 floor greater greater_equal less less_equal log log1p maximum "
+    "minimum not_equal power sigmoid sign sin sqrt tanh where"
 ).split()
 
 

@@ -172,6 +172,10 @@ def sign(on: Any, x: Value) -> Value:
     return on.select(on.compare("==", x, 0.0), 0.0, y)
 
 
+def floor(on: Any, x: Value) -> Value:
+    return on.call("floor", x)
+
+
 def maximum(on: Any, a: Value, b: Value) -> Value:
     return on.call("maximum", a, b)
 

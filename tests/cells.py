@@ -149,7 +149,7 @@ class Odd(Cell):
 
 
 class Switched(Cell):
-    """Conditions joined, an integer input, a state that is one number for each row."""
+    """Conditions joined, an integer input, a counter in the state, whole numbers of a period."""
 
     def initial_state(self, batch_size):
         h = tgs.zeros(batch_size, self.hidden, dtype=self.dtype)
@@ -158,7 +158,8 @@ class Switched(Cell):
     def forward(self, x, state):
         h, age = state
         value, kind = x["value"], x["kind"]
-        fresh = (kind == 1) | ((kind == 2) & (age > 2.0))
+        third = age - 3.0 * tgs.floor(age / 3.0) >= 2.0  # as a clock has it
+        fresh = (kind == 1) | ((kind == 2) & third)
         candidate = tgs.gelu(value @ self.W + tgs.silu(h) @ self.U)
         h = tgs.where(fresh[:, None], candidate, h * tgs.exp(-self.rate * age)[:, None])
         age = tgs.where(fresh, 0.0, age + 1.0)

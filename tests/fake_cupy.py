@@ -45,9 +45,10 @@ class CUDARuntimeError(RuntimeError):
 # What CuPy has and this package uses --------------------------------------------------------
 
 UFUNCS = (
-    "absolute add bitwise_and bitwise_or copysign cos divide equal exp expm1 greater greater_equal "
-    "invert isfinite isinf isnan less less_equal log log1p logical_and logical_not logical_or "
-    "maximum minimum multiply negative not_equal power sign sin sqrt square subtract tanh"
+    "absolute add bitwise_and bitwise_or copysign cos divide equal exp expm1 floor greater "
+    "greater_equal invert isfinite isinf isnan less less_equal log log1p logical_and logical_not "
+    "logical_or maximum minimum multiply negative not_equal power sign sin sqrt square subtract "
+    "tanh"
 ).split()
 # Functions that are NumPy's under the same name, with the parameters that CuPy's have.
 FUNCTIONS = {

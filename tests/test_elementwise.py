@@ -30,6 +30,7 @@ ORACLES = {
     "log1p": math.log1p,
     "abs": abs,
     "sign": lambda x: math.copysign(1, x) if x else 0,
+    "floor": math.floor,
     "sin": math.sin,
     "cos": math.cos,
     "tanh": math.tanh,

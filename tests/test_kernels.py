@@ -44,7 +44,7 @@ from tinygrad_seq.recurrence import compiled
 
 # Accuracy --------------------------------------------------------------------------------------
 
-LARGEST_ERRORS = {"exp": 2, "expm1": 3, "tanh": 4, "sigmoid": 3, "log": 3, "log1p": 4}
+LARGEST_ERRORS = {"exp": 2, "expm1": 3, "tanh": 4, "sigmoid": 3, "log": 3, "log1p": 4, "floor": 0}
 TRUTHS = {
     "exp": np.exp,
     "expm1": np.expm1,
@@ -52,6 +52,7 @@ TRUTHS = {
     "sigmoid": lambda x: 1 / (1 + np.exp(-x)),
     "log": np.log,
     "log1p": np.log1p,
+    "floor": np.floor,
 }
 EVERYWHERE = '''"""Every function of vecmath over an array, in {dtype}."""
 

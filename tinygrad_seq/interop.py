@@ -69,8 +69,8 @@ def array_function(self: Tensor, function: Any, types: Any, args: Any, kwargs: A
 UFUNCS: dict[str, Any] = {
     name: getattr(elementwise, name)
     for name in (
-        "add cos divide exp expm1 log log1p maximum minimum multiply negative power sign sin sqrt "
-        "square subtract tanh"
+        "add cos divide exp expm1 floor log log1p maximum minimum multiply negative power sign sin "
+        "sqrt square subtract tanh"
     ).split()
 } | {
     "absolute": elementwise.abs,

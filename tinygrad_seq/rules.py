@@ -113,8 +113,9 @@ def read(text: str, arguments: Sequence[str], namespace: dict[str, Any]) -> Func
 UFUNCS: dict[str, Function] = {
     name: getattr(np, name)
     for name in (
-        *("abs", "add", "cos", "divide", "exp", "expm1", "log", "log1p", "maximum", "minimum"),
-        *("multiply", "negative", "power", "sign", "sin", "sqrt", "square", "subtract", "tanh"),
+        *("abs", "add", "cos", "divide", "exp", "expm1", "floor", "log", "log1p", "maximum"),
+        *("minimum", "multiply", "negative", "power", "sign", "sin", "sqrt", "square", "subtract"),
+        "tanh",
     )
 }
 ARRAY_NAMES: dict[str, Any] = {**UFUNCS, "erf": erf, "where": np.where}
@@ -156,6 +157,7 @@ rule("log", "log(x)", "the natural logarithm of x", x="g / x")
 rule("log1p", "log1p(x)", "log(1 + x), exact near 0", x="g / (1 + x)")
 rule("abs", "abs(x)", "|x|; its derivative at 0 is 0", x="g * sign(x)")
 rule("sign", "sign(x)", "−1, 0 or 1; its derivative is 0", x="0 * g")
+rule("floor", "floor(x)", "the largest whole number up to x; its derivative is 0", x="0 * g")
 rule("sin", "sin(x)", "sine of x, in radians", x="g * cos(x)")
 rule("cos", "cos(x)", "cosine of x, in radians", x="-g * sin(x)")
 rule("tanh", "tanh(x)", "the hyperbolic tangent of x", x="g * (1 - y * y)")
