@@ -694,6 +694,10 @@ def transposes(x, h):
     return x, (h.T @ h) @ h.T
 
 
+def multiplies_from_the_left(x, h):
+    return x, (MATRIX @ h.T).T
+
+
 def unknown(x, h):
     return tgs.stack([x, h]), h
 
@@ -787,6 +791,7 @@ BAD = [
     (no_state, tgs.TraceError, r"no_state \(.*test_scan.py, line \d+\) .* a pair \(y, state\)"),
     (mixes, tgs.TraceError, "mix rows.*tgs.unroll"),
     (transposes, tgs.TraceError, "mix rows"),
+    (multiplies_from_the_left, tgs.TraceError, r"permute_dims of %1 .* h @ W.T.*tgs.unroll"),
     (unknown, tgs.TraceError, "stack of %0 float32.*cannot be compiled.*tgs.concat.*tgs.unroll"),
     (stacks_rows, tgs.TraceError, r"\(B,\) may be stacked along axis -1.*tgs.unroll"),
     (of_numpy, tgs.TraceError, "np.concatenate was given line %0 .*use tgs.concat, or tgs.unroll"),

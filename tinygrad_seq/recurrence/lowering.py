@@ -129,7 +129,12 @@ def _reshape(tracer: Tracer, inputs: Sequence[Tensor], params: Any) -> Tensor:
 def _permute(tracer: Tracer, inputs: Sequence[Tensor], params: Any) -> Tensor:
     if params[0] == tuple(range(inputs[0].ndim)):
         return _same(tracer, inputs[0]._data, inputs[0].shape)
-    return tracer.refuse_mixing("permute_dims", inputs)
+    return tracer.refuse(
+        "permute_dims",
+        inputs,
+        ": it would mix rows; axis 0 is the batch and stays where it is, so what an equation "
+        "writes as W h is h @ W.T here, or tgs.linear(h, W)",
+    )
 
 
 def _astype(tracer: Tracer, inputs: Sequence[Tensor], params: Any) -> Tensor:
