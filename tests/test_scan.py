@@ -868,6 +868,8 @@ def test_bad_arguments():
         tgs.scan(cell, X, H0, checkpoint=0)
     with pytest.raises(tgs.ShapeError, match=r"lengths has shape \(3,\), expected \(2,\)"):
         tgs.scan(cell, X, H0, lengths=[1, 2, 3])
+    with pytest.raises(tgs.TraceError, match=r"state leaf 0 .* \(2, 4, 4\) .* a list of its lines"):
+        tgs.scan(lambda x, m: (x, m * 0.9), X, np.zeros((2, 4, 4), "f4"))
     with pytest.raises(ValueError, match="set_num_threads: 0 was given"):
         tgs.set_num_threads(0)
     with pytest.raises(tgs.TraceError, match="float16"):

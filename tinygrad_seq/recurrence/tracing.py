@@ -76,7 +76,8 @@ class Tracer(Source):
         if len(shape) > 2:
             raise TraceError(
                 f"scan: {op} leaf {k} has shape {shape} in a step, expected (B, n) or (B,): "
-                f"only those are compiled; {WAY_OUT}"
+                "only those are compiled; a small matrix for each row may be a list of its lines, "
+                f"each (B, n); {WAY_OUT}"
             )
         slot = self.trace.add(op, (), k, shape[1] if len(shape) == 2 else 1)
         made = stand_in(self, slot, shape, dtype)
