@@ -38,6 +38,8 @@ IMPORTS = (  # what a text may take of the vectors of its dtype
 SHARED = {  # functions of library.py, and what they are given
     "copy_row": "source, to, n",
     "product": "a, row, M, b, K, wide, c, ldc, add, in_tiles",  # as gemm.product_text says
+    "take": "a, row, M, units, N, c, ldc, add",
+    "take_back": "a, row, M, units, N, c, ldc, K, add",
     "zero_row": "to, n",
 }
 
@@ -395,7 +397,17 @@ class CpuWriter(Writer):
             out = self._distance(self._buffer(which))
         else:
             out = f"{self.word(f'dstate{which}_row')} // {self.item}"
-        wide, add = self.word(f"{matrix}_wide"), int(stage.adds)
+        add = int(stage.adds)
+        if stage.takes:
+            units = self.word(f"capture{stage.matrix}")
+            what = f"p, {distance}, {rows}, {units}"
+            if stage.transposed:
+                N, K = self.width(stage.a), self.width(stage.slot)
+                self.add(depth, f"take_back({what}, {N}, to, {out}, {K}, {add})")
+            else:
+                self.add(depth, f"take({what}, {self.width(stage.slot)}, to, {out}, {add})")
+            return
+        wide = self.word(f"{matrix}_wide")
         b = f"{self.word(matrix)}, {self.width(stage.a)}, {wide}"
         in_tiles = f"{self.word(f'{matrix}_tiles')} * split"  # 0, or memory for tiles
         self.add(depth, f"product(p, {distance}, {rows}, {b}, to, {out}, {add}, {in_tiles})")

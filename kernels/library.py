@@ -16,6 +16,7 @@ from tinygrad_seq.kernels import gemm, tiles
 # of the modules before it, by address, so that each is compiled once, whoever calls it.
 MODULES = {
     "blocks": {"block": 11, "half_block": 11, "copy_row": 3, "zero_row": 2},
+    "choices": {"take": 8, "take_back": 9},
     "tiles": tiles.FUNCTIONS,  # where there are any
     "packing": {"pack": 3, "pack_groups": 9, "pack_panels": 9},
     "products": {"product": 10, "gram": 10},
@@ -54,6 +55,29 @@ def zero_row(to, n):
     for j in range(0, n, LANES):
         store(to, j, constant(0.0), n - j)
 """
+
+_CHOICES = '''
+
+
+def take(a, row, M, units, N, c, ldc, add):
+    """c[:, j] = a[:, units[j]], or added to it; rows of a and of c are so many elements apart."""
+    for r in range(M):
+        source, to = a + r * row * ITEM, c + r * ldc * ITEM
+        for j in range(N):
+            x = scalar(source, int(scalar(units, j)))
+            put_scalar(to, j, scalar(to, j) + x if add else x)
+
+
+def take_back(a, row, M, units, N, c, ldc, K, add):
+    """c[:, units[j]] += a[:, j]; unless it is added to, c, of K columns, begins as zeros."""
+    for r in range(M):
+        source, to = a + r * row * ITEM, c + r * ldc * ITEM
+        if not add:
+            zero_row(to, K)
+        for j in range(N):
+            k = int(scalar(units, j))
+            put_scalar(to, k, scalar(to, k) + scalar(source, j))
+'''
 
 _PACKING = '''
 
@@ -332,6 +356,7 @@ from tinygrad_seq.kernels.threads import BEGUN, FROM_STEP, TO_STEP
 
 _v = vectors("{dtype}")
 LANES, load, store, constant, fetch = _v.LANES, _v.load, _v.store, _v.constant, _v.fetch
+scalar, put_scalar = _v.scalar, _v.put_scalar
 PANEL, ROWS, ITEM, KC = gemm.panel("{dtype}"), gemm.ROWS, {np.dtype(dtype).itemsize}, gemm.KC
 APART, AT_ONCE, ALL = gemm.APART, gemm.AT_ONCE, 2**62
 BY_A, TURNED, BY_G = range(3)
@@ -347,7 +372,7 @@ globals().update(gemm.micro_kernels("{dtype}"))
             for name in functions:
                 made += f'{name} = external("{name}", "{dtype}")\n'
     source = {"blocks": gemm.block_text() + _ROWS, "products": gemm.product_text(dtype) + _GRAM}
-    source |= {"tiles": tiles.TEXT, "packing": _PACKING, "outer": _OUTER}
+    source |= {"choices": _CHOICES, "tiles": tiles.TEXT, "packing": _PACKING, "outer": _OUTER}
     if used:
         source["packing"] = tiles.PACKING + _PACKING
     else:

@@ -328,6 +328,25 @@ def _compiled_functions(dtype: str) -> SimpleNamespace:
 
         return kind(WORD), emit
 
+    single = types.float32 if dtype == "float32" else types.float64
+
+    @intrinsic
+    def scalar(typingctx: Any, address: Any, j: Any) -> Any:
+        """One number, as such."""
+
+        def emit(context: Any, build: Build, sig: Any, args: Any) -> Any:
+            return build.load(pointer_ir(build, args[0], args[1], element, element))
+
+        return single(WORD, WORD), emit
+
+    @intrinsic
+    def put_scalar(typingctx: Any, address: Any, j: Any, value: Any) -> Any:
+        def emit(context: Any, build: Build, sig: Any, args: Any) -> Any:
+            build.store(args[2], pointer_ir(build, args[0], args[1], element, element))
+            return context.get_dummy_value()
+
+        return types.void(WORD, WORD, single), emit
+
     @intrinsic
     def constant(typingctx: Any, number: Any) -> Any:
         def emit(context: Any, build: Build, sig: Any, args: Any) -> Any:
@@ -427,6 +446,8 @@ def _compiled_functions(dtype: str) -> SimpleNamespace:
         fetch=fetch,
         uniform=uniform,
         repeat=repeat,
+        scalar=scalar,
+        put_scalar=put_scalar,
         constant=constant,
         part_sum=part("sum", 0.0),
         part_max=part("maximum", -np.inf),
@@ -490,6 +511,8 @@ def _plain_functions(dtype: str) -> SimpleNamespace:
             * 2.0**-philox.BITS
         ),
         repeat=lambda address: load(address, 0, 1),
+        scalar=lambda address, j: load(address, j, 1),
+        put_scalar=lambda address, j, value: store(address, j, value, 1),
         constant=number,
         part_sum=lambda total, x, n: total + x,
         part_max=lambda total, x, n: np.maximum(total, x),

@@ -72,7 +72,15 @@ class TestCells:
         live = {*step.y_slots, *step.state_slots}
         for slot in reversed(range(len(rows))):
             live |= set(rows[slot].inputs) if slot in live else set()
-        written = {"matrix", "capture", "number", "copy", "x", "state"}  # in boxes or at the ends
+        written = {
+            "matrix",
+            "capture",
+            "units",
+            "number",
+            "copy",
+            "x",
+            "state",
+        }  # in boxes or at the ends
         lines = [slot for slot in sorted(live) if rows[slot].op not in written]
         assert [node.line for node in nodes if node.kind not in ("input", "output")] == lines
         for node in nodes:

@@ -834,6 +834,30 @@ def test_a_value_of_a_step_is_gone_when_the_call_is_over():
             use()
 
 
+def test_a_choice_of_units_leaves_the_others_alone(rng):
+    """Values that are not finite stay where they are; a unit that is taken twice adds both up."""
+    order, twice = rng.permutation(9), rng.integers(0, 9, 9)
+    start = rng.standard_normal((2, 9))
+    start[0, 3], start[1, 5] = -np.inf, np.nan
+
+    def cell(x, h):
+        h = h[:, order] + x[:, ::-2][:, [0, 4, 2, 1, 3, 0, 1, 2, 3]]
+        return h[:, twice], h
+
+    found, kept = [], rng.standard_normal((4, 2, 9))
+    for drive in (tgs.unroll, tgs.scan):
+        x, h = tgs.tensor(kept, requires_grad=True), tgs.tensor(start, requires_grad=True)
+        ys, last = drive(cell, x, h)
+        (ys[:, :, :4] * kept[:, :, :4]).sum().backward()
+        found.append([ys.numpy(), last.numpy(), x.grad.numpy(), h.grad.numpy()])
+    for a, b in zip(*found, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-12)
+    assert np.isinf(found[1][1]).sum() == np.isnan(found[1][1]).sum() == 1
+    plan = str(tgs.explain(cell, kept, start))
+    assert "choice: %" in plan
+    assert "packed before" not in plan
+
+
 def test_layers_with_checkpoints(rng, monkeypatch):
     x, lengths = rng.standard_normal((7, 2, 3)), [7, 4]
     layers = [

@@ -12,7 +12,9 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 REDUCTIONS = ("sum", "max", "min")
-PRODUCTS = ("matmul", "matmul_transposed", "add_matmul", "add_matmul_transposed")
+# What reads all of a row at once: a product, or a choice of units, a product with ones and zeros.
+_PRODUCTS = ("matmul", "matmul_transposed", "take", "take_transposed")
+PRODUCTS = (*_PRODUCTS, *(f"add_{op}" for op in _PRODUCTS))
 JOINTS = ("concat", "assemble")
 
 
@@ -22,11 +24,13 @@ class Row(NamedTuple):
     ============================================  ==================================================
     op                                            detail
     ============================================  ==================================================
-    x, state, capture, matrix, number, dy, dstate  which one, counted from 0
+    x, state, capture, matrix, units, number, dy  which one, counted from 0
+    dstate                                        the same
     a rule's name, a comparison, copy, broadcast  for each input whether it is repeated along a row
     uniform                                       ()
     matmul, matmul_transposed, and with add_      None; inputs are rows, matrix and, for add_, what
                                                   the product is added to
+    take, take_transposed, and with add_          None; the same with units for a matrix
     slice                                         None: ``Trace.starts`` says where it begins;
                                                   ("from", slot): where that slice does;
                                                   ("after", slots): after so many widths
@@ -84,7 +88,10 @@ class Target(NamedTuple):
 
 @dataclass
 class Product:
-    """A matrix product: rows of ``a`` times a packed matrix, written or added to a place."""
+    """A matrix product: rows of ``a`` times a packed matrix, written or added to a place.
+
+    Or a choice of units, ``takes``: then the tensor has their numbers.
+    """
 
     slot: int
     a: int
@@ -92,6 +99,7 @@ class Product:
     transposed: bool
     into: Place  # scratch, or the gradient of a state
     adds: bool  # to what stands there
+    takes: bool = False
 
 
 @dataclass
@@ -243,7 +251,7 @@ def _describe_stage(plan: Plan, program: Program, stage: Stage) -> list[str]:
 
     if isinstance(stage, Product):
         into = "" if stage.into.kind == "scratch" else f"  -> {stage.into.kind} {stage.into.which}"
-        return [f"product: {described(stage.slot)}{into}"]
+        return [f"{'choice' if stage.takes else 'product'}: {described(stage.slot)}{into}"]
     lines: list[str] = []
     shown = set(program.places)
 
@@ -279,14 +287,14 @@ def begins(plan: Plan, slot: int) -> Offset:
 def row_text(plan: Plan, slot: int, inputs: Sequence[int] | None = None) -> str:
     """A row as the tape would show it."""
     row = plan.rows[slot]
-    if row.op in ("x", "state", "capture", "matrix", "dy", "dstate", "number"):
+    if row.op in ("x", "state", "capture", "matrix", "units", "dy", "dstate", "number"):
         return f"%{slot} = {row.op} {row.detail}"
     shown = []
     for k in row.inputs if inputs is None else inputs:
         source = plan.rows[k]
         if source.op == "number" and source.detail >= plan.numbers:
             shown.append(f"{plan.constants[source.detail - plan.numbers]:g}")
-        elif source.op in ("number", "matrix"):
+        elif source.op in ("number", "matrix", "units"):
             shown.append(f"{source.op} {source.detail}")
         else:
             shown.append(f"%{k}")

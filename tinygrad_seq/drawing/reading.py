@@ -57,7 +57,7 @@ CALLED = {
 COMMUTES = {"add", "multiply", "equal", "not_equal", "maximum", "minimum"}
 SUBSCRIPTS = "₀₁₂₃₄₅₆₇₈₉"
 SUBSCRIPT = str.maketrans("0123456789", SUBSCRIPTS)
-OPERANDS = {"number", "capture", "matrix"}  # rows that stand inside the boxes of others
+OPERANDS = {"number", "capture", "matrix", "units"}  # rows that stand inside the boxes of others
 
 
 @dataclass

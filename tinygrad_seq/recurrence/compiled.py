@@ -74,10 +74,10 @@ def scan(
     The cell is traced without values, once in each call. It may use the package's elementwise
     operations, products with tensors that it closes over, cuts, joins and sums along the last axis,
     and random numbers (``rand``, ``randn``, ``nn.Dropout``). Values in a step are (B, n) or (B,),
-    in float32 or float64. A choice of units in more than 4 pieces, ``x[:, order]``, and ``cumsum``
-    are products with ones and zeros, so that a value that is not finite spoils its row. Whatever
-    else it does, a branch on a value for instance, raises a TraceError that names the line, and
-    ``tgs.unroll`` runs it.
+    in float32 or float64. ``cumsum`` is a product with ones and zeros, and so is on a GPU a choice
+    of units in more than 4 pieces, ``x[:, order]``: a value that is not finite spoils its row then.
+    Whatever else it does, a branch on a value for instance, raises a TraceError that names the
+    line, and ``tgs.unroll`` runs it.
 
     Compiled code is kept on disk; ``tgs.explain`` shows the plan, ``tgs.kernel_source`` the source.
 

@@ -167,12 +167,11 @@ class _Walk:
             return
         source = inputs[0]
         x = self.value(source)
-        if op == "matmul":
+        if op in ("matmul", "take"):
             matrix = inputs[1]
             if source in moving:
-                self._give(
-                    source, self._row("matmul_transposed", (g._data.slot, matrix), None, source)
-                )
+                back = self._row(f"{op}_transposed", (g._data.slot, matrix), None, source)
+                self._give(source, back)
             if matrix in moving:
                 self.outer.append((source, g._data.slot, self.trace.rows[matrix].detail))
         elif op == "slice":

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tinygrad_seq import devices
 from tinygrad_seq.errors import ShapeError
-from tinygrad_seq.recurrence.trace import ROLES, Traced, stand_in
+from tinygrad_seq.recurrence.trace import ROLES, UNITS, Traced, stand_in
 from tinygrad_seq.structural import concat, linear
 from tinygrad_seq.tape import recording
 from tinygrad_seq.tensors import Tensor
@@ -205,7 +206,10 @@ def _slice(tracer: Tracer, x: Traced, start: int, stop: int, shape: tuple[int, .
 
 
 def _chosen(tracer: Tracer, x: Traced, units: np.ndarray) -> Tensor:
-    """Any choice of units: slices joined, or a product with a matrix of ones and zeros."""
+    """Any choice of units: slices joined, or taken one by one.
+
+    On a GPU the latter is a product with a matrix of ones and zeros.
+    """
     trace, n = tracer.trace, x.shape[1]
     starts = np.flatnonzero(np.diff(units, prepend=-2) != 1)  # of pieces that are slices
     if 0 < len(starts) <= PIECES:
@@ -214,6 +218,9 @@ def _chosen(tracer: Tracer, x: Traced, units: np.ndarray) -> Tensor:
             (int(units[k]), int(units[end - 1]) + 1) for k, end in zip(starts, ends, strict=True)
         ]
         return concat([_slice(tracer, x, a, b, (trace.B, b - a)) for a, b in pieces], axis=1)
+    if trace.device == devices.CPU:
+        taken = tracer.capture(tracer.constant(units.astype(trace.dtype)), UNITS)
+        return tracer.row("take", (x.slot, taken), (trace.B, len(units)), x.dtype)
     numbers = stand_in(tracer, x.slot, x.shape, trace.dtype)
     made = numbers @ tracer.constant((np.arange(n)[:, None] == units).astype(trace.dtype))
     return stand_in(tracer, made._data.slot, made.shape, x.dtype)

@@ -34,7 +34,7 @@ from tinygrad_seq.program import (
     Target,
 )
 from tinygrad_seq.recurrence.rewriting import Rows
-from tinygrad_seq.recurrence.trace import COMPUTED, Step, Trace
+from tinygrad_seq.recurrence.trace import CAPTURED, COMPUTED, Step, Trace
 
 
 def make_plan(
@@ -155,7 +155,7 @@ def _to_keep(step: Step, derivative: Derivative, count: int) -> list[int]:
     kept = []
     for slot, row in enumerate(rows[:count]):
         elementwise = row.op in COMPUTED or row.op in ("slice", "detach")
-        if row.op in ("x", "state", "capture", "matrix", "number") or (
+        if row.op in ("x", "state", "number", *CAPTURED) or (
             elementwise and there.issuperset(row.inputs)
         ):
             there.add(slot)
@@ -264,7 +264,7 @@ class _Builder(Rows):
             targets=self.targets,
             scratch=self._finished_buffers(),
             gathered=self.gathered,
-            matrices=list(dict.fromkeys((s.matrix, s.transposed) for s in products)),
+            matrices=list(dict.fromkeys((s.matrix, s.transposed) for s in products if not s.takes)),
         )
 
     def _copy(self, slot: int, section: str, rank: float) -> int:
@@ -492,8 +492,9 @@ class _Builder(Rows):
                 if self.op(slot) in PRODUCTS:
                     operand, matrix, *first = self.inputs[slot]
                     transposed = self.op(slot).endswith("transposed")
-                    detail, into = self.trace.rows[matrix].detail, self.places[slot]
-                    stages.append(Product(slot, operand, detail, transposed, into, bool(first)))
+                    which, into = self.trace.rows[matrix], self.places[slot]
+                    what = which.detail, transposed, into, bool(first), which.op == "units"
+                    stages.append(Product(slot, operand, *what))
             computed = [s for s in here if self.op(s) in COMPUTED or self.op(s) in REDUCTIONS]
             if computed:
                 stages.append(Rowwise(self._passes(computed)))

@@ -12,8 +12,9 @@ from operator import eq, ge, gt, le, lt, ne
 from typing import TYPE_CHECKING, Any
 
 from tinygrad_seq import elementwise
+from tinygrad_seq.composites import take
 from tinygrad_seq.recurrence.stepwise import run_steps
-from tinygrad_seq.recurrence.trace import COMPARISONS, Step, as_used
+from tinygrad_seq.recurrence.trace import CAPTURED, COMPARISONS, Step, as_used
 from tinygrad_seq.rules import RULES
 from tinygrad_seq.structural import broadcast_to, concat, matmul, max, min, sum
 from tinygrad_seq.tape import recording, set_recording
@@ -66,7 +67,7 @@ def _replayed(call: Call, inputs: Sequence[Tensor]) -> list[Tensor]:
 def run_rows(step: Step, captured: Sequence[Tensor], x: Any, state: Any) -> tuple[Any, Any]:
     """One step: the rows, computed one after another with tensors."""
     trace = step.trace
-    sources = {"x": leaves(x), "state": leaves(state), "capture": captured, "matrix": captured}
+    sources = {"x": leaves(x), "state": leaves(state), **dict.fromkeys(CAPTURED, captured)}
     values: list[Any] = []
     for slot, (op, inputs, detail) in enumerate(trace.rows[: step.length]):
         if op in sources:
@@ -110,6 +111,8 @@ def _compute(op: str, operands: list[Any], trace: Any, slot: int) -> Tensor:
     x = operands[0]
     if op == "matmul":
         return matmul(x, operands[1])
+    if op == "take":
+        return take(x, operands[1].to("int64"), axis=1)
     if op in _REDUCTIONS:
         return _REDUCTIONS[op](x, 1, keepdims=True)  # type: ignore[no-any-return]
     if op == "slice":

@@ -78,7 +78,9 @@ class Rows:
         stack = [self.source(slot) for slot in roots]
         while stack:
             slot = stack.pop()
-            if slot in self.inputs or slot in self.leaves or self.op(slot) in ("number", "matrix"):
+            if slot in self.inputs or slot in self.leaves:
+                continue
+            if self.op(slot) in ("number", "matrix", "units"):
                 continue
             self.inputs[slot] = tuple(map(self.source, self.trace.rows[slot].inputs))
             self.rank[slot] = slot

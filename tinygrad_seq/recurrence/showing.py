@@ -10,7 +10,7 @@ from tinygrad_seq import devices
 from tinygrad_seq.recurrence.arguments import Cell
 from tinygrad_seq.recurrence.compiled import prepare
 from tinygrad_seq.recurrence.naming import Names, Widths, captured_text
-from tinygrad_seq.recurrence.trace import BESIDE
+from tinygrad_seq.recurrence.trace import BESIDE, UNITS
 
 if TYPE_CHECKING:
     from tinygrad_seq.program import Plan
@@ -57,7 +57,7 @@ def explain(cell: Cell, xs: Any, state: Any = None) -> Plan:
     trace = call.step.trace
     names.values(trace)
     captured = tuple(
-        f"{'capture' if role is BESIDE else 'matrix'} {k} is "
+        f"{ {BESIDE: 'capture', UNITS: 'units'}.get(role, 'matrix') } {k} is "
         f"{captured_text(k, call.step, names.tensors, Widths(0, 0))}"
         for k, role in enumerate(trace.roles)
     )

@@ -28,9 +28,11 @@ COMPARISONS = ("less", "less_equal", "greater", "greater_equal", "equal", "not_e
 COMPUTED = {"copy", "broadcast", "uniform", *RULES, *COMPARISONS}
 
 # What a cell uses a tensor as that it closes over: beside values of the step, as the right side of
-# a product, or as that of a product with its transpose. Products have the last two by their names.
-BESIDE, MATRIX, TRANSPOSED = "beside", "matrix", "transposed"
+# a product, or as that of a product with its transpose; or as the numbers of units that are chosen.
+# Products have the two in the middle by their names.
+BESIDE, MATRIX, TRANSPOSED, UNITS = "beside", "matrix", "transposed", "units"
 ROLES = {"matmul": MATRIX, "linear": TRANSPOSED}
+CAPTURED = ("capture", "matrix", "units")  # rows of these tensors
 
 new_row = tuple.__new__  # a NamedTuple in half the time
 new_tensor = Tensor.__new__
@@ -65,7 +67,7 @@ class Trace:
         """The first rows, to go on from without this trace being changed."""
         made = Trace(self.B, self.dtype, self.device)
         made.rows, made.widths, made.single = self.rows[:end], self.widths[:end], self.single[:end]
-        made.roles = self.roles[: sum(row.op in ("capture", "matrix") for row in made.rows)]
+        made.roles = self.roles[: sum(row.op in CAPTURED for row in made.rows)]
         made.starts = {slot: start for slot, start in self.starts.items() if slot < end}
         cuts = {base: [slot for slot in cut if slot < end] for base, cut in self.cuts.items()}
         made.cuts = {base: cut for base, cut in cuts.items() if cut}

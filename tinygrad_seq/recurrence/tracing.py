@@ -23,6 +23,7 @@ from tinygrad_seq.recurrence.lowering import LOWERED, Shares
 from tinygrad_seq.recurrence.trace import (
     BESIDE,
     COMPUTED,
+    UNITS,
     Step,
     Trace,
     Traced,
@@ -98,7 +99,8 @@ class Tracer(Source):
                 f"dtype; convert it with t.to('{trace.dtype}'), or the cell with cell.to(...); "
                 f"{WAY_OUT}"
             )
-        op, width = "capture" if role is BESIDE else "matrix", shape[-1] if shape else 1
+        op = {BESIDE: "capture", UNITS: "units"}.get(role, "matrix")
+        width = shape[-1] if shape else 1
         slot = self.captures[key] = trace.add(op, (), len(self.captured), width, single=not shape)
         self.captured.append(tensor)
         trace.roles.append(role)
