@@ -11,6 +11,7 @@ how many steps have been. Imports cuda_order, cuda_text and program.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from tinygrad_seq.kernels.cuda_order import Item, Region, slots_of, waits
@@ -46,7 +47,9 @@ class StepWriter(CudaWriter):
         pieces = self._pieces()
         items = pieces[number]
         if number == 0:
-            items = [self._prologue_item(), Item(self._first_step), *items]
+            begun = self._prologue_item()
+            later = [_after(begun, item) for item in items]
+            items = [begun, Item(self._first_step), *later]
         elif number == len(pieces) - 1:
             items = [*items, Item(self._next_step), *pieces[0]]
         if not items:
@@ -162,3 +165,10 @@ class StepWriter(CudaWriter):
         if operand is not None:
             rows.append(self._on(self._operand_row(operand), target.offset))
         return rows
+
+
+def _after(earlier: Item, item: Item) -> Item:
+    """The item, which waits for an earlier one even where it writes over what that has written."""
+    written = {region.memory for region in earlier.writes}
+    over = [region for region in item.writes if region.memory in written]
+    return replace(item, reads=[*item.reads, *over])

@@ -141,6 +141,35 @@ def test_a_reset_overwrites_nothing_that_is_still_read(rng, device, divided):
         np.testing.assert_allclose(cuda, cpu, atol=1e-10)
 
 
+def test_what_begins_gradients_comes_before_what_writes_over_it(
+    rng, device, laid_out_anew, monkeypatch
+):
+    """One part sets the gradient of a last state, another puts that of the last step there."""
+    from tinygrad_seq.kernels import cuda_layout
+
+    def choose(wanted, B, widest, item, machine, meetings=0):
+        found = cuda_layout.by_steps(wanted, B, widest, item, machine, meetings)
+        return found._replace(groups=1, parts=2, rows=B, shared_bytes=meetings * B * item)
+
+    monkeypatch.setattr(cuda_layout, "choose", choose)
+    shapes = (4, 3, 6), (3, 6), (3, 1), (6, 6)
+    values = [rng.standard_normal(shape) for shape in shapes]
+    found = []
+    for drive, place in ((tgs.unroll, "cpu"), (tgs.scan, device)):
+        given = [tgs.tensor(value, requires_grad=True) for value in values]
+        x, h, g, W = (t.to(place) for t in given)
+
+        def cell(x, state, W=W):
+            h, g = state
+            return x * g, (tgs.tanh(h @ W + x), tgs.sum(h, axis=1, keepdims=True))
+
+        ys, state = drive(cell, x, (h, g))
+        tgs.sum(ys * ys + tgs.sum(state[1])).backward()
+        found.append([ys.numpy(), *(t.grad.numpy() for t in given)])
+    for cpu, cuda in zip(*found, strict=True):
+        np.testing.assert_allclose(cuda, cpu, atol=1e-10)
+
+
 def test_a_cell_asks_where_its_input_is(rng, device):
     """What it makes there is where the step is, and so is an index; a second call follows it."""
     found = []
