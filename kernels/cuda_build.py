@@ -136,10 +136,10 @@ def _plain_memory(dtype: str) -> dict[str, Any]:
 
 
 def _plain_integers() -> dict[str, Any]:
-    word_at, count_at = ctypes.c_int64.from_address, ctypes.c_int32.from_address
+    word_at = ctypes.c_int64.from_address
 
     def add_release(at: int, count: int) -> None:
-        count_at(int(at)).value += count
+        word_at(int(at)).value += count
 
     def put_word(table: int, k: int, value: int) -> None:
         word_at(int(table + 8 * k)).value = value
@@ -149,7 +149,7 @@ def _plain_integers() -> dict[str, Any]:
         "flag": lambda table, k: ctypes.c_uint8.from_address(int(table + k)).value,
         "put_word": put_word,
         "add_release": add_release,
-        "acquire": lambda at: count_at(int(at)).value,
+        "acquire": lambda at: word_at(int(at)).value,
         "pause": lambda: cuda.nanosleep(0),
         "at": lambda base, offset: base + offset,
     }
@@ -178,13 +178,13 @@ def _integers() -> dict[str, Any]:
         return builder.zext(builder.load(_at(builder, builder.add(table, k), byte)), I64)
 
     def add_release(builder: Any, at: Any, count: Any) -> None:
-        text = "red.release.gpu.global.add.s32 [$0], $1;"
-        call = _assembly(text, "l,r,~{memory}", ir.VoidType(), I64, I32)
-        builder.call(call, [at, builder.trunc(count, I32)])
+        text = "red.release.gpu.global.add.u64 [$0], $1;"
+        call = _assembly(text, "l,l,~{memory}", ir.VoidType(), I64, I64)
+        builder.call(call, [at, count])
 
     def acquire(builder: Any, at: Any) -> Any:
-        call = _assembly("ld.global.acquire.gpu.s32 $0, [$1];", "=r,l,~{memory}", I32, I64)
-        return builder.sext(builder.call(call, [at]), I64)
+        call = _assembly("ld.acquire.gpu.global.s64 $0, [$1];", "=l,l,~{memory}", I64, I64)
+        return builder.call(call, [at])
 
     def at(builder: Any, base: Any, offset: Any) -> Any:
         call = _assembly("add.s64 $0, $1, $2;", "=l,l,l", I64, I64, I64)

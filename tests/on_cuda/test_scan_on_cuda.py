@@ -170,6 +170,17 @@ def test_what_begins_gradients_comes_before_what_writes_over_it(
         np.testing.assert_allclose(cuda, cpu, atol=1e-10)
 
 
+def test_blocks_are_counted_beyond_what_an_int32_counts():
+    """As many come to the barriers of some million steps, if all of a device share a row."""
+    from tinygrad_seq.kernels.cuda_build import SIMULATED, integers
+
+    if not SIMULATED:
+        pytest.skip("the counter is in the host's memory")
+    counter = np.array([2**31 - 1])
+    integers["add_release"](counter.ctypes.data, 1)
+    assert integers["acquire"](counter.ctypes.data) == 2**31
+
+
 def test_a_cell_asks_where_its_input_is(rng, device):
     """What it makes there is where the step is, and so is an index; a second call follows it."""
     found = []
