@@ -26,15 +26,15 @@ CHUNK = 8  # steps that torch.compile is given at once, or else one
 # Here ----------------------------------------------------------------------------------------
 
 
-def divided(choice: Any) -> dict[str, int]:
+def divided(division: Any) -> dict[str, int]:
     """How a layout divides a run."""
     return {
-        "launches": choice.launches,
-        "groups": choice.groups,
-        "parts": choice.parts,
-        "rows": choice.rows,
-        "streamed": len(choice.streamed),
-        "by steps": choice.by_steps,
+        "launches": division.launches,
+        "groups": division.groups,
+        "parts": division.parts,
+        "rows": division.rows,
+        "streamed": len(division.streamed),
+        "by steps": division.by_steps,
     }
 
 
@@ -115,14 +115,14 @@ class Ours:
 
 
 def layouts(clear: bool = False) -> dict[str, Any]:
-    """How the runs of this process were divided: a choice for each direction."""
+    """How the runs of this process were divided: a division for each direction."""
     from tinygrad_seq.recurrence import compiled
 
     found = {}
     for runner in compiled._runners.values():
         for layout in getattr(runner, "_layouts", {}).values():
-            if hasattr(layout, "choice"):
-                found[layout.direction] = layout.choice
+            if hasattr(layout, "machine"):  # that of a GPU
+                found[layout.direction] = layout.division
         if clear and hasattr(runner, "_layouts"):
             runner._layouts.clear()
     return found
@@ -349,12 +349,12 @@ def program_ours() -> Any:
 
     def division() -> dict[str, Any]:
         found: dict[str, Any] = {}
-        for direction, choice in layouts().items():
+        for direction, division in layouts().items():
             found[direction] = {
-                **divided(choice),
-                "shared_bytes": choice.shared_bytes,
-                "clocks": round(choice.clocks),
-                "text": str(choice),
+                **divided(division),
+                "shared_bytes": division.shared_bytes,
+                "clocks": round(division.clocks),
+                "text": str(division),
             }
         return found
 
@@ -462,20 +462,19 @@ class Stopwatch:
 
 
 def forced(rows: int, parts: int) -> Callable[..., Any]:
-    """In the place of ``cuda_layout.choose``: this division, for both directions."""
-    from tinygrad_seq.kernels import cuda_layout
+    """In the place of ``cuda_division.divide``: this division, for both directions."""
+    from tinygrad_seq.kernels import cuda_division
 
-    def choose(wanted: Any, B: int, widest: int, item: int, machine: Any, meetings: int = 0) -> Any:
-        groups = -(-B // rows)
+    def divide(work: Any) -> Any:
+        groups = -(-work.B // rows)
         found = None
-        if groups * parts <= machine.processors:
-            sizes = (groups, parts, rows, widest, item, machine, meetings)
-            found = cuda_layout.divided(wanted, *sizes)
+        if groups * parts <= work.machine.processors:
+            found = cuda_division.weigh(work, groups, parts, rows)
         if found is None:
             raise NoRoomError(f"no room for {groups} groups of {parts}")
         return found
 
-    return choose
+    return divide
 
 
 class NoRoomError(Exception):
@@ -487,10 +486,10 @@ class Sweep:
 
     def __init__(self) -> None:
         from gpu_measures import Device
-        from tinygrad_seq.kernels import cuda_layout
+        from tinygrad_seq.kernels import cuda_division
 
         self.device = Device()
-        self.layout, self.choose = cuda_layout, cuda_layout.choose
+        self.room, self.divide = cuda_division, cuda_division.divide
         self.watch = Stopwatch(self.device.xp)
         self.watch.watch()
         self.made: dict[tuple[int, ...], Ours] = {}
@@ -498,18 +497,18 @@ class Sweep:
     def __call__(self, item: str) -> dict[str, Any]:
         """``T B H`` and how: microseconds a step, and the model's clocks. How is ``chosen``, the
         best that is ``resident``, by ``steps``, or ROWS PARTS of a division."""
-        T, B, H, *division = item.split()
+        T, B, H, *how = item.split()
         row = int(T), int(B), int(H)
         named = {
-            "chosen": self.choose,
-            "resident": self.layout.resident,
-            "steps": self.layout.by_steps,
+            "chosen": self.divide,
+            "resident": self.room.resident,
+            "steps": self.room.by_steps,
         }
-        choose = named.get(division[0])
-        if choose is None:
-            rows, parts = map(int, division)
-            choose = forced(rows, parts)
-        setattr(self.layout, "choose", choose)  # noqa: B010
+        divide = named.get(how[0])
+        if divide is None:
+            rows, parts = map(int, how)
+            divide = forced(rows, parts)
+        setattr(self.room, "divide", divide)  # noqa: B010
         layouts(clear=True)
         if row not in self.made:
             self.made.clear()
@@ -530,10 +529,10 @@ class Sweep:
             turns.append(taken | {"host": host * 1e3, "whole": whole * 1e3})
         best = {key: min(turn[key] for turn in turns) for key in turns[0]}
         found: dict[str, Any] = {"ms": {k: round(v, 4) for k, v in best.items()}}
-        for direction, choice in layouts().items():
+        for direction, division in layouts().items():
             found[direction] = {
-                **divided(choice),
-                "model clocks": round(choice.clocks),
+                **divided(division),
+                "model clocks": round(division.clocks),
                 "µs a step": round(best[direction] * 1e3 / row[0], 3),
             }
         return found

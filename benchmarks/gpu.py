@@ -6,9 +6,9 @@
 
 Parts, in this order: versions; launch (does a launch work, with much shared memory, with blocks
 that wait); barrier (what launches, barriers and reads cost, beside what the model of
-``kernels/cuda_layout.py`` assumes); tests (``pytest -m gpu``); correct (float32 on the GPU against
-float64 on the host); table (training and inference beside PyTorch and JAX); sweep (each way to
-divide a run, beside what the model thinks of it).
+``kernels/cuda_division.py`` assumes); tests (``pytest -m gpu``); correct (float32 on the GPU
+against float64 on the host); table (training and inference beside PyTorch and JAX); sweep (each
+way to divide a run, beside what the model thinks of it).
 
 Each part runs in a process of its own, with a limit for it and for each of its items; what hangs or
 crashes is killed, and the next process goes on with what is left. Time that a part leaves goes to

@@ -1,4 +1,4 @@
-"""Kernels that test launches and measure what ``kernels/cuda_layout.py`` assumes.
+"""Kernels that test launches and measure what ``kernels/cuda_division.py`` assumes.
 
 Each takes a tuple of words, as generated kernels do, and is made by ``compiled(kernel, words)``.
 Under numba-cuda's simulator they run as plain Python. Imports numba-cuda.
@@ -23,8 +23,8 @@ from tinygrad_seq.kernels.cuda_build import (
     number,
     shared_memory,
 )
-from tinygrad_seq.kernels.cuda_layout import COUNTER
 from tinygrad_seq.kernels.cuda_library import barrier
+from tinygrad_seq.kernels.cuda_text import COUNTER
 
 single, double = number("float32"), number("float64")
 load4 = memory("float32")["load4"]

@@ -407,7 +407,7 @@ def products_by_steps(note: Note) -> Found:
     device = Device()
     device.need("a graph")
     from tinygrad_seq.kernels import cuda_blas
-    from tinygrad_seq.kernels.cuda_layout import COSTS
+    from tinygrad_seq.kernels.cuda_division import COSTS
 
     xp, found, rng = device.xp, {}, np.random.default_rng(0)
     for B, K, C in ((1, 128, 512), (16, 1024, 4096), (64, 1024, 4096), (64, 2048, 8192)):
@@ -456,7 +456,7 @@ def barrier_of_groups(note: Note) -> Found:
     """Clocks of a barrier of our own, by how many blocks wait: one group, and all that fit."""
     device = Device()
     import gpu_kernels as kernels
-    from tinygrad_seq.kernels.cuda_layout import COSTS
+    from tinygrad_seq.kernels.cuda_division import COSTS
 
     kernel, times = kernels.compiled(kernels.rounds, 4), device.times
     for parts in [p for p in PARTS if p <= device.processors]:
@@ -500,7 +500,7 @@ def barrier_of_the_grid(note: Note) -> Found:
 def meeting(note: Note) -> Found:
     device = Device()
     import gpu_kernels as kernels
-    from tinygrad_seq.kernels.cuda_layout import COSTS
+    from tinygrad_seq.kernels.cuda_division import COSTS
 
     clocks = device.zeros(1, "float64")
     kernel = kernels.compiled(kernels.meetings, 2)
@@ -536,7 +536,7 @@ def bandwidth(note: Note) -> Found:
     """Bytes in a clock to a block: all blocks reading the same, and each its own."""
     device = Device()
     import gpu_kernels as kernels
-    from tinygrad_seq.kernels.cuda_layout import COSTS
+    from tinygrad_seq.kernels.cuda_division import COSTS
 
     kernel = kernels.compiled(kernels.read_global, 6)
     least = 64 * kernels.threads

@@ -4,8 +4,9 @@
 arrays of the device. The loop is one launch, or a graph of a few for each step; products before and
 after it, and the gradients of matrices, are the vendor's, for all steps at once. Shapes: T steps, B
 rows.
-Imports build, cpu (what a run is given and gives), cuda_blas, cuda_build, cuda_layout, cuda_order,
-cuda_source, division, program, ragged and NumPy. ``xp`` is the namespace of the device's arrays.
+Imports build, cpu (what a run is given and gives), cuda_blas, cuda_build, cuda_division,
+cuda_layout, cuda_order, cuda_source, division, program, ragged and NumPy. ``xp`` is the namespace
+of the device's arrays.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from tinygrad_seq.kernels import build, cuda_blas, cuda_build, cuda_source
 from tinygrad_seq.kernels.cpu import Gradients, Inputs
+from tinygrad_seq.kernels.cuda_division import Form
 from tinygrad_seq.kernels.cuda_layout import Layout
 from tinygrad_seq.kernels.cuda_order import base_of
-from tinygrad_seq.kernels.cuda_source import Form
 from tinygrad_seq.kernels.division import Sizes
 from tinygrad_seq.kernels.ragged import Rows
 
@@ -51,8 +52,8 @@ class Runner:
 
     def file(self, direction: str, inputs: Inputs) -> tuple[str, Any]:
         """The text of a direction for these inputs and the file that it is compiled from."""
-        choice = self._layout(direction, inputs, inputs.rows.steps, True).choice
-        kernels = cuda_source.kernel_texts(self.plan, direction, self.rules, choice.form)
+        division = self._layout(direction, inputs, inputs.rows.steps, True).division
+        kernels = cuda_source.kernel_texts(self.plan, direction, self.rules, division.form)
         text = cuda_build.marked(cuda_source.module_text(self.plan, kernels))
         return text, build.write_module(f"{self.plan.name}_{direction}_cuda", text)
 
@@ -60,7 +61,7 @@ class Runner:
         """For each direction how a run with these inputs is divided among blocks."""
         directions = ("forward", "backward") if self.plan.backward is not None else ("forward",)
         return {
-            each: str(self._layout(each, inputs, inputs.rows.steps, True).choice)
+            each: str(self._layout(each, inputs, inputs.rows.steps, True).division)
             for each in directions
         }
 
@@ -257,7 +258,7 @@ class _Run:
         self, runner: Runner, layout: Layout, inputs: Inputs, kept: Array | None = None
     ) -> None:
         self.runner, self.layout, self.inputs, self.xp = runner, layout, inputs, runner.xp
-        self.kernels = runner._direction(layout.direction, layout.choice.form)
+        self.kernels = runner._direction(layout.direction, layout.division.form)
         self.words = dict(layout.values)
         self.places: dict[str, tuple[Array, int, tuple[int, ...]]] = {}
         make = self.xp.zeros if inputs.rows.ragged else self.xp.empty
@@ -344,17 +345,17 @@ class _Run:
         if program.gathered:
             self._launch_alone(f"{direction}_gather")
         self._section("early")
-        choice, B = layout.choice, self.inputs.rows.B
-        share = -(-B // choice.launches)
+        division, B = layout.division, self.inputs.rows.B
+        share = -(-B // division.launches)
         for row in range(0, B, share):  # of the batch one share after another
             if row:
                 counters.fill(0)
             self.words |= {"row0": row, "row1": min(row + share, B)}
-            if choice.by_steps:
+            if division.by_steps:
                 self._by_steps(end - begin)
             else:
-                blocks = choice.groups * choice.parts
-                self._launch(direction, blocks, choice.shared_bytes, self.words)
+                blocks = division.groups * division.parts
+                self._launch(direction, blocks, division.shared_bytes, self.words)
         self._section("late")
 
     def _by_steps(self, count: int) -> None:
@@ -382,17 +383,17 @@ class _Run:
 
     def _between(self, number: int) -> Callable[[int], None]:
         """The launch of a kernel between two products, on a stream."""
-        layout, choice = self.layout, self.layout.choice
+        layout, division = self.layout, self.layout.division
         name = f"{layout.direction}_step{number}"
         if name not in self.kernels:  # these products follow one another
             return lambda stream: None
         kernel, names, divided = self.kernels[name]
         words = {**self.words, "clock": self.words["clocks"] + number * layout.turns}
         given = self._words(names, words)
-        blocks = choice.groups * (choice.parts if divided else 1)
+        blocks = division.groups * (division.parts if divided else 1)
 
         def launch(stream: int) -> None:
-            kernel.launch(blocks, choice.shared_bytes, given, stream, False)
+            kernel.launch(blocks, division.shared_bytes, given, stream, False)
 
         return launch
 

@@ -2,7 +2,7 @@
 
 Kernels take a tuple of words (addresses and sizes) and nothing else. Under numba-cuda's simulator
 (``NUMBA_ENABLE_CUDASIM=1``) what is written as instructions for the device has a twin in plain
-Python, which reads and writes the host's memory. Imports build (files), cuda_layout, NumPy,
+Python, which reads and writes the host's memory. Imports build (files), cuda_division, NumPy,
 llvmlite, Numba and numba-cuda.
 """
 
@@ -17,7 +17,7 @@ import numpy as np
 from llvmlite import ir
 from numba import config, types
 from tinygrad_seq.kernels import build
-from tinygrad_seq.kernels.cuda_layout import Machine
+from tinygrad_seq.kernels.cuda_division import Machine
 
 try:
     import numba_cuda  # numba's own numba.cuda is no longer kept up

@@ -5,7 +5,7 @@ each block, a *part*, has a share of the units. Blocks of a group wait for one a
 reads what others wrote. Nothing here knows a cell.
 
 ``functions(dtype)`` are the functions that generated text calls. Addresses count bytes; what is in
-shared memory is counted in numbers. Imports cuda_build, cuda_layout, philox, Numba and NumPy.
+shared memory is counted in numbers. Imports cuda_build, cuda_division, philox, Numba and NumPy.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from tinygrad_seq.kernels.cuda_build import (
     number,
     shared_memory,
 )
-from tinygrad_seq.kernels.cuda_layout import TILE, WARP
+from tinygrad_seq.kernels.cuda_division import TILE, WARP
 
 ALL = 0xFFFFFFFF  # lanes of a warp
 ONE_OVER_PI = Fraction("0.31830988618379067153776752674502872406891929148091289749533468811779")

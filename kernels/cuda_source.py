@@ -1,6 +1,6 @@
 """The kernels of a plan for CUDA, and the module that they stand in.
 
-Imports cuda_order, cuda_steps, cuda_text and program.
+Imports cuda_division, cuda_order, cuda_steps, cuda_text and program.
 """
 
 from __future__ import annotations
@@ -8,21 +8,12 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
+from tinygrad_seq.kernels.cuda_division import Form
 from tinygrad_seq.kernels.cuda_order import chains
 from tinygrad_seq.kernels.cuda_steps import StepWriter
 from tinygrad_seq.kernels.cuda_text import CudaWriter
 
 from tinygrad_seq.program import Plan, Rowwise, Rules
-
-
-class Form(NamedTuple):
-    """What the text of a loop depends on beside its plan."""
-
-    streamed: frozenset[int] = frozenset()  # products whose matrices do not fit shared memory
-    by_steps: bool = False
-
-
-RESIDENT = Form()
 
 
 class Kernel(NamedTuple):

@@ -18,8 +18,16 @@ import numpy as np
 import ptx_budget
 import pytest
 from tinygrad_seq.kernels import build, cuda_layout, cuda_source
-from tinygrad_seq.kernels.cuda_layout import Machine, Wanted, choose, resident
-from tinygrad_seq.kernels.cuda_source import RESIDENT, Form
+from tinygrad_seq.kernels.cuda_division import (
+    RESIDENT,
+    Form,
+    Machine,
+    Wanted,
+    Work,
+    divide,
+    resident,
+)
+from tinygrad_seq.kernels.cuda_order import chains
 
 import tinygrad_seq as tgs
 from tinygrad_seq.recurrence.compiled import plan_of as plan_of_step
@@ -143,7 +151,7 @@ def test_every_kernel_keeps_to_its_budget(name):
 def test_kernels_that_read_their_weights_at_each_step_too():
     required(ptx_budget.missing())
     plan = plan_of("lstm")
-    products = {chain.stages[0].slot for chain in cuda_layout.chains(plan, plan.forward)}
+    products = {chain.stages[0].slot for chain in chains(plan, plan.forward)}
     check_budget(reports(plan, "forward", Form(streamed=frozenset(products))))
 
 
@@ -152,7 +160,7 @@ def test_every_kernel_of_a_loop_by_steps_too(name):
     required(ptx_budget.missing())
     plan = plan_of(name)
     for direction in ("forward", "backward"):
-        if cuda_layout.chains(plan, getattr(plan, direction)):
+        if chains(plan, getattr(plan, direction)):
             check_budget(reports(plan, direction, Form(by_steps=True)))
 
 
@@ -192,60 +200,61 @@ def test_the_results_of_an_lstms_product_stay_where_they_are_computed():
 # How a step is divided -----------------------------------------------------------------------
 
 
-def lstm(H):
-    return [Wanted(1, H, (H,) * 4)]
+def lstm(H, B, item=4, machine=H200):
+    return Work([Wanted(1, H, (H,) * 4)], B, H, item, machine)
 
 
 @pytest.mark.parametrize("H", [128, 256, 512, 1024])
 @pytest.mark.parametrize("B", [16, 64])
 def test_the_weights_of_an_lstm_stay_in_shared_memory(H, B):
-    choice = choose(lstm(H), B, H, 4, H200)
-    assert not choice.streamed
-    assert choice.groups * choice.parts <= H200.processors
-    assert choice.rows * choice.groups * choice.launches >= B
-    assert choice.shared_bytes <= H200.shared_bytes
-    assert "weights stay in shared memory" in str(choice)
+    division = divide(lstm(H, B))
+    assert not division.streamed
+    assert division.groups * division.parts <= H200.processors
+    assert division.rows * division.groups * division.launches >= B
+    assert division.shared_bytes <= H200.shared_bytes
+    assert "weights stay in shared memory" in str(division)
 
 
 def test_weights_without_room_are_read_at_each_step():
-    choice = resident(lstm(4096), 16, 4096, 4, H200)
-    assert choice.streamed == {1}
-    assert "weights of %1 are read at each step, there is no room for them" in str(choice)
+    division = resident(lstm(4096, 16))
+    assert division.streamed == {1}
+    assert "weights of %1 are read at each step, there is no room for them" in str(division)
 
 
 @pytest.mark.parametrize(("H", "B"), [(4096, 16), (2048, 64), (8192, 1)])
 def test_large_products_are_the_vendors(H, B):
-    choice = choose(lstm(H), B, H, 4, H200)
-    assert choice.by_steps
-    assert choice.groups * choice.rows >= B
-    assert str(choice).startswith("by steps, captured as a graph: products of cuBLAS, and after ")
+    division = divide(lstm(H, B))
+    assert division.by_steps
+    assert division.groups * division.rows >= B
+    assert str(division).startswith("by steps, captured as a graph: products of cuBLAS, and after ")
 
 
 def test_products_that_may_round_to_tf32_are_the_vendors_sooner():
-    sizes = lstm(1024), 256, 1024
-    assert not choose(*sizes, 4, H200).by_steps
-    assert choose(*sizes, 4, H200._replace(tf32=True)).by_steps
-    assert not choose(lstm(512), 16, 512, 8, H200._replace(tf32=True)).by_steps  # of float64 none
+    rounding = H200._replace(tf32=True)
+    assert not divide(lstm(1024, 256)).by_steps
+    assert divide(lstm(1024, 256, machine=rounding)).by_steps
+    assert not divide(lstm(512, 16, 8, rounding)).by_steps  # of float64 none
 
 
 def test_large_batches_take_several_launches():
-    choice = resident(lstm(1024), 8192, 1024, 4, H200)
-    assert choice.launches > 1
-    assert choice.launches * choice.groups * choice.rows >= 8192
-    assert str(choice).startswith(f"{choice.launches} launches of {choice.groups} groups of ")
+    division = resident(lstm(1024, 8192))
+    assert division.launches > 1
+    assert division.launches * division.groups * division.rows >= 8192
+    assert str(division).startswith(f"{division.launches} launches of {division.groups} groups of ")
 
 
 def test_a_step_without_products_is_spread_over_the_device():
-    choice = choose([], 64, 1024, 4, H200)
-    assert choice.groups * choice.parts > 64
+    division = divide(Work([], 64, 1024, 4, H200))
+    assert division.groups * division.parts > 64
 
 
 def test_a_step_that_no_block_has_room_for():
     small = Machine(processors=1, shared_bytes=1024, threads=256)
-    assert resident(lstm(512), 1, 512, 4, small) is None
-    assert choose(lstm(512), 1, 512, 4, small).by_steps
+    work = lstm(512, 1, machine=small)
+    assert resident(work) is None
+    assert divide(work).by_steps
     with pytest.raises(MemoryError, match="does not fit a block of the device, which has 1024"):
-        choose(lstm(512), 1, 512, 4, small, meetings=300)
+        divide(work._replace(sums=300))
 
 
 def test_layouts_say_where_everything_is():

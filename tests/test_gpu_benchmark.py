@@ -15,8 +15,7 @@ from pathlib import Path
 
 import ptx_budget
 import pytest
-from tinygrad_seq.kernels import cuda_layout
-from tinygrad_seq.kernels.cuda_layout import Machine, Wanted
+from tinygrad_seq.kernels.cuda_division import Machine, Wanted, Work, divide
 
 import tinygrad_seq as tgs
 from tinygrad_seq import devices
@@ -206,8 +205,8 @@ def test_the_sweep_has_every_division_that_can_be_chosen():
     for T, B, H in gpu.SWEPT:
         for widths in ((H,) * 4, (H,)):  # as forward and as backward
             wanted = [Wanted(0, H * 4 // len(widths), widths)]
-            choice = cuda_layout.choose(wanted, B, H, 4, H200)
-            assert f"{T} {B} {H} {choice.rows} {choice.parts}" in items
+            division = divide(Work(wanted, B, H, 4, H200))
+            assert f"{T} {B} {H} {division.rows} {division.parts}" in items
     for item in items:
         T, B, H, *division = item.split()
         if division[0].isdigit():

@@ -44,16 +44,16 @@ def device():
         yield "cuda"
 
 
-def some_steps(rng, wanted, B, widest, item, machine, meetings=0):
+def some_steps(rng, work):
     """A loop by steps, its kernels divided in any way; without products there is none."""
-    from tinygrad_seq.kernels import cuda_layout
+    from tinygrad_seq.kernels import cuda_division
 
-    found = cuda_layout.by_steps(wanted, B, widest, item, machine, meetings)
+    found = cuda_division.by_steps(work)
     if found is None:
-        return cuda_layout.resident(wanted, B, widest, item, machine, meetings)
-    rows, parts = int(rng.integers(1, B + 1)), int(rng.integers(1, 4))
-    shared = meetings * rows * item
-    return found._replace(groups=-(-B // rows), parts=parts, rows=rows, shared_bytes=shared)
+        return cuda_division.resident(work)
+    rows, parts = int(rng.integers(1, work.B + 1)), int(rng.integers(1, 4))
+    shared = work.sums * rows * work.item
+    return found._replace(groups=-(-work.B // rows), parts=parts, rows=rows, shared_bytes=shared)
 
 
 @pytest.fixture
@@ -68,14 +68,14 @@ def laid_out_anew(monkeypatch):
 @pytest.fixture
 def by_steps(monkeypatch, rng, laid_out_anew):
     """Loops are taken by steps, whatever is thought to be best."""
-    from tinygrad_seq.kernels import cuda_layout
+    from tinygrad_seq.kernels import cuda_division
 
-    def choose(*sizes):
+    def divide(work):
         if SIMULATED:
-            return some_steps(rng, *sizes)
-        return cuda_layout.by_steps(*sizes) or cuda_layout.resident(*sizes)
+            return some_steps(rng, work)
+        return cuda_division.by_steps(work) or cuda_division.resident(work)
 
-    monkeypatch.setattr(cuda_layout, "choose", choose)
+    monkeypatch.setattr(cuda_division, "divide", divide)
 
 
 @pytest.fixture(params=["divided", "by_steps"])
@@ -91,21 +91,22 @@ def divided(monkeypatch, rng, laid_out_anew):
     On a GPU too: at the sizes of these tests the best is always one block a group, none of which
     waits for another.
     """
-    from tinygrad_seq.kernels import cuda_layout
+    from tinygrad_seq.kernels import cuda_division
 
-    def choose(wanted, B, widest, item, machine, meetings=0):
-        found = []
+    def divide(work):
+        found, B = [], work.B
         for rows, launches in ((1, 1), (2, 1), (B, 1), (1, 2), (-(-B // 2), 2)):
             for parts in (1, 2, 3):
-                room = machine._replace(shared_bytes=int(rng.choice([48_000, 6_000, 1_500])))
+                room = int(rng.choice([48_000, 6_000, 1_500]))
+                machine = work.machine._replace(shared_bytes=room)
                 share = -(-B // launches)
                 groups = -(-share // rows)
-                sizes = groups, parts, rows, widest, item
-                choice = cuda_layout.divided(wanted, *sizes, room, meetings, launches)
-                if choice is not None:
-                    found.append(choice)
-        if wanted and rng.random() < 0.3:
-            found = [some_steps(rng, wanted, B, widest, item, machine, meetings)]
+                given = work._replace(machine=machine), groups, parts, rows, launches
+                division = cuda_division.weigh(*given)
+                if division is not None:
+                    found.append(division)
+        if work.products and rng.random() < 0.3:
+            found = [some_steps(rng, work)]
         return found[rng.integers(len(found))]
 
-    monkeypatch.setattr(cuda_layout, "choose", choose)
+    monkeypatch.setattr(cuda_division, "divide", divide)

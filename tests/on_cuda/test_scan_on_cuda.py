@@ -145,13 +145,14 @@ def test_what_begins_gradients_comes_before_what_writes_over_it(
     rng, device, laid_out_anew, monkeypatch
 ):
     """One part sets the gradient of a last state, another puts that of the last step there."""
-    from tinygrad_seq.kernels import cuda_layout
+    from tinygrad_seq.kernels import cuda_division
 
-    def choose(wanted, B, widest, item, machine, meetings=0):
-        found = cuda_layout.by_steps(wanted, B, widest, item, machine, meetings)
-        return found._replace(groups=1, parts=2, rows=B, shared_bytes=meetings * B * item)
+    def divide(work):
+        shared = work.sums * work.B * work.item
+        found = cuda_division.by_steps(work)
+        return found._replace(groups=1, parts=2, rows=work.B, shared_bytes=shared)
 
-    monkeypatch.setattr(cuda_layout, "choose", choose)
+    monkeypatch.setattr(cuda_division, "divide", divide)
     shapes = (4, 3, 6), (3, 6), (3, 1), (6, 6)
     values = [rng.standard_normal(shape) for shape in shapes]
     found = []
