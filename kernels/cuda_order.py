@@ -15,19 +15,24 @@ from typing import Any, NamedTuple
 from tinygrad_seq.program import Place, Plan, Product, Program, Rowwise
 
 JOINTS = ("concat", "assemble")
-SHARED = ("shares", "total")  # memory of a block that every step writes over
+REWRITTEN = ("shares", "total")  # memory of a block that every step writes over
+# How threads are divided among the numbers of rows.
+UNITS, TILES = "a thread each unit", "a thread each tile of a product"
+ROWS_BY_WARPS, ROWS_BY_THREADS = "a warp each row", "a thread each row"
+# Who must come before something can be done, the nearer the less.
+NOBODY, THE_BLOCK, ALL_BLOCKS = 0, 1, 2  # by itself; its threads meet; blocks of the group do
 
 
 # What is read and written --------------------------------------------------------------------
 
 
 class Region(NamedTuple):
-    """A part of a row in some memory, and which threads are at work there."""
+    """A stretch of a row in some memory, and which threads are at work there."""
 
     memory: tuple[str, int]  # kind and number
     offset: Any  # where it begins in the row
     width: int | None  # units by whose shares it is divided; None: read or written anywhere
-    by: str  # how threads are divided: "units", "rows" (a warp each), "row" (a thread), "tile"
+    by: str  # how threads are divided
 
 
 @dataclass
@@ -40,44 +45,47 @@ class Item:
 
 
 def _distance(written: Region, read: Region) -> int:
-    """0: the same thread reads it; 1: the same block; 2: maybe another."""
+    """Who must come before this is read: nobody where the same thread has written it."""
     if written.width is None or (written.offset, written.width) != (read.offset, read.width):
-        return 2
-    return int(written.by != read.by or written.by == "tile")
+        return ALL_BLOCKS
+    return THE_BLOCK if written.by != read.by or written.by == TILES else NOBODY
 
 
 class _Order:
-    """What must be waited for before each item of a step."""
+    """What must be waited for before each item of a step.
+
+    What others have read may be written over: all but what is REWRITTEN has a place of its own for
+    two steps at least, and what is read across blocks is waited for in the step between.
+    """
 
     def __init__(self) -> None:
-        self.waiting: list[tuple[int, Region]] = []  # written, by how near it can be read
+        self.waiting: list[tuple[int, Region]] = []  # written, and who has come since
         self.read: list[Region] = []  # read since threads last met
 
     def before(self, item: Item) -> int:
-        """0, 1: threads of a block meet, 2: blocks do."""
-        need = 0
+        """Who must come before it."""
+        need = NOBODY
         for region in item.reads:
-            for reached, written in self.waiting:
-                if written.memory == region.memory:
-                    distance = _distance(written, region)
-                    need = max(need, distance if distance > reached else 0)
+            for come, written in self.waiting:
+                if written.memory == region.memory and _distance(written, region) > come:
+                    need = max(need, _distance(written, region))
         for region in item.writes:  # what is overwritten must have been read
             for earlier in self.read:
-                if earlier.memory == region.memory and earlier.memory[0] in SHARED:
-                    need = max(need, 1)
-        if need == 2:
+                if earlier.memory == region.memory and earlier.memory[0] in REWRITTEN:
+                    need = max(need, THE_BLOCK)
+        if need == ALL_BLOCKS:
             self.waiting, self.read = [], []
-        elif need == 1:
-            self.waiting = [(1, region) for _, region in self.waiting]
+        elif need == THE_BLOCK:
+            self.waiting = [(THE_BLOCK, region) for _, region in self.waiting]
             self.read = []
-        self.waiting += [(0, region) for region in item.writes]
+        self.waiting += [(NOBODY, region) for region in item.writes]
         self.read += item.reads
         return need
 
 
 def waits(items: list[Item], again: bool = True) -> list[int]:
-    """What must be waited for before each item, every step following another, or only these."""
-    order, found = _Order(), [0] * len(items)
+    """Who must come before each item, every step following another, or only these."""
+    order, found = _Order(), [NOBODY] * len(items)
     for _ in range(3 if again else 1):  # what one step leaves, the next one finds
         found = [max(old, order.before(item)) for old, item in zip(found, items, strict=True)]
         order.waiting = list(dict.fromkeys(order.waiting))

@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from tinygrad_seq.kernels.cuda_order import Item, Region, slots_of, waits
+from tinygrad_seq.kernels.cuda_order import ALL_BLOCKS, UNITS, Item, Region, slots_of, waits
 from tinygrad_seq.kernels.cuda_text import GROUP, HERE, PART, SHARED, CudaWriter
 
 from tinygrad_seq.program import Plan, Product, Program, Rules
@@ -54,15 +54,15 @@ class StepWriter(CudaWriter):
             items = [*items, Item(self._next_step), *pieces[0]]
         if not items:
             return None
-        need = waits(items, again=False)
-        self.divided = max(need) < 2
+        needs = waits(items, again=False)
+        self.divided = max(needs) < ALL_BLOCKS
         if number:
             turn, forward = f"word({self.word('clock')}, block())", self.forward
             self.add(1, f"turn = {turn}  # how many steps have been")
             self.add(1, "s = s0 + turn" if forward else "s = s1 - 1 - turn")
             self.add(1, HERE)
-        for item, distance in zip(items, need, strict=True):
-            if distance:
+        for item, need in zip(items, needs, strict=True):
+            if need:
                 self.add(1, "meet()")
             item.write(1)
         if number:
@@ -90,7 +90,7 @@ class StepWriter(CudaWriter):
             slots = {("dstate", k): self.plan.state_slots[k] for k in self._carried()}
             slots |= {("sum", k): self.captures[k] for k in self.plan.sums_on_the_way()}
         at = self.plan.classes
-        writes = [Region(memory, (), at[slot], "units") for memory, slot in slots.items()]
+        writes = [Region(memory, (), at[slot], UNITS) for memory, slot in slots.items()]
         return Item(lambda depth: self._prologue(), [], writes)
 
     def _first_step(self, depth: int) -> None:
@@ -135,7 +135,7 @@ class StepWriter(CudaWriter):
             self.add(depth, f"# %{slot}, for a product")
             self._over_units(self.units_of(slot), depth, body)
 
-        return [Item(write, self._region(slot, "units"))]
+        return [Item(write, self._region(slot, UNITS))]
 
     def _operand_row(self, slot: int) -> str:
         return f"{self.word(f'operand{slot}')} + (first + r) * {self.width(slot)} * {self.item}"

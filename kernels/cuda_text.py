@@ -19,6 +19,12 @@ from __future__ import annotations
 from typing import Any
 
 from tinygrad_seq.kernels.cuda_order import (
+    ALL_BLOCKS,
+    ROWS_BY_THREADS,
+    ROWS_BY_WARPS,
+    THE_BLOCK,
+    TILES,
+    UNITS,
     Chain,
     Item,
     Region,
@@ -65,7 +71,7 @@ class CudaWriter(RowWriter):
         for name in ("batch", "begin", "onward"):
             self.word(name)
         items = self._step_items()
-        need = waits(items)
+        needs = waits(items)
         for each in self.chains:
             for stage in each.stages:
                 self._take_in(each, stage)
@@ -77,10 +83,10 @@ class CudaWriter(RowWriter):
         if self.forward:
             self.add(2, "if m <= 0:")
             self.add(3, "break")
-        for item, distance in zip(items, need, strict=True):
-            if distance == 2:
+        for item, need in zip(items, needs, strict=True):
+            if need == ALL_BLOCKS:
                 self.add(2, "met = barrier(counter, met, parts)")
-            elif distance == 1:
+            elif need == THE_BLOCK:
                 self.add(2, "meet()")
             item.write(2)
         counter = f"counter = counters + group * {COUNTER}"
@@ -107,8 +113,8 @@ class CudaWriter(RowWriter):
         self.add(2, "first = whole(tile % chunks * rows)")
         self.add(2, "R = whole(min(rows, B - first))")
         self.add(2, HERE)
-        for item, distance in zip(items, waits(items), strict=True):
-            if distance:
+        for item, need in zip(items, waits(items), strict=True):
+            if need:
                 self.add(2, "meet()")
             item.write(2)
         if len(items) > 1:
@@ -205,10 +211,10 @@ class CudaWriter(RowWriter):
         items = self._sums_items(stage)
         if chain.local:
             return items
-        shares = Region(("shares", stage.slot), (), 0, "units")
+        shares = Region(("shares", stage.slot), (), 0, UNITS)
         kind, which = stage.into
         for n, segment in enumerate(chain.segments):
-            into = self._place_region(kind, which, (), segment.width, "units")
+            into = self._place_region(kind, which, (), segment.width, UNITS)
             reads = [shares, *([into] if stage.adds else [])]
 
             def write(depth: int, n: int = n, segment: Segment = segment) -> None:
@@ -219,8 +225,8 @@ class CudaWriter(RowWriter):
 
     def _sums_items(self, stage: Product) -> list[Item]:
         """The sums of a product, from the operand to where ``_share`` finds them."""
-        reads = self._region(stage.a, "tile", anywhere=True)
-        writes = [Region(("shares", stage.slot), (), 0, "tile")]
+        reads = self._region(stage.a, TILES, anywhere=True)
+        writes = [Region(("shares", stage.slot), (), 0, TILES)]
         return [Item(lambda depth: self._multiply(stage, depth), reads, writes)]
 
     def _chain(self, stage: Product) -> Chain:
@@ -278,11 +284,11 @@ class CudaWriter(RowWriter):
         if op == "number":
             return []
         if slot in computed and op in REDUCTIONS:
-            return [Region(("total", slot), (), 0, "row")]
+            return [Region(("total", slot), (), 0, ROWS_BY_THREADS)]
         if slot in computed and self.plan.single[slot]:
             inputs = self.program.inputs[slot]
             return [region for k in inputs for region in self._single_regions(k, computed)]
-        return self._region(slot, "row", anywhere=True)
+        return self._region(slot, ROWS_BY_THREADS, anywhere=True)
 
     def _single(self, slot: int, computed: set[int], known: set[int], depth: int) -> None:
         """Have the one number of a row in a register."""
@@ -325,7 +331,9 @@ class CudaWriter(RowWriter):
                 self._put(depth + 2, to, f"v{slot}", target.kind == "sum")
 
         reads = self._single_regions(slot, computed)
-        writes = [self._place_region(t.kind, t.which, t.offset, None, "row") for t in targets]
+        writes = [
+            self._place_region(t.kind, t.which, t.offset, None, ROWS_BY_THREADS) for t in targets
+        ]
         return Item(write, reads, [region for region in writes if region.memory[0] not in NEVER])
 
     def _put(self, depth: int, to: str, value: str, adds: bool) -> None:
@@ -338,10 +346,10 @@ class CudaWriter(RowWriter):
         reductions = [slot for slot in slots if plan.rows[slot].op in REDUCTIONS]
         along = program.inputs[slots[0]][0] if slots[0] in reductions else slots[0]
         inside = set(slots) - set(reductions)
-        by = "rows" if reductions else "units"
+        by = ROWS_BY_WARPS if reductions else UNITS
         reads: list[Region] = []
         writes = [Region(("partial", slot), (), plan.classes[along], by) for slot in reductions]
-        writes += [Region(("total", slot), (), 0, "rows") for slot in reductions]
+        writes += [Region(("total", slot), (), 0, ROWS_BY_WARPS) for slot in reductions]
         for slot in slots:
             for k, repeated in zip(program.inputs[slot], self._repeated(slot), strict=True):
                 if repeated or self._known_single(k, computed):
@@ -414,8 +422,8 @@ class CudaWriter(RowWriter):
             self.add(depth + 2, "if thread() % 32 == 0:")
             self.add(depth + 3, f"shared[{self.word(f'total{slot}')} + r] = v{slot}")
 
-        reads = [Region(("partial", slot), (), None, "rows")]
-        return Item(write, reads, [Region(("total", slot), (), 0, "rows")])
+        reads = [Region(("partial", slot), (), None, ROWS_BY_WARPS)]
+        return Item(write, reads, [Region(("total", slot), (), 0, ROWS_BY_WARPS)])
 
     def _values(
         self, slots: list[int], reductions: list[int], computed: set[int], depth: int
@@ -527,7 +535,7 @@ class CudaWriter(RowWriter):
         """Rows that begin anew, before a step."""
         slots = self.plan.state_slots
         regions = [
-            Region(("state", k), (), self.plan.classes[s], "units") for k, s in enumerate(slots)
+            Region(("state", k), (), self.plan.classes[s], UNITS) for k, s in enumerate(slots)
         ]
 
         def write(depth: int) -> None:
@@ -577,14 +585,14 @@ class CudaWriter(RowWriter):
 
                 self._over_state(k, depth + 1, body)
 
-            region = Region(("state", k), (), self.plan.classes[slot], "units")
+            region = Region(("state", k), (), self.plan.classes[slot], UNITS)
             items.append(Item(write, [region]))
         return items
 
     def _back_item(self, k: int) -> Item:
         """What goes back to where rows began anew; zero where no gradient goes back."""
         slot, zero = self.plan.state_slots[k], self.constant(0.0)
-        region = Region(("dstate", k), (), self.plan.classes[slot], "units")
+        region = Region(("dstate", k), (), self.plan.classes[slot], UNITS)
         unwritten = self.plan.gradients.before[k] is None
 
         def write(depth: int) -> None:
