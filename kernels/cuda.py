@@ -4,7 +4,7 @@
 arrays of the device. The loop is one launch, or a graph of a few for each step; products before and
 after it, and the gradients of matrices, are the vendor's, for all steps at once. Shapes: T steps, B
 rows.
-Imports build, cpu (what a run is given and gives), cuda_blas, cuda_build, cuda_division,
+Imports bases, build, cpu (what a run is given and gives), cuda_blas, cuda_build, cuda_division,
 cuda_layout, cuda_order, cuda_source, division, program, ragged and NumPy. ``xp`` is the namespace
 of the device's arrays.
 """
@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from tinygrad_seq.kernels import build, cuda_blas, cuda_build, cuda_source
+from tinygrad_seq.kernels.bases import strided
 from tinygrad_seq.kernels.cpu import Gradients, Inputs
 from tinygrad_seq.kernels.cuda_division import Form
 from tinygrad_seq.kernels.cuda_layout import Layout
@@ -52,8 +53,8 @@ class Runner:
 
     def file(self, direction: str, inputs: Inputs) -> tuple[str, Any]:
         """The text of a direction for these inputs and the file that it is compiled from."""
-        division = self._layout(direction, inputs, inputs.rows.steps, True).division
-        kernels = cuda_source.kernel_texts(self.plan, direction, self.rules, division.form)
+        form = self._layout(direction, inputs, inputs.rows.steps, True).division.form
+        kernels = cuda_source.kernel_texts(self.plan, direction, self.rules, form)
         text = cuda_build.marked(cuda_source.module_text(self.plan, kernels))
         return text, build.write_module(f"{self.plan.name}_{direction}_cuda", text)
 
@@ -115,12 +116,7 @@ class Runner:
         keep_all = keep and (k is None or not rows.steps)
         layout = self._layout("forward", inputs, rows.steps, keep_all)
         run = _Run(self, layout, inputs)
-        run.give("y", ys)
-        run.give_rows("initial", inputs.states)
-        run.give_rows("reset", inputs.reset_states)
-        run.give_rows("last", last)
-        run.give_rows("checkpoint", saved or [None] * len(last))
-        run.words["every"] = k if saved and k is not None else 0
+        run.give_forward(inputs.states, last, ys, k or 0, saved)
         run.steps(0, rows.steps)
         return ys, last, Kept(inputs, run.kept if keep_all else None, saved) if keep else None
 
@@ -187,19 +183,13 @@ class Runner:
         inputs, xp, total = kept.inputs, self.xp, kept.inputs.rows.steps
         layout = self._layout("forward", inputs, steps, True)
         widths = [inputs.widths[slot] for slot in self.plan.y_slots]
-        nowhere = [xp.empty((1, inputs.rows.B, n), self.dtype) for n in widths]
+        nowhere = [xp.empty((inputs.rows.B, n), self.dtype) for n in widths]
         last = [xp.empty(state.shape, self.dtype) for state in inputs.states]
         for begin in reversed(range(0, total, steps)):
             end, number = min(begin + steps, total), begin // steps
             again = _Run(self, layout, inputs)
-            again.give("y", nowhere)
-            again.words |= {f"y{k}_t": 0 for k in range(len(nowhere))}
             given = inputs.states if number == 0 else [saved[number - 1] for saved in kept.saved]
-            again.give_rows("initial", given)
-            again.give_rows("reset", inputs.reset_states)
-            again.give_rows("last", last)
-            again.give_rows("checkpoint", [None] * len(last))
-            again.words["every"] = 0
+            again.give_forward(given, last, nowhere)
             again.steps(begin, end)
             back.use(again.kept, layout)
             back.words["more"] = int(end < total)
@@ -215,14 +205,13 @@ class Runner:
     ) -> Gradients:
         """What a way back has left in its memory."""
         plan, inputs = self.plan, run.inputs
-        order = run.order if inputs.rows.ragged else None
         states: list[Array | None] = [None] * len(inputs.states)
         resets = list(states)
         for k, after in enumerate(plan.gradients.after):
             if after is not None and plan.wanted_states[k]:
                 ring = run.rows(f"dstate{k}", run.layout.width(plan.state_slots[k]))
                 end = ring[: inputs.rows.B]  # step 0 has written into the ring's first place
-                states[k] = end.copy() if order is None else end[order]
+                states[k] = end.copy() if run.order is None else end[run.order]
             if after is not None and inputs.resets is not None:
                 resets[k] = run.view(f"dreset{k}").copy()
         return Gradients(dxs, states, resets, captured, totals)
@@ -239,13 +228,8 @@ class Repeated:
         widths = [inputs.widths[slot] for slot in runner.plan.y_slots]
         self.ys = [runner.xp.empty((1, inputs.rows.B, n), runner.dtype) for n in widths]
         layout = runner._layout("forward", inputs, 1, False)
-        self._run = run = _Run(runner, layout, inputs)
-        run.give("y", self.ys)
-        run.give_rows("initial", inputs.states)
-        run.give_rows("reset", inputs.reset_states)
-        run.give_rows("last", inputs.states)
-        run.give_rows("checkpoint", [None] * len(inputs.states))
-        run.words["every"] = 0
+        self._run = _Run(runner, layout, inputs)
+        self._run.give_forward(inputs.states, inputs.states, self.ys)
 
     def run(self) -> None:
         self._run.steps(0, 1)
@@ -273,9 +257,10 @@ class _Run:
         self._give_inputs()
 
     @cached_property
-    def order(self) -> Array:
-        """Where the rows of the batch stand in the run."""
-        return self.xp.asarray(np.argsort(self.inputs.rows.batch))
+    def order(self) -> Array | None:
+        """Where the rows of the batch stand in the run; None if that is their own order."""
+        order = self.inputs.rows.order
+        return None if order is None else self.xp.asarray(order)
 
     def _find(self, layout: Layout, block: str, memory: Array) -> None:
         base = cuda_build.address(memory)
@@ -317,15 +302,34 @@ class _Run:
         self.give("x", inputs.xs)
         self.give_rows("capture", inputs.captured)
 
+    def give_forward(
+        self,
+        states: Sequence[Array],
+        last: Sequence[Array],
+        ys: Sequence[Array],
+        every: int = 0,
+        saved: Sequence[Array] = (),
+    ) -> None:
+        """Where a forward run begins and what it writes; ``every`` so many steps states are
+        ``saved``."""
+        self.give_rows("initial", states)
+        self.give_rows("reset", self.inputs.reset_states)
+        self.give_rows("last", last)
+        self.give_rows("checkpoint", saved or [None] * len(last))
+        self.words["every"] = every if saved else 0
+        self.give("y", ys)
+
     def give(self, name: str, arrays: Sequence[Array | None]) -> None:
-        """Arrays (T, B, n) of the caller."""
+        """Arrays (T, B, n) of the caller, or (B, n) for all steps."""
         for k, array in enumerate(arrays):
             if array is None:
                 continue
-            self.words[f"{name}{k}"] = cuda_build.address(array)
-            self.words[f"{name}{k}_t"], self.words[f"{name}{k}_b"] = array.strides[:2]
+            step, row = array.strides[:2] if array.ndim == 3 else (0, array.strides[0])
+            given = cuda_build.address(array), step, row
+            self.words |= zip(strided(f"{name}{k}"), given, strict=True)
 
     def give_rows(self, name: str, arrays: Sequence[Array | None]) -> None:
+        """Arrays that kernels need the address of alone, (B, n) for the most part."""
         for k, array in enumerate(arrays):
             self.words[f"{name}{k}"] = 0 if array is None else cuda_build.address(array)
 
@@ -472,7 +476,7 @@ class _Run:
             rows = self._side(g)
             if self.layout.values[f"capture{k}_b"]:
                 share = rows.reshape(end - begin, B, rows.shape[1]).sum(axis=0)
-                shares.append((k, share[self.order] if self.inputs.rows.ragged else share))
+                shares.append((k, share if self.order is None else share[self.order]))
             else:  # a product: the vendor's is quicker than a sum along the first axis
                 shares.append((k, (xp.ones((1, len(rows)), rows.dtype) @ rows)[0]))
         for k, share in shares:
@@ -485,7 +489,7 @@ class _Run:
         for k in plan.sums_on_the_way():
             rows = self.rows(f"sum{k}", inputs.widths[slots[k]])
             if self.layout.values[f"capture{k}_b"]:
-                share = rows[self.order] if inputs.rows.ragged else rows
+                share = rows if self.order is None else rows[self.order]
             else:
                 share = rows.sum(axis=0)
             captured[k] = share + captured[k] if k in captured else share.copy()
