@@ -12,7 +12,7 @@ of the device's arrays.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,6 +29,7 @@ from tinygrad_seq.program import Plan, Product, Rowwise, Rules, begins
 
 Array = Any  # of the device
 MOST_LAYOUTS = 256
+MOST_ROWS = 64  # orders of rows that are kept on the device
 
 
 class Kept(NamedTuple):
@@ -288,13 +289,11 @@ class _Run:
 
     def _give_inputs(self) -> None:
         inputs, words = self.inputs, self.words
-        batch, begin, active = _rows_there(self.xp, inputs.rows)
-        self._hold = [batch, begin, active]
+        stream = cuda_build.stream_of(self.xp)
+        self._held = batch, begin, active = _on_device(self.xp, inputs.rows, stream)
         words |= {"batch": cuda_build.address(batch), "begin": cuda_build.address(begin)}
         words["active"] = cuda_build.address(active)
-        words["resets"] = 0
-        if inputs.resets is not None:
-            words["resets"] = cuda_build.address(inputs.resets)
+        words["resets"] = 0 if inputs.resets is None else cuda_build.address(inputs.resets)
         for k, bits in enumerate(_bits(inputs.numbers, self.runner.dtype)):
             words[f"number{k}_bits"] = bits
         for k, seed in enumerate(inputs.seeds):  # unsigned, and words are not
@@ -531,20 +530,8 @@ def _bits(numbers: Sequence[float], dtype: Any) -> list[int]:
     return found
 
 
-_dense: dict[tuple[int, int, int, int], Any] = {}
-
-
-def _rows_there(xp: Any, rows: Rows) -> tuple[Array, Array, Array]:
-    """The order of rows on the device."""
-    key = rows.T, rows.B, rows.onward, cuda_build.stream_of(xp)  # no stream waits for another
-    if not rows.ragged and key in _dense:
-        return _dense[key]
-    made = tuple(
-        xp.asarray(np.ascontiguousarray(each, np.int64))
-        for each in (rows.batch, rows.begin, rows.active)
-    )
-    if not rows.ragged:
-        if len(_dense) > MOST_LAYOUTS:
-            _dense.clear()
-        _dense[key] = made
-    return made
+@lru_cache(MOST_ROWS)
+def _on_device(xp: Any, rows: Rows, stream: int) -> tuple[Array, ...]:
+    """The order of rows on the device, made on this stream: no other waits for it."""
+    made = rows.batch, rows.begin, rows.active
+    return tuple(xp.asarray(np.ascontiguousarray(each, np.int64)) for each in made)

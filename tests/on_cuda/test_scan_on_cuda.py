@@ -249,6 +249,16 @@ def test_layers(rng, device):
         np.testing.assert_allclose(cuda, cpu, atol=1e-10)
 
 
+def test_layers_share_the_order_of_rows(rng, device):
+    """Sequences of the same lengths are run through in the same order: it is copied once."""
+    from tinygrad_seq.kernels import cuda
+
+    layers = nn.GRU(3, 4, num_layers=3, rng=rng).to(device)
+    cuda._on_device.cache_clear()
+    layers(tgs.ones(4, 2, 3, device=device), lengths=[4, 2])
+    assert cuda._on_device.cache_info().misses == 1
+
+
 def test_nothing_comes_back_to_the_host(rng, device):
     fake = sys.modules.get("fake_cupy")
     if fake is None:
