@@ -339,8 +339,8 @@ class _Run:
         self.words |= {"s0": begin, "s1": end, "k0": begin if first is None else first}
         layout, program = self.layout, self.layout.program
         direction = layout.direction
-        layout_tiles = (end - begin) * -(-self.inputs.rows.B // layout.rows_alone)
-        self.alone = {**layout.words_alone, "tiles": layout_tiles}
+        tiles = (end - begin) * -(-self.inputs.rows.B // layout.rows_alone)
+        self.words_alone = {**layout.words_alone, "tiles": tiles}
         # An operation of the arrays' own comes first: it makes the device this thread's.
         self.stream = cuda_build.stream_of(self.xp)
         counters = self.view_bytes("counters")
@@ -370,8 +370,7 @@ class _Run:
         products = cuda_blas.Products(xp)
         given = []
         for stage in stages:
-            matrix = self.inputs.captured[stage.matrix]
-            matrix = cuda_blas.readable(xp, matrix.T if stage.transposed else matrix)
+            matrix = cuda_blas.readable(xp, self._matrix(stage))
             given.append((self.view(f"operand{stage.a}"), matrix, self.view(f"p{stage.slot}_out")))
         after = [self._between(number) for number in range(len(stages) + 1)]
 
@@ -413,8 +412,8 @@ class _Run:
                 self._multiply(stage)
 
     def _launch_alone(self, name: str) -> None:
-        blocks = max(1, min(self.layout.blocks_alone, self.alone["tiles"]))
-        self._launch(name, blocks, self.layout.shared_alone, {**self.words, **self.alone})
+        blocks = max(1, min(8 * self.layout.machine.processors, self.words_alone["tiles"]))
+        self._launch(name, blocks, self.layout.shared_alone, {**self.words, **self.words_alone})
 
     def _launch(self, name: str, blocks: int, shared: int, words: dict[str, int]) -> None:
         kernel, names, _ = self.kernels[name]
@@ -450,11 +449,13 @@ class _Run:
             slot = program.inputs[slot][0]
         return rows[:, begin : begin + width]
 
+    def _matrix(self, stage: Product) -> Array:
+        matrix = self.inputs.captured[stage.matrix]
+        return matrix.T if stage.transposed else matrix
+
     def _multiply(self, stage: Product) -> None:
         xp, layout = self.xp, self.layout
-        a = self._operand(stage.a)
-        matrix = self.inputs.captured[stage.matrix]
-        matrix = matrix.T if stage.transposed else matrix
+        a, matrix = self._operand(stage.a), self._matrix(stage)
         out = self._steps_rows(f"z{stage.into.which}", layout.width(stage.slot))
         if stage.adds:
             out += a @ matrix

@@ -178,11 +178,10 @@ class Layout:
             self._rows("work", f"z{buffer.slot}", steps * B, self.width(buffer.slot))
         blocks = division.groups * division.parts
         self.rows_alone = max(1, min(B, NUMBERS_ALONE // self.widest))
-        self.tiles = max(1, self.steps) * -(-B // self.rows_alone)
-        self.blocks_alone = min(self.tiles, 8 * self.machine.processors)
         for slot in self.sums("loop"):
             self.memory["work"].take(f"partial{slot}", (2 * blocks * division.rows,), self.item)
         alone = [*self.sums("early"), *self.sums("late")]
+        # outside the loop words have other values
         self.words_alone = {"rows": self.rows_alone}
         self.words_alone |= {f"total{slot}": k * self.rows_alone for k, slot in enumerate(alone)}
         self.words_alone |= {f"partial{slot}": 0 for slot in alone}
