@@ -169,7 +169,9 @@ class RandomCell:
         if kind == "column" and wide:
             return a[:, int(rng.integers(n))]
         if kind == "pick" and wide:
-            return a[:, ::-1] if rng.random() < 0.5 else a[:, rng.integers(0, n, 3).tolist()]
+            return (
+                a[:, ::-1] if rng.random() < 0.5 else a[:, rng.integers(0, n, 2 + n % 7).tolist()]
+            )
         if kind == "concat" and wide:
             b = any_value()
             return tgs.concat([a, b if b.ndim == 2 else b[:, None]], axis=-1)
