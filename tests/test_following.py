@@ -105,6 +105,24 @@ def test_random_cells(rng):
     assert followed > 250  # most of the cells, twice each; not those that cast, freeze, pad ...
 
 
+def test_choices_of_units_are_those_of_this_call(rng):
+    """Also if somebody wrote into the array that says which."""
+    order, state = np.array([3, 1, 4, 8, 5, 0, 2, 6, 7]), rng.standard_normal((2, 9))
+
+    def cell(x, h):
+        h = tgs.tanh(h[:, order] + x[:, ::-1] + h[:, [0, 2, 4, 6, 8, 1, 3, 5, 7]])
+        return h[:, order[:6]], h
+
+    xs, followed = rng.standard_normal((3, 2, 9)), []
+    for k in range(6):
+        followed.append(is_traced_as_ever(cell, given_to(cell, xs, state), F8))
+        found, expected = tgs.scan(cell, xs, state)[1], tgs.unroll(cell, xs, state)[1]
+        np.testing.assert_allclose(found.numpy(), expected.numpy(), rtol=1e-12)
+        if k == 2:
+            order[:] = order[::-1].copy()
+    assert followed == [False, True, True, False, True, True]
+
+
 def test_what_a_cell_closes_over_is_that_of_this_call(rng):
     held = {"W": None, "b": None, "n": 0.0}
 

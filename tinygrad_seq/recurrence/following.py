@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from operator import is_
 from sys import getrefcount
 from typing import Any
 from weakref import getweakrefcount
@@ -186,19 +187,53 @@ class Captured(Outside):
         return (slot is None if self.new else slot == self.slot) and super().fits(given, captures)
 
 
+PLAIN = {int, float, bool, str, type(None), type(...)}
+
+
+def _plain(params: Any) -> Any:
+    """Params that ``_equal`` can compare and nobody changes; raises LookupError for others."""
+    if type(params) is np.ndarray:
+        return params.copy()
+    if type(params) is tuple:
+        made = tuple([_plain(each) for each in params])
+        return params if all(map(is_, made, params)) else made
+    parts = (params.start, params.stop, params.step) if type(params) is slice else (params,)
+    if not all(type(each) in PLAIN or isinstance(each, np.dtype) for each in parts):
+        raise LookupError
+    return params
+
+
+def _equal(a: Any, b: Any) -> bool:
+    """Whether params are the same, types and all; b is plain."""
+    if a is b:
+        return True
+    kind = type(b)
+    if type(a) is not kind:
+        return False
+    if kind is tuple:
+        return len(a) == len(b) and all(map(_equal, a, b))
+    if kind is np.ndarray:
+        return a.dtype == b.dtype and np.array_equal(a, b)
+    if kind is slice:
+        return _equal(a.start, b.start) and _equal(a.stop, b.stop) and _equal(a.step, b.step)
+    return bool(a == b)
+
+
 class Form:
     """An event, and of what kind its inputs were if they are no values of the step."""
 
-    __slots__ = ("begin", "inputs", "made", "new", "op", "params", "several", "simple")
+    __slots__ = ("begin", "inputs", "made", "new", "op", "params", "several", "simple", "units")
 
-    def __init__(self, event: Event, inputs: Sequence[Any]) -> None:
-        self.op, self.inputs, self.params = event.op, tuple(inputs), event.params
+    def __init__(self, event: Event, inputs: Sequence[Any], units: Tensor | None = None) -> None:
+        self.op, self.inputs, self.params = event.op, tuple(inputs), _plain(event.params)
         self.begin, self.several = event.begin, event.several
+        self.units = units  # the numbers of those that are chosen, which have a row of their own
         self.made = event.made if type(event.made._data) is Traced else None
         # Where numbers and tensors stand that get a row. What several events are made of has none.
         new = [k for k, each in enumerate(inputs) if type(each) is not Tensor and each.new]
         self.new = () if event.several else tuple(new)
         alone = not event.several and all(type(each) is Tensor for each in inputs)
+        alone = alone and units is None
         self.simple = alone and len(getattr(event.op, "inputs", ())) in (1, 2)
 
 
@@ -211,6 +246,7 @@ class _Forms:
 
     def __init__(self, tracer: Tracer) -> None:
         self.captures, self.at = tracer.captures, len(tracer.leaves)
+        self.rows, self.captured = tracer.trace.rows, tracer.captured
         self.known = {id(tensor) for tensor in tracer.leaves}  # the values of the step so far
         self.forms: list[Form] = []
         events = tracer.events or []
@@ -226,10 +262,10 @@ class _Forms:
 
     def _form(self, event: Event, end: int) -> Form:
         inputs = [self._input(event, given) for given in event.inputs]
-        form = Form(event, inputs)
-        if not _is_plain(event.params):
-            raise LookupError
-        rows, made = end - self.at - len(form.new), event.made._data
+        first = self.rows[self.at] if self.at < end else None
+        units = self.captured[first.detail] if first is not None and first.op == "units" else None
+        form = Form(event, inputs, units)
+        rows, made = end - self.at - len(form.new) - (units is not None), event.made._data
         if event.several:  # these rows are those of the events that follow
             accounted = rows == 0 and event.op in (MATMUL, LINEAR, RULES["scalar_power"])
         elif rows == 1:  # its own row, after those of its inputs
@@ -254,32 +290,6 @@ class _Forms:
         role = BESIDE if type(event.op) is str else ROLES.get(event.op.name, BESIDE)
         slot = self.captures[id(given), role]
         return Captured(given, slot, role, slot >= self.at)
-
-
-PLAIN = {int, float, bool, str, type(None), type(...)}
-
-
-def _is_plain(params: Any) -> bool:
-    """Whether ``_equal`` can compare these."""
-    if type(params) is tuple:
-        return all(map(_is_plain, params))
-    if type(params) is slice:
-        return _is_plain((params.start, params.stop, params.step))
-    return type(params) in PLAIN or isinstance(params, np.dtype)
-
-
-def _equal(a: Any, b: Any) -> bool:
-    """Whether params are the same, types and all; b is plain."""
-    if a is b:
-        return True
-    kind = type(b)
-    if type(a) is not kind:
-        return False
-    if kind is tuple:
-        return len(a) == len(b) and all(map(_equal, a, b))
-    if kind is slice:
-        return _equal(a.start, b.start) and _equal(a.stop, b.stop) and _equal(a.step, b.step)
-    return bool(a == b)
 
 
 # Following ------------------------------------------------------------------------------------
@@ -392,6 +402,8 @@ class Precedent(Source):
 
     def _take(self, form: Form, inputs: Sequence[Any]) -> None:
         self.at += 1
+        if form.units is not None:
+            self.captured.append(form.units)
         for k in form.new:
             like = form.inputs[k]
             if type(like) is Captured:
