@@ -266,6 +266,27 @@ MATH = {
 }
 
 
+def _one_number(kind: Any, element: Any) -> tuple[Any, Any]:
+    """Functions that read and write one number of a kind: the k-th from an address on."""
+
+    @intrinsic
+    def get(typingctx: Any, address: Any, k: Any) -> Any:
+        def emit(context: Any, build: Build, sig: Any, args: Any) -> Any:
+            return build.load(pointer_ir(build, args[0], args[1], element, element))
+
+        return kind(WORD, WORD), emit
+
+    @intrinsic
+    def put(typingctx: Any, address: Any, k: Any, value: Any) -> Any:
+        def emit(context: Any, build: Build, sig: Any, args: Any) -> Any:
+            build.store(args[2], pointer_ir(build, args[0], args[1], element, element))
+            return context.get_dummy_value()
+
+        return types.void(WORD, WORD, kind), emit
+
+    return get, put
+
+
 def _compiled_functions(dtype: str) -> SimpleNamespace:
     kind = VectorType(dtype, lanes(dtype))
     count, vector, element = kind.count, kind.vector, kind.scalar
@@ -328,24 +349,7 @@ def _compiled_functions(dtype: str) -> SimpleNamespace:
 
         return kind(WORD), emit
 
-    single = types.float32 if dtype == "float32" else types.float64
-
-    @intrinsic
-    def scalar(typingctx: Any, address: Any, j: Any) -> Any:
-        """One number, as such."""
-
-        def emit(context: Any, build: Build, sig: Any, args: Any) -> Any:
-            return build.load(pointer_ir(build, args[0], args[1], element, element))
-
-        return single(WORD, WORD), emit
-
-    @intrinsic
-    def put_scalar(typingctx: Any, address: Any, j: Any, value: Any) -> Any:
-        def emit(context: Any, build: Build, sig: Any, args: Any) -> Any:
-            build.store(args[2], pointer_ir(build, args[0], args[1], element, element))
-            return context.get_dummy_value()
-
-        return types.void(WORD, WORD, single), emit
+    scalar, put_scalar = _one_number(getattr(types, dtype), element)
 
     @intrinsic
     def constant(typingctx: Any, number: Any) -> Any:
@@ -555,20 +559,7 @@ def _word_functions() -> tuple[Any, ...]:
             lambda saved: None,
         )
 
-    @intrinsic
-    def word(typingctx: Any, table: Any, k: Any) -> Any:
-        def emit(context: Any, build: Build, sig: Any, args: Any) -> Any:
-            return build.load(pointer_ir(build, args[0], args[1], I64, I64))
-
-        return WORD(WORD, WORD), emit
-
-    @intrinsic
-    def put_word(typingctx: Any, table: Any, k: Any, value: Any) -> Any:
-        def emit(context: Any, build: Build, sig: Any, args: Any) -> Any:
-            build.store(args[2], pointer_ir(build, args[0], args[1], I64, I64))
-            return context.get_dummy_value()
-
-        return types.void(WORD, WORD, WORD), emit
+    word, put_word = _one_number(WORD, I64)
 
     @intrinsic
     def flag(typingctx: Any, table: Any, k: Any) -> Any:

@@ -80,14 +80,14 @@ def as_cell(model: Any) -> Any:
 def cell_states(model: Any, state: Any) -> Any:
     """The state of ``as_cell(model)``, from that which the model itself returns.
 
-    That is the state of a recurrent layer, or of ``with_state`` of an ``nn.Sequential``. What the
-    cells have already, a tuple with the state of each, comes back as it is, and so does what fits
-    neither.
+    That is the state of a recurrent layer, (num_layers, B, H) for those of one kind, or of
+    ``with_state`` of an ``nn.Sequential``. What the cells have already, a tuple with the state of
+    each, (B, H), comes back as it is, and so does what fits neither, which ``Stepper`` refuses.
     """
     if state is None or not isinstance(model, (Recurrent, Sequential)):
         return state
     initial_state = getattr(as_cell(model), "initial_state", None)
-    if initial_state is None or _alike(state, initial_state(1)):
+    if initial_state is None or _same_axes(state, initial_state(1)):
         return state
     try:
         return tuple(_states(model, state))
@@ -95,7 +95,7 @@ def cell_states(model: Any, state: Any) -> Any:
         return state
 
 
-def _alike(a: Any, b: Any) -> bool:
+def _same_axes(a: Any, b: Any) -> bool:
     """Whether two states have the same structure and as many axes, whatever their sizes."""
     axes = [[np.ndim(leaf) for leaf in leaves(state)] for state in (a, b)]
     return structure(a) == structure(b) and axes[0] == axes[1]
