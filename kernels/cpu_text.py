@@ -36,10 +36,13 @@ IMPORTS = (  # what a text may take of the vectors of its dtype
     *"row_max row_min row_sum store uniform".split(),
 )
 SHARED = {  # functions of library.py, and what they are given
+    "add_row": "source, to, n",
     "copy_row": "source, to, n",
     "product": "a, row, M, b, K, wide, c, ldc, add, in_tiles",  # as gemm.product_text says
-    "take": "a, row, M, units, N, c, ldc, add",
-    "take_back": "a, row, M, units, N, c, ldc, K, add",
+    "take": "a, row, M, units, runs, N, c, ldc, add",
+    "take_back": "a, row, M, units, runs, N, c, ldc, K, add",
+    "spread": "a, row, M, units, runs, N, c, ldc, add",
+    "spread_back": "a, row, M, units, runs, N, c, ldc, K, add",
     "zero_row": "to, n",
 }
 
@@ -354,9 +357,7 @@ class CpuWriter(Writer):
             width = self.width(self.plan.state_slots[k])
             self.add(6, f"p = {self._row('before', k)}")
             self.add(6, f"to = {self._batch_row(f'dreset{k}', self.plan.state_slots[k])}")
-            self.add(6, f"for j in range(0, {width}, LANES):")
-            self.add(7, f"n = {width} - j")
-            self.add(7, "store(to, j, load(to, j, n) + load(p, j, n), n)")
+            self.add(6, f"add_row(p, to, {width})")
             self.add(6, f"zero_row(p, {width})")
 
     # Stages
@@ -386,6 +387,11 @@ class CpuWriter(Writer):
             distance = self.width(self.plan.state_slots[place.which])
         return address, distance
 
+    def _units(self, which: int) -> int:
+        """The row of the units of a choice."""
+        rows = self.plan.rows
+        return next(k for k, row in enumerate(rows) if row.op == "units" and row.detail == which)
+
     def _product(self, stage: Product, depth: int, rows: str) -> None:
         address, distance = self._operand(stage)
         matrix = f"m{stage.matrix}" + ("t" if stage.transposed else "")
@@ -398,14 +404,15 @@ class CpuWriter(Writer):
         else:
             out = f"{self.word(f'dstate{which}_row')} // {self.item}"
         add = int(stage.adds)
-        if stage.takes:
+        if stage.choice:
             units = self.word(f"capture{stage.matrix}")
-            what = f"p, {distance}, {rows}, {units}"
+            what = f"p, {distance}, {rows}, {units}, {self.width(self._units(stage.matrix))}"
             if stage.transposed:
                 N, K = self.width(stage.a), self.width(stage.slot)
-                self.add(depth, f"take_back({what}, {N}, to, {out}, {K}, {add})")
+                self.add(depth, f"{stage.choice}_back({what}, {N}, to, {out}, {K}, {add})")
             else:
-                self.add(depth, f"take({what}, {self.width(stage.slot)}, to, {out}, {add})")
+                N = self.width(stage.slot)
+                self.add(depth, f"{stage.choice}({what}, {N}, to, {out}, {add})")
             return
         wide = self.word(f"{matrix}_wide")
         b = f"{self.word(matrix)}, {self.width(stage.a)}, {wide}"

@@ -15,8 +15,8 @@ from tinygrad_seq.kernels import gemm, tiles
 # The functions, and how many arguments each takes, all integers. Those of a module may call those
 # of the modules before it, by address, so that each is compiled once, whoever calls it.
 MODULES = {
-    "blocks": {"block": 11, "half_block": 11, "copy_row": 3, "zero_row": 2},
-    "choices": {"take": 8, "take_back": 9},
+    "blocks": {"block": 11, "half_block": 11, "copy_row": 3, "add_row": 3, "zero_row": 2},
+    "choices": {"take": 9, "take_back": 10, "spread": 9, "spread_back": 10},
     "tiles": tiles.FUNCTIONS,  # where there are any
     "packing": {"pack": 3, "pack_groups": 9, "pack_panels": 9},
     "products": {"product": 10, "gram": 10},
@@ -51,6 +51,11 @@ def copy_row(source, to, n):
         store(to, j, load(source, j, n - j), n - j)
 
 
+def add_row(source, to, n):
+    for j in range(0, n, LANES):
+        store(to, j, load(to, j, n - j) + load(source, j, n - j), n - j)
+
+
 def zero_row(to, n):
     for j in range(0, n, LANES):
         store(to, j, constant(0.0), n - j)
@@ -59,24 +64,67 @@ def zero_row(to, n):
 _CHOICES = '''
 
 
-def take(a, row, M, units, N, c, ldc, add):
-    """c[:, j] = a[:, units[j]], or added to it; rows of a and of c are so many elements apart."""
+def take(a, row, M, units, runs, N, c, ldc, add):
+    """Runs of L = N // runs: c[:, k L + i] = a[:, units[k] + i], or added to it.
+
+    Rows of a and of c are so many elements apart.
+    """
+    L = N // max(runs, 1)
     for r in range(M):
         source, to = a + r * row * ITEM, c + r * ldc * ITEM
-        for j in range(N):
-            x = scalar(source, int(scalar(units, j)))
-            put_scalar(to, j, scalar(to, j) + x if add else x)
+        if L == 1:
+            for k in range(runs):
+                x = scalar(source, int(scalar(units, k)))
+                put_scalar(to, k, scalar(to, k) + x if add else x)
+        else:
+            for k in range(runs):
+                x, y = source + int(scalar(units, k)) * ITEM, to + k * L * ITEM
+                if add:
+                    add_row(x, y, L)
+                else:
+                    copy_row(x, y, L)
 
 
-def take_back(a, row, M, units, N, c, ldc, K, add):
-    """c[:, units[j]] += a[:, j]; unless it is added to, c, of K columns, begins as zeros."""
+def take_back(a, row, M, units, runs, N, c, ldc, K, add):
+    """c[:, units[k] + i] += a[:, k L + i]; unless added to, c, of K columns, begins as zeros."""
+    L = N // max(runs, 1)
     for r in range(M):
         source, to = a + r * row * ITEM, c + r * ldc * ITEM
         if not add:
             zero_row(to, K)
-        for j in range(N):
-            k = int(scalar(units, j))
-            put_scalar(to, k, scalar(to, k) + scalar(source, j))
+        if L == 1:
+            for k in range(runs):
+                j = int(scalar(units, k))
+                put_scalar(to, j, scalar(to, j) + scalar(source, k))
+        else:
+            for k in range(runs):
+                add_row(source + k * L * ITEM, to + int(scalar(units, k)) * ITEM, L)
+
+
+def spread(a, row, M, units, runs, N, c, ldc, add):
+    """c[:, k L + i] = a[:, units[k]], or added to it."""
+    L = N // max(runs, 1)
+    for r in range(M):
+        source, to = a + r * row * ITEM, c + r * ldc * ITEM
+        for k in range(runs):
+            x, y = repeat(source + int(scalar(units, k)) * ITEM), to + k * L * ITEM
+            for i in range(0, L, LANES):
+                store(y, i, load(y, i, L - i) + x if add else x, L - i)
+
+
+def spread_back(a, row, M, units, runs, N, c, ldc, K, add):
+    """c[:, units[k]] += Σ_i a[:, k L + i]; unless added to, c, of K columns, begins as zeros."""
+    L = N // max(runs, 1)
+    for r in range(M):
+        source, to = a + r * row * ITEM, c + r * ldc * ITEM
+        if not add:
+            zero_row(to, K)
+        for k in range(runs):
+            x, total = source + k * L * ITEM, constant(0.0)
+            for i in range(0, L, LANES):
+                total = part_sum(total, load(x, i, L - i), L - i)
+            y = to + int(scalar(units, k)) * ITEM
+            store(y, 0, load(y, 0, 1) + row_sum(total), 1)
 '''
 
 _PACKING = '''
@@ -356,7 +404,7 @@ from tinygrad_seq.kernels.threads import BEGUN, FROM_STEP, TO_STEP
 
 _v = vectors("{dtype}")
 LANES, load, store, constant, fetch = _v.LANES, _v.load, _v.store, _v.constant, _v.fetch
-scalar, put_scalar = _v.scalar, _v.put_scalar
+scalar, put_scalar, part_sum, row_sum = _v.scalar, _v.put_scalar, _v.part_sum, _v.row_sum
 PANEL, ROWS, ITEM, KC = gemm.panel("{dtype}"), gemm.ROWS, {np.dtype(dtype).itemsize}, gemm.KC
 APART, AT_ONCE, ALL = gemm.APART, gemm.AT_ONCE, 2**62
 BY_A, TURNED, BY_G = range(3)

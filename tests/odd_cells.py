@@ -149,8 +149,16 @@ def check_a_column_with_an_axis_of_its_own() -> None:
         return mixed.sum(axis=-1)[:, None], tgs.tanh(mixed)
 
     np.testing.assert_allclose(*(gradient(drive, cell) for drive in BOTH), rtol=1e-10)
-    for index in ((slice(None), None), (slice(None), 0, None, None), (slice(None), [0], None)):
-        raises(tgs.TraceError, "(B, n)", tgs.scan, lambda x, h, at=index: (x[at], h), xs, h0)
+    whole = slice(None)
+    for index in ((whole, None), (whole, 0, None, None), (whole, [0], None), (whole, True)):
+        a, b = (drive(lambda x, h, at=index: (x[at] * 2, h), xs, h0)[0] for drive in BOTH)
+        np.testing.assert_array_equal(a.numpy(), b.numpy())
+    for index in ((whole, [0, 2], None, [0, 0]), (None,), ([0, 1],), (slice(None, None, -1),)):
+
+        def mixed(x: Any, h: Any, at: Any = index) -> Any:
+            return x.reshape(2, 3, 1)[at], h
+
+        raises(tgs.TraceError, "mix rows", tgs.scan, mixed, xs, h0)
 
 
 def check_joints_that_are_cut_at_different_places() -> None:

@@ -23,7 +23,9 @@ UNARY = ("tanh", "sigmoid", "sin", "square", "softplus", "negative", "relu", "ab
 BINARY = ("add", "subtract", "multiply", "maximum", "minimum", "divide", "where", "power")
 KINDS = ("unary", "binary", "matmul", "slice", "column", "pick", "concat", "split", "sum", "mean")
 KINDS += ("max", "scale", "bias", "rows", "number", "broadcast", "detach", "norm", "x", "state")
-KINDS += ("noise", "frozen", "constant")
+KINDS += ("noise", "frozen", "constant", "axes", "axes")
+AXES = ("add", "rows", "turn", "sum", "mean", "max", "softmax", "lines", "left", "both", "inner")
+AXES += ("outer", "slice", "strided", "pick", "concat", "stack", "pad", "cumsum", "spread", "mask")
 LINEAR = ("matmul", "matmul", "matmul", "sum of two", "x", "state", "slice", "concat", "scale")
 
 
@@ -65,7 +67,8 @@ class RandomCell:
         self.log: list[str] = []
 
     def _shape(self) -> tuple[int, ...]:
-        return (int(self.rng.choice(self.sizes)),) if self.rng.random() < 0.85 else ()
+        axes = 1 if self.rng.random() < 0.75 else int(self.rng.choice([0, 2, 3]))
+        return tuple(int(n) for n in self.rng.choice(self.sizes, axes))
 
     def values(self, shape: tuple[int, ...]) -> np.ndarray:
         return self.rng.standard_normal(shape)
@@ -86,10 +89,11 @@ class RandomCell:
 
     def __call__(self, x: Any, state: Any) -> tuple[Any, Any]:
         self.log = []
-        pool: list[tgs.Tensor] = [*leaves(x), *leaves(state)]
+        xs, states = ([flat(leaf) for leaf in leaves(tree)] for tree in (x, state))
+        pool: list[tgs.Tensor] = [*xs, *states]
         for k, (kind, seed) in enumerate(self.operations):
             rng = np.random.default_rng(seed)
-            made = self.operate(kind, k, rng, pool, leaves(x), leaves(state))
+            made = self.operate(kind, k, rng, pool, xs, states)
             for value in made if isinstance(made, list) else [made]:
                 pool.append(value)
         rng = np.random.default_rng(self.ends)
@@ -102,7 +106,7 @@ class RandomCell:
             kind = rng.random()
             source = pool[rng.integers(len(pool))] if rng.random() < 0.5 else recent[-1]
             if kind < 0.1:
-                source = leaves(state)[rng.integers(len(self.states))]
+                source = states[rng.integers(len(self.states))]
             fitted = self.fit(source, shape, k)
             after.append(fitted if kind < 0.4 or self.linear else tgs.tanh(fitted))
             self.log.append(f"state {k} of {source.shape}, kind {kind:.2f}")
@@ -114,9 +118,11 @@ class RandomCell:
             return value
         if value.ndim == 1:
             value = value[:, None]
-        n = shape[0] if shape else 1
+        n = int(np.prod(shape))
         if value.shape[1] != n:
             value = value @ self.matrix("fit", value.shape[1], n)
+        if len(shape) > 1:
+            return value.reshape(self.B, *shape)
         return value if shape else value[:, 0]
 
     def operate(
@@ -203,11 +209,75 @@ class RandomCell:
         if kind == "norm" and wide:
             z = a - tgs.mean(a, axis=-1, keepdims=True)
             return z / tgs.sqrt(tgs.mean(z * z, axis=-1, keepdims=True) + 0.1)
+        if kind == "axes":
+            shape = tuple(int(n) for n in rng.choice(self.sizes, int(rng.choice([2, 2, 3]))))
+            value = self.fit(a, shape, k)
+            for _ in range(rng.integers(1, 4)):
+                name = str(rng.choice(AXES))
+                self.log[-1] += f" {name} {value.shape}"
+                value = self.along_axes(name, value, rng)
+            return flat(value)
         if kind == "x":
             return xs[rng.integers(len(xs))]
         if kind == "state":
             return states[rng.integers(len(states))]
         return tgs.sin(a)
+
+    def along_axes(self, kind: str, value: tgs.Tensor, rng: np.random.Generator) -> tgs.Tensor:
+        """An operation on a value (B, a, b) or (B, a, b, c), which gives another one."""
+        B, *axes = value.shape
+        last, axis = axes[-1], int(rng.integers(1, value.ndim))
+        if kind == "add":  # a tensor of which some axes have length 1
+            shape = [n if rng.random() < 0.6 else 1 for n in axes]
+            return value + self.capture(("axes", *shape), *shape)
+        if kind == "rows":
+            return value * self.capture(("axes of rows", B, *axes), B, *axes)
+        if kind == "turn":
+            return tgs.permute_dims(value, (0, *(1 + rng.permutation(len(axes))).tolist()))
+        if kind in ("sum", "mean", "max"):
+            made = getattr(tgs, kind)(value, axis=axis, keepdims=True)
+            return value - made if rng.random() < 0.6 else made
+        if kind == "softmax":
+            return tgs.softmax(value, axis=axis)
+        if kind == "lines":
+            W = self.matrix("lines", last, int(rng.choice(self.sizes)))
+            return value @ W if rng.random() < 0.6 else tgs.linear(value, W.T)
+        if kind == "left":
+            return self.matrix("left", int(rng.choice(self.sizes)), axes[-2]) @ value
+        order = (*range(value.ndim - 2), value.ndim - 1, value.ndim - 2)
+        if kind == "both":
+            return value @ tgs.tanh(tgs.permute_dims(value, order)) * 0.3
+        if kind == "inner":
+            vector = tgs.sum(value, axis=-1, keepdims=True)  # (B, ..., a, 1)
+            return tgs.permute_dims(value, order) @ tgs.sin(vector)
+        if kind == "outer":
+            return tgs.sin(value[..., :1]) * tgs.cos(value[..., :1, :])
+        if kind == "slice":
+            return value[(slice(None),) * axis + (slice(int(rng.integers(axes[axis - 1])), None),)]
+        if kind == "strided":
+            return value[..., :: int(rng.choice([-1, 2, -2]))]
+        if kind == "pick":
+            return value[..., rng.integers(0, axes[-2], 3), :]
+        if kind == "concat":
+            return tgs.concat([value, tgs.tanh(value)], axis=axis)
+        if kind == "stack":
+            return tgs.sum(tgs.stack([value, tgs.sin(value)], axis=axis), axis=axis) * 0.5
+        if kind == "pad":
+            return tgs.pad(value, [(0, 0)] + [(int(rng.integers(2)), 1) for _ in axes], 0.5)
+        if kind == "cumsum":
+            return tgs.cumsum(value, axis=axis)
+        if kind == "mask":
+            mask = np.tril(np.ones(axes[-2:], bool))
+            return tgs.where(mask, value, -0.5)
+        column = tgs.sum(value, axis=axis, keepdims=True)
+        return tgs.broadcast_to(column, value.shape) - value
+
+
+def flat(value: tgs.Tensor) -> tgs.Tensor:
+    """Values of several axes as rows."""
+    if value.ndim <= 2:
+        return value
+    return value.reshape(value.shape[0], int(np.prod(value.shape[1:])))
 
 
 def any_value_like(a: tgs.Tensor, pool: list[tgs.Tensor], rng: np.random.Generator) -> tgs.Tensor:

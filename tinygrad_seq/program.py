@@ -12,8 +12,10 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 REDUCTIONS = ("sum", "max", "min")
-# What reads all of a row at once: a product, or a choice of units, a product with ones and zeros.
-_PRODUCTS = ("matmul", "matmul_transposed", "take", "take_transposed")
+# What reads all of a row at once: a product, or a choice of units, a product with ones and zeros,
+# in runs of units that follow one another, or in runs of one unit each.
+CHOICES = ("take", "spread")
+_PRODUCTS = [f"{op}{back}" for op in ("matmul", *CHOICES) for back in ("", "_transposed")]
 PRODUCTS = (*_PRODUCTS, *(f"add_{op}" for op in _PRODUCTS))
 JOINTS = ("concat", "assemble")
 
@@ -30,7 +32,8 @@ class Row(NamedTuple):
     uniform                                       ()
     matmul, matmul_transposed, and with add_      None; inputs are rows, matrix and, for add_, what
                                                   the product is added to
-    take, take_transposed, and with add_          None; the same with units for a matrix
+    take, spread, and as above                    None; the same with the first units of runs for
+                                                  a matrix, see ``recurrence/choices.py``
     slice                                         None: ``Trace.starts`` says where it begins;
                                                   ("from", slot): where that slice does;
                                                   ("after", slots): after so many widths
@@ -90,7 +93,7 @@ class Target(NamedTuple):
 class Product:
     """A matrix product: rows of ``a`` times a packed matrix, written or added to a place.
 
-    Or a choice of units, ``takes``: then the tensor has their numbers.
+    Or a choice of units in runs, take or spread: then the tensor has the first of each.
     """
 
     slot: int
@@ -99,7 +102,7 @@ class Product:
     transposed: bool
     into: Place  # scratch, or the gradient of a state
     adds: bool  # to what stands there
-    takes: bool = False
+    choice: str = ""
 
 
 @dataclass
@@ -251,7 +254,7 @@ def _describe_stage(plan: Plan, program: Program, stage: Stage) -> list[str]:
 
     if isinstance(stage, Product):
         into = "" if stage.into.kind == "scratch" else f"  -> {stage.into.kind} {stage.into.which}"
-        return [f"{'choice' if stage.takes else 'product'}: {described(stage.slot)}{into}"]
+        return [f"{'choice' if stage.choice else 'product'}: {described(stage.slot)}{into}"]
     lines: list[str] = []
     shown = set(program.places)
 

@@ -161,7 +161,7 @@ def matmul(a: TensorLike, b: TensorLike) -> Tensor:
     if len(left) == 1:
         y = matmul(x.reshape(1, rows), w)
         return y.reshape(y.shape[:-2] + y.shape[-1:])
-    if len(right) == 2:  # many matrices times one: a single product over all rows
+    if len(right) == 2 and not is_traced((x, w)):  # many times one: a single product over all rows
         y = apply(MATMUL, (x.reshape(prod(left[:-1]), rows), w))
         return y.reshape(*left[:-1], right[1])
     return apply(MATMUL, (x, w))
@@ -194,7 +194,7 @@ def linear(x: TensorLike, weight: TensorLike, bias: TensorLike | None = None) ->
             f"linear: x {shape} and weight {of} were given, expected x (..., in) and weight "
             "(out, in)"
         )
-    if len(shape) == 2:
+    if len(shape) == 2 or is_traced((a, w)):
         y = apply(LINEAR, (a, w))
     else:  # one product over all rows
         y = apply(LINEAR, (a.reshape(prod(shape[:-1]), of[1]), w)).reshape(*shape[:-1], of[0])

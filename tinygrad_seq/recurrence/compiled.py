@@ -12,6 +12,7 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 from functools import cache
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -248,7 +249,7 @@ class Call:
             ys, last, kept = runner.forward(arrays, record)
         except Exception as error:  # those of cuda.core and numba-cuda are no RuntimeErrors
             devices.raise_explained(error, "scan")
-        likes = [*y_leaves, *self.states]  # (B, n), or (B,), which counts as (B, 1)
+        likes = [*y_leaves, *self.states]  # (B, ...), which were rows (B, n)
         values = [
             v if len(like._data.shape) == 2 else v.reshape(*v.shape[:-2], *like._data.shape)
             for v, like in zip([*ys, *last], likes, strict=True)
@@ -330,22 +331,22 @@ def _shaped(array: Any, shape: tuple[int, ...]) -> Any:
 
 
 def _ready(array: Any, dtype: np.dtype[Any]) -> Any:
-    """(B, n), row after row; (B,) counts as (B, 1)."""
+    """(B, ...) as rows (B, n), one after the other."""
     if array.ndim != 2:
-        array = array.reshape(len(array), 1)
+        array = array.reshape(len(array), prod(array.shape[1:]))
     elif array.dtype is dtype and type(array) is np.ndarray and array.flags.c_contiguous:
         return array
     return devices.namespace(array).asarray(array, dtype, order="C")
 
 
 def _rows_ready(x: Any, dtype: np.dtype[Any]) -> Any:
-    """(T, B, n) in the kernel's dtype, the numbers of a row side by side."""
+    """(T, B, ...) as rows (T, B, n) in the kernel's dtype, the numbers of a row side by side."""
     if x.ndim == 3 and x.dtype is dtype and x.strides[2] == x.itemsize:
         return x  # quickly, for the commonest case
     _check_exact(x, dtype)
     x = x.astype(dtype, copy=False)
-    if x.ndim == 2:
-        x = x[:, :, None]
+    if x.ndim != 3:
+        x = x.reshape(*x.shape[:2], prod(x.shape[2:]))
     if x.shape[2] < 2 or x.strides[2] == x.itemsize:
         return x
     return devices.namespace(x).asarray(x, order="C")
@@ -403,7 +404,8 @@ class _Run:
             shape, _ = self.outputs[k]
             dy = gradients.get(k)
             if dy is None:
-                dy = xp.broadcast_to(xp.zeros(shape[2:], dtype), shape)
+                rows = *shape[:2], prod(shape[2:])
+                dy = xp.broadcast_to(xp.zeros(rows[2:], dtype), rows)
                 unused.append(k)
             dys.append(_rows_ready(dy, dtype))
         dlast: list[Any] = [

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tinygrad_seq.elementwise import maximum
-from tinygrad_seq.program import Derivative
+from tinygrad_seq.program import CHOICES, Derivative
 from tinygrad_seq.recurrence.trace import COMPARISONS, COMPUTED, Step, stand_in
 from tinygrad_seq.recurrence.tracing import Tracer, tracing
 from tinygrad_seq.rules import RULES
@@ -167,7 +167,10 @@ class _Walk:
             return
         source = inputs[0]
         x = self.value(source)
-        if op in ("matmul", "take"):
+        if op.endswith("_transposed"):  # a choice gone back through
+            forth = op.removesuffix("_transposed")
+            self._give(source, self._row(forth, (g._data.slot, inputs[1]), None, source))
+        elif op in ("matmul", *CHOICES):
             matrix = inputs[1]
             if source in moving:
                 back = self._row(f"{op}_transposed", (g._data.slot, matrix), None, source)

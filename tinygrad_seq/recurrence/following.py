@@ -22,16 +22,22 @@ from collections import Counter
 from collections.abc import Sequence
 from operator import is_
 from sys import getrefcount
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import getweakrefcount
 
 import numpy as np
 
 from tinygrad_seq.creation import Rng, new_seed
 from tinygrad_seq.recurrence.arguments import Cell, Given
+from tinygrad_seq.recurrence.choices import as_row, full_shape
 from tinygrad_seq.recurrence.draws import Source, check_drawn_anew, drawn
-from tinygrad_seq.recurrence.lowering import Shares, product_of_parts
-from tinygrad_seq.recurrence.trace import BESIDE, ROLES, Step, Trace, Traced
+from tinygrad_seq.recurrence.lowering import (
+    Shares,
+    extremum,
+    product_of_lines,
+    product_of_parts,
+)
+from tinygrad_seq.recurrence.trace import BESIDE, CAPTURED, ROLES, Step, Trace, Traced
 from tinygrad_seq.recurrence.tracing import (
     Event,
     Tracer,
@@ -42,7 +48,7 @@ from tinygrad_seq.recurrence.tracing import (
     tracing,
 )
 from tinygrad_seq.rules import RULES
-from tinygrad_seq.structural import CONCAT, LINEAR, MATMUL
+from tinygrad_seq.structural import CONCAT, LINEAR, MATMUL, MAX, MIN, STACK
 from tinygrad_seq.tape import recording
 from tinygrad_seq.tensors import Tensor, is_traced, wrap
 from tinygrad_seq.trees import leaves, map_leaves, rebuild
@@ -50,6 +56,9 @@ from tinygrad_seq.trees import leaves, map_leaves, rebuild
 MOST = 256  # precedents that are kept
 EXACT = 2**24  # whole numbers up to here are float32's too
 PATIENCE = 8  # how often, one after another, a cell may do something else before it is let be
+
+# What several events may be made of, see ``_several``.
+SEVERAL = (MATMUL, LINEAR, MAX, MIN, RULES["scalar_power"])
 
 _NOWHERE = Tracer(Trace(0, np.dtype("float32")))
 _precedents: dict[Any, Precedent] = {}
@@ -176,14 +185,17 @@ class Outside:
 
 
 class Captured(Outside):
-    """In the place of one that has a row, which it gets at its first use: ``new`` says so."""
+    """In the place of one that has a row, which it gets at its first use: ``new`` says so.
 
-    def __init__(self, tensor: Tensor, slot: int, role: str, new: bool) -> None:
+    ``full`` is what it is broadcast to there, if it is no row as it is.
+    """
+
+    def __init__(self, tensor: Tensor, slot: int, role: str, full: Any, new: bool) -> None:
         super().__init__(tensor)
-        self.slot, self.role, self.new = slot, role, new
+        self.slot, self.key, self.full, self.new = slot, full or role, full, new
 
     def fits(self, given: Any, captures: dict[Any, int]) -> bool:
-        slot = captures.get((id(given), self.role))
+        slot = captures.get((id(given), self.key))
         return (slot is None if self.new else slot == self.slot) and super().fits(given, captures)
 
 
@@ -219,25 +231,34 @@ def _equal(a: Any, b: Any) -> bool:
     return bool(a == b)
 
 
+class Constant(NamedTuple):
+    """What the step reads besides: a tensor that the tracer made, not the cell."""
+
+    tensor: Tensor
+    slot: int
+    role: str
+
+
 class Form:
     """An event, and of what kind its inputs were if they are no values of the step."""
 
-    __slots__ = ("begin", "inputs", "made", "new", "op", "params", "several", "simple", "units")
+    __slots__ = ("begin", "inputs", "made", "new", "op", "operands", "params", "several", "simple")
 
-    def __init__(self, event: Event, inputs: Sequence[Any], units: Tensor | None = None) -> None:
+    def __init__(
+        self, event: Event, inputs: Sequence[Any], operands: Sequence[int | Constant] = ()
+    ) -> None:
         self.op, self.inputs, self.params = event.op, tuple(inputs), _plain(event.params)
         self.begin, self.several = event.begin, event.several
-        self.units = units  # the numbers of those that are chosen, which have a row of their own
         self.made = event.made if type(event.made._data) is Traced else None
-        # Where numbers and tensors stand that get a row. What several events are made of has none.
-        new = [k for k, each in enumerate(inputs) if type(each) is not Tensor and each.new]
-        self.new = () if event.several else tuple(new)
-        alone = not event.several and all(type(each) is Tensor for each in inputs)
-        alone = alone and units is None
+        # What gets a row of its own, in their order: inputs, by where they stand, and constants.
+        # What is made of several events has none.
+        self.operands = operands
+        self.new = [k for k in operands if type(k) is int]
+        alone = not event.several and not operands and all(type(each) is Tensor for each in inputs)
         self.simple = alone and len(getattr(event.op, "inputs", ())) in (1, 2)
 
 
-END = Form(Event(None, (), (), 0, wrap(np.zeros(0), None)), ())  # nothing is like it
+END = Form(Event(None, (), (), 0, 0, wrap(np.zeros(0), None)), ())  # nothing is like it
 
 
 class _Forms:
@@ -246,7 +267,8 @@ class _Forms:
 
     def __init__(self, tracer: Tracer) -> None:
         self.captures, self.at = tracer.captures, len(tracer.leaves)
-        self.rows, self.captured = tracer.trace.rows, tracer.captured
+        self.rows, self.roles = tracer.trace.rows, tracer.trace.roles
+        self.captured = tracer.captured
         self.known = {id(tensor) for tensor in tracer.leaves}  # the values of the step so far
         self.forms: list[Form] = []
         events = tracer.events or []
@@ -262,19 +284,31 @@ class _Forms:
 
     def _form(self, event: Event, end: int) -> Form:
         inputs = [self._input(event, given) for given in event.inputs]
-        first = self.rows[self.at] if self.at < end else None
-        units = self.captured[first.detail] if first is not None and first.op == "units" else None
-        form = Form(event, inputs, units)
-        rows, made = end - self.at - len(form.new) - (units is not None), event.made._data
-        if event.several:  # these rows are those of the events that follow
-            accounted = rows == 0 and event.op in (MATMUL, LINEAR, RULES["scalar_power"])
-        elif rows == 1:  # its own row, after those of its inputs
-            accounted = type(made) is Traced and made.slot == end - 1
-        else:  # a value that was there, in another shape; or none of the step
-            accounted = rows == 0 and (type(made) is not Traced or made.slot < self.at)
-        if not accounted:
+        if event.several:  # its rows are those of the events that follow
+            if end > self.at or event.op not in SEVERAL:
+                raise LookupError
+            return Form(event, inputs)
+        if end != event.end or (end > self.at and type(event.made._data) is not Traced):
             raise LookupError
-        return form
+        return Form(event, inputs, self._operands(inputs, end))
+
+    def _operands(self, inputs: Sequence[Any], end: int) -> list[int | Constant]:
+        """What has a row of its own among those up to ``end``."""
+        new = {like.slot: k for k, like in enumerate(inputs) if type(like) is Captured and like.new}
+        numbers = [k for k, like in enumerate(inputs) if isinstance(like, Number)]
+        operands: list[int | Constant] = []
+        for slot in range(self.at, end):
+            row = self.rows[slot]
+            if row.op == "number":
+                operands.append(numbers.pop(0))  # an IndexError is a LookupError too
+            elif row.op in CAPTURED:
+                k = row.detail
+                constant = Constant(self.captured[k], slot, self.roles[k])
+                operands.append(new.pop(slot, constant))
+        given = sum(type(each) is int for each in operands)
+        if given < sum(type(like) is not Tensor and like.new for like in inputs):
+            raise LookupError  # one stands there twice
+        return operands
 
     def _input(self, event: Event, given: Any) -> Any:
         if id(given) in self.known:
@@ -285,11 +319,12 @@ class _Forms:
             raise LookupError
         if event.several:
             return Outside(given)
-        if event.op is CONCAT:  # whose parts may be taken apart again
+        if event.op in (CONCAT, STACK):  # whose parts may be taken apart again
             raise LookupError
         role = BESIDE if type(event.op) is str else ROLES.get(event.op.name, BESIDE)
-        slot = self.captures[id(given), role]
-        return Captured(given, slot, role, slot >= self.at)
+        full = full_shape(given.shape, event.made.shape) if role is BESIDE else None
+        slot = self.captures[id(given), full or role]
+        return Captured(given, slot, role, full, slot >= self.at)
 
 
 # Following ------------------------------------------------------------------------------------
@@ -316,6 +351,7 @@ class Precedent(Source):
         self.trace = step.trace  # the steps of all calls share it, and nobody writes to it
         self.step = step._replace(captured=[], numbers=[], seeds=[])
         self.leaves, self.parts, self.products = tracer.leaves, tracer.parts, tracer.products
+        self.constants = tracer.constants
         self.body = tracer.body
         self.runners: dict[Any, Any] = {}  # compiled code, by what needs a gradient
         made = [form.made for form in forms if form.made is not None]
@@ -350,6 +386,7 @@ class Precedent(Source):
         self.numbers: list[float] = []
         self.seeds: list[int] = []
         self.captures: dict[Any, int] = {}
+        self.held: list[Tensor] = []
         self.shares: Shares = {}
 
     def follow(self, cell: Cell, given: Given, outer: Any) -> tuple[Step, Tracer | None]:
@@ -402,22 +439,32 @@ class Precedent(Source):
 
     def _take(self, form: Form, inputs: Sequence[Any]) -> None:
         self.at += 1
-        if form.units is not None:
-            self.captured.append(form.units)
-        for k in form.new:
-            like = form.inputs[k]
-            if type(like) is Captured:
-                self.captured.append(inputs[k])
-                self.captures[id(inputs[k]), like.role] = like.slot
-            else:
-                self.numbers.append(float(inputs[k]))
+        for k in form.operands:
+            if isinstance(k, Constant):
+                self.captured.append(k.tensor)
+                self.captures[id(k.tensor), k.role] = k.slot
+                continue
+            like, given = form.inputs[k], inputs[k]
+            if type(like) is not Captured:
+                self.numbers.append(float(given))
+                continue
+            self.captures[id(given), like.key] = like.slot
+            if like.full is not None:
+                self.held.append(given)
+                given = as_row(given, like.full)
+            self.captured.append(given)
 
     def _several(self, form: Form, inputs: Sequence[Any]) -> Tensor:
         """What is made of several events, which come next: asked for again, one by one."""
+        name = form.op.name
         if form.op is RULES["scalar_power"]:
             return power_of(*inputs)
+        if form.op in (MAX, MIN):
+            return extremum(name, inputs[0], *form.params)
+        if max(each.ndim for each in inputs) > 2:
+            return product_of_lines(name, inputs, self.shares)
         parts: tuple[Tensor, ...] = self.parts[inputs[0]._data.slot]
-        return product_of_parts(form.op.name, parts, inputs[1], self.shares)
+        return product_of_parts(name, parts, inputs[1], self.shares)
 
     def compare(self, name: str, a: Any, b: Any) -> Tensor:
         form = self.forms[self.at]
@@ -451,8 +498,11 @@ class Precedent(Source):
             tracer.refuse_foreign()
         tracer.captured, tracer.numbers, tracer.seeds = self.captured, self.numbers, self.seeds
         tracer.captures, tracer.shares, tracer.leaves = self.captures, self.shares, self.leaves
+        tracer.held = self.held
         tracer.parts = {slot: parts for slot, parts in self.parts.items() if slot < end}
         tracer.products = {key: slot for key, slot in self.products.items() if slot < end}
+        read = {id(tensor) for tensor in self.captured}
+        tracer.constants = {key: t for key, t in self.constants.items() if id(t) in read}
         tracer.draws = any(form.op == "uniform" for form in self.forms[:at])
         tracer.events = [*self.forms[:at]]
         for tensor in self.symbols:

@@ -1,21 +1,26 @@
 """What structural operations on values of a step become: products, cuts, joins, reductions.
 
 Each function takes the tracer that asks, the inputs of the operation and its params, and gives the
-value. Imports the engine and trace.
+value. Imports the engine, choices and trace.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tinygrad_seq import devices
+from tinygrad_seq import structural
+from tinygrad_seq.composites import expand_dims
+from tinygrad_seq.creation import eye
+from tinygrad_seq.elementwise import maximum, minimum, where
 from tinygrad_seq.errors import ShapeError
-from tinygrad_seq.recurrence.trace import ROLES, UNITS, Traced, stand_in
-from tinygrad_seq.structural import concat, linear
+from tinygrad_seq.recurrence.choices import added_up, chosen, same, units_of
+from tinygrad_seq.recurrence.trace import ROLES, Traced, stand_in
+from tinygrad_seq.structural import along, linear, with_ones
 from tinygrad_seq.tape import recording
 from tinygrad_seq.tensors import Tensor
 
@@ -23,12 +28,13 @@ if TYPE_CHECKING:
     from tinygrad_seq.recurrence.tracing import Tracer
 
 PIECES = 4  # slices that a choice of units may be joined from
+MOST_IN_BLOCKS = 2**26  # numbers of a matrix that stands for the products of many lines
 _ALL = slice(None)
 
 
 # Products ------------------------------------------------------------------------------------
 
-# The pieces that a matrix was cut into in a call, with the matrix, whose id may be another's later.
+# What matrices were cut or put into in a call, and the matrix, whose id may be another's later.
 Shares = dict[tuple[int, str, int, int, bool], tuple[Tensor, Tensor]]
 
 
@@ -50,24 +56,55 @@ def product_of_parts(name: str, parts: Sequence[Tensor], matrix: Tensor, shares:
     return total
 
 
+def product_of_lines(name: str, inputs: Sequence[Tensor], shares: Shares) -> Tensor:
+    """A product of values of several axes: of all lines with a matrix, or of matrices.
+
+    x (B, m, k) times W (k, n) is the row of all lines times a matrix of blocks, I ⊗ W, and
+    W (m, k) times x (B, k, n) is the row times Wᵀ ⊗ I. Otherwise, and where that would be large,
+    all numbers are multiplied that meet, (B, m, k, 1) times (B, 1, k, n), and summed along k.
+    """
+    a, b = inputs
+    left = a.ndim == 2  # the matrix is
+    matrix, x = (a, b) if left else (b, a)
+    many = min(a.ndim, b.ndim) > 2 or (left and x.ndim > 3)
+    count = x.shape[2] if left else prod(x.shape[1:-1])
+    if many or matrix.size * count**2 > MOST_IN_BLOCKS:
+        b = b.T if name == "linear" else b
+        return structural.sum(expand_dims(a, -1) * expand_dims(b, -3), axis=-2)
+    key = id(matrix), name, int(left), count, recording.enabled
+    if key not in shares:
+        turned = matrix.T if left or name == "linear" else matrix
+        once = eye(count, dtype=matrix.dtype).to(matrix.device)
+        shares[key] = matrix, _blocks(turned, once) if left else _blocks(once, turned)
+    made = x.reshape(len(x), prod(x.shape[1:])) @ shares[key][1]
+    if left:
+        return made.reshape(len(x), a.shape[0], count)
+    return made.reshape(*x.shape[:-1], made.shape[1] // count if count else 0)
+
+
+def _blocks(a: Tensor, b: Tensor) -> Tensor:
+    """a ⊗ b (Kronecker): each number of a times the whole of b."""
+    (m, n), (k, l) = a.shape, b.shape
+    return (a.reshape(m, 1, n, 1) * b.reshape(1, k, 1, l)).reshape(m * k, n * l)
+
+
 def _product(name: str, tracer: Tracer, inputs: Sequence[Tensor], params: Any) -> Tensor:
     trace, a, b = tracer.trace, inputs[0]._data, inputs[1]._data
+    if max(a.ndim, b.ndim) > 2:
+        if any(type(each) is Traced and each.ndim == 2 for each in (a, b)):
+            tracer.refuse_mixing(name, inputs)
+        return product_of_lines(name, inputs, tracer.shares)
     if type(b) is Traced:
         tracer.refuse(name, inputs, ": its right side must be a tensor that the cell closes over")
-    if len(a.shape) != 2 or b.ndim != 2:
+    if a.ndim != 2:
         tracer.refuse_mixing(name, inputs)
     parts = tracer.parts.get(a.slot)
     if parts is not None and a.slot not in trace.frozen:
         computed = [_computed(tracer, part) for part in parts]
         return product_of_parts(name, computed, inputs[1], tracer.shares)
     matrix = tracer.capture(inputs[1], ROLES[name])
-    shape = trace.B, trace.widths[matrix]
-    key = a.slot, matrix, recording.enabled
-    if key in tracer.products:
-        return stand_in(tracer, tracer.products[key], shape, trace.dtype)
-    made = tracer.row("matmul", (a.slot, matrix), shape, trace.dtype)
-    tracer.products[key] = made._data.slot
-    return made
+    made = tracer.product("matmul", a, matrix, (trace.B, trace.widths[matrix]))
+    return stand_in(tracer, made._data.slot, made.shape, trace.dtype)
 
 
 def _computed(tracer: Tracer, part: Tensor) -> Tensor:
@@ -78,64 +115,93 @@ def _computed(tracer: Tracer, part: Tensor) -> Tensor:
     return part if part.dtype is dtype else stand_in(tracer, part._data.slot, part.shape, dtype)
 
 
-# Along the last axis -------------------------------------------------------------------------
+# Along axes ----------------------------------------------------------------------------------
 
 
 def _reduce(name: str, tracer: Tracer, inputs: Sequence[Tensor], params: Any) -> Tensor:
     x, axes, keepdims = inputs[0]._data, params[0], params[1]
-    if axes != (1,):
-        if not axes:
-            return _same(tracer, x, x.shape)
+    if 0 in axes:
         tracer.refuse_mixing(name, inputs)
-    if name != "sum" and not x.shape[1]:
-        raise ShapeError(f"{name}: shape {x.shape} has no values along its last axis")
-    B, dtype = tracer.trace.B, x.dtype
-    if name == "sum" and dtype.kind in "bu":
-        dtype = np.dtype(np.int64)
-    return tracer.row(name, (x.slot,), (B, 1) if keepdims else (B,), dtype, single=True)
+    count = prod([x.shape[k] for k in axes])
+    if name != "sum" and not count:
+        raise ShapeError(f"{name}: shape {x.shape} has no values along axis {axes}")
+    kept = with_ones(x.shape, axes)
+    shape = kept if keepdims else tuple([n for k, n in enumerate(x.shape) if k not in axes])
+    dtype = np.dtype(np.int64) if name == "sum" and x.dtype.kind in "bu" else x.dtype
+    if not axes:
+        return same(tracer, x, shape)
+    if len(axes) == x.ndim - 1:
+        return tracer.row(name, (x.slot,), shape, dtype, single=True)
+    if name != "sum":
+        return extremum(name, inputs[0], axes, keepdims)
+    made = added_up(tracer, x, np.broadcast_to(units_of(kept), x.shape[1:]), shape)
+    return stand_in(tracer, made._data.slot, shape, dtype)
+
+
+def extremum(name: str, x: Tensor, axes: tuple[int, ...], keepdims: bool) -> Tensor:
+    """The largest or smallest values along some axes, by halves; ties share the gradient equally.
+
+    What it is off the tape, and on it a zero that has the derivative.
+    """
+    fold, value = maximum if name == "max" else minimum, x.detach()
+    for axis in axes:
+        while (n := value.shape[axis]) > 1:
+            half = -(-n // 2)  # which may overlap
+            parts = slice(0, half), slice(n - half, n)
+            value = fold(*(value[along(axis, part)] for part in parts))
+    if x.dtype.kind == "f" and x._data.slot not in x._data.tracer.trace.frozen:
+        tied = x == value
+        zero = structural.sum(where(tied & (abs(x) < np.inf), x - x.detach(), 0.0), axes, True)
+        count = structural.sum(where(tied, 1.0, 0.0), axes, True)  # none are where one is NaN
+        value = value + zero / maximum(count, 1.0)
+    return value if keepdims else value.reshape([n for k, n in enumerate(x.shape) if k not in axes])
 
 
 def _cumsum(tracer: Tracer, inputs: Sequence[Tensor], params: Any) -> Tensor:
-    if inputs[0].ndim != 2 or params[0] != 1:
+    x, (axis,) = inputs[0], params
+    if not axis:
         tracer.refuse_mixing("cumsum", inputs)
-    n = inputs[0].shape[1]
-    return inputs[0] @ tracer.constant(np.triu(np.ones((n, n), tracer.trace.dtype)))
+    n = prod(x.shape[1:])
+    ones = np.eye(n).reshape(n, *x.shape[1:]).cumsum(axis)
+    made = _product("matmul", tracer, [_flat(x), tracer.constant(ones.reshape(n, n))], ())
+    return stand_in(tracer, made._data.slot, x.shape, x.dtype)
+
+
+def _flat(x: Tensor) -> Tensor:
+    """A value of the step as it stands in its row, (B, n)."""
+    data = x._data
+    return stand_in(data.tracer, data.slot, (len(x), prod(x.shape[1:])), data.dtype)
 
 
 def _broadcast_to(tracer: Tracer, inputs: Sequence[Tensor], params: Any) -> Tensor:
     x, shape = inputs[0]._data, params[0]
-    if shape == x.shape:
-        return _same(tracer, x, shape)
-    if len(shape) != 2 or x.ndim != 2 or shape[0] != tracer.trace.B:
+    if len(shape) != x.ndim or shape[0] != tracer.trace.B:
         tracer.refuse_mixing("broadcast_to", inputs)
-    return tracer.row("broadcast", (x.slot,), shape, x.dtype, (True,))
-
-
-# The same numbers ----------------------------------------------------------------------------
-
-
-def _same(tracer: Tracer, x: Traced, shape: tuple[int, ...]) -> Tensor:
-    """The same numbers in a shape that a row may have as well."""
-    made = stand_in(tracer, x.slot, shape, x.dtype)
-    return made if recording.enabled else tracer.detach(made)
+    if shape == x.shape:
+        return same(tracer, x, shape)
+    if prod(x.shape[1:]) == 1:
+        return tracer.row("broadcast", (x.slot,), shape, x.dtype, (True,))
+    return chosen(tracer, x, np.broadcast_to(units_of(x.shape), shape[1:]), shape)
 
 
 def _reshape(tracer: Tracer, inputs: Sequence[Tensor], params: Any) -> Tensor:
-    x, shape, B = inputs[0]._data, params[0], tracer.trace.B
-    if shape == x.shape or {shape, x.shape} == {(B,), (B, 1)}:
-        return _same(tracer, x, shape)
-    return tracer.refuse("reshape", inputs, f" to {shape}: values of a step are (B, n) or (B,)")
+    x, shape = inputs[0]._data, params[0]
+    if shape[:1] != (tracer.trace.B,):
+        tracer.refuse_mixing("reshape", inputs)
+    return same(tracer, x, shape)
 
 
 def _permute(tracer: Tracer, inputs: Sequence[Tensor], params: Any) -> Tensor:
-    if params[0] == tuple(range(inputs[0].ndim)):
-        return _same(tracer, inputs[0]._data, inputs[0].shape)
-    return tracer.refuse(
-        "permute_dims",
-        inputs,
-        ": it would mix rows; axis 0 is the batch and stays where it is, so what an equation "
-        "writes as W h is h @ W.T here, or tgs.linear(h, W)",
-    )
+    x, axes = inputs[0]._data, params[0]
+    if axes[0] != 0:
+        tracer.refuse(
+            "permute_dims",
+            inputs,
+            ": it would mix rows; axis 0 is the batch and stays where it is, so what an equation "
+            "writes as W h is h @ W.T here, or tgs.linear(h, W)",
+        )
+    units = units_of(x.shape).transpose([k - 1 for k in axes[1:]])
+    return chosen(tracer, x, units, (x.shape[0], *units.shape))
 
 
 def _astype(tracer: Tracer, inputs: Sequence[Tensor], params: Any) -> Tensor:
@@ -154,41 +220,20 @@ def _getitem(tracer: Tracer, inputs: Sequence[Tensor], params: Any) -> Tensor:
         if plain and 0 <= begin <= end <= x.shape[1]:
             return _slice(tracer, x, begin, end, (B, end - begin))
     parts = _spelled_out(index, x.ndim)
-    if sum(part is not None for part in parts) > x.ndim:
-        raise IndexError(
-            f"indexing: {len(index)} indices were given for a value of {x.ndim} axes, at "
-            f"line %{len(tracer.trace.rows)} of the step"
-        )
     if not parts or not _is_all(parts[0]):
         tracer.refuse_mixing("indexing", inputs)
-    named = [part for part in parts if part is not None]
-    part, n = named[-1], x.shape[-1]
-    one_each = x.ndim == 1 or isinstance(part, int)  # a number for each row, (B,) or (B, 1)
-    if len(parts) - len(named) > one_each:
-        tracer.refuse("indexing", inputs, ": values of a step are (B, n) or (B,)")
-    shape = (B,) if len(parts) == len(named) else (B, 1)
-    if x.ndim == 1:
-        return _same(tracer, x, shape)
-    if _is_all(part):
-        return _same(tracer, x, x.shape)
-    if isinstance(part, slice):
-        start, stop, step = part.indices(n)
-        if step == 1:
-            stop = max(start, stop)
-            return _slice(tracer, x, start, stop, (B, stop - start))
-        return _chosen(tracer, x, np.arange(n)[part])
+    here = units_of(x.shape)
     try:
-        chosen = np.arange(n)[part]
-    except IndexError:
+        two_rows = np.stack([here, here + here.size])[tuple(parts)]
+    except IndexError as error:
         raise IndexError(
-            f"indexing: {part} was given for an axis of {n} elements, at line "
-            f"%{len(tracer.trace.rows)} of the step"
+            f"indexing: {error}, in a value of shape {x.shape} at line %{len(tracer.trace.rows)} "
+            "of the step"
         ) from None
-    if isinstance(part, int):
-        return _slice(tracer, x, int(chosen), int(chosen) + 1, shape)
-    if chosen.ndim != 1:
-        tracer.refuse("indexing", inputs, ": values of a step are (B, n) or (B,)")
-    return _chosen(tracer, x, chosen)
+    if len(two_rows) != 2 or not np.array_equal(two_rows[0] + here.size, two_rows[1]):
+        tracer.refuse_mixing("indexing", inputs)  # arrays apart put their axes first
+    units = np.asarray(two_rows[0])
+    return _chosen(tracer, x, units.ravel(), (B, *units.shape))
 
 
 def _slice(tracer: Tracer, x: Traced, start: int, stop: int, shape: tuple[int, ...]) -> Tensor:
@@ -205,35 +250,34 @@ def _slice(tracer: Tracer, x: Traced, start: int, stop: int, shape: tuple[int, .
     return stand_in(tracer, slot, shape, x.dtype)
 
 
-def _chosen(tracer: Tracer, x: Traced, units: np.ndarray) -> Tensor:
-    """Any choice of units: slices joined, or taken one by one.
-
-    On a GPU the latter is a product with a matrix of ones and zeros.
-    """
-    trace, n = tracer.trace, x.shape[1]
+def _chosen(tracer: Tracer, x: Traced, units: np.ndarray, shape: tuple[int, ...]) -> Tensor:
+    """Any choice of units: a slice, a few slices joined, or taken one by one."""
+    if len(units) == prod(x.shape[1:]) and np.array_equal(units, np.arange(len(units))):
+        return same(tracer, x, shape)
     starts = np.flatnonzero(np.diff(units, prepend=-2) != 1)  # of pieces that are slices
-    if 0 < len(starts) <= PIECES:
-        ends = [*starts[1:], len(units)]
-        pieces = [
-            (int(units[k]), int(units[end - 1]) + 1) for k, end in zip(starts, ends, strict=True)
-        ]
-        return concat([_slice(tracer, x, a, b, (trace.B, b - a)) for a, b in pieces], axis=1)
-    if trace.device == devices.CPU:
-        taken = tracer.capture(tracer.constant(units.astype(trace.dtype)), UNITS)
-        return tracer.row("take", (x.slot, taken), (trace.B, len(units)), x.dtype)
-    numbers = stand_in(tracer, x.slot, x.shape, trace.dtype)
-    made = numbers @ tracer.constant((np.arange(n)[:, None] == units).astype(trace.dtype))
-    return stand_in(tracer, made._data.slot, made.shape, x.dtype)
+    if not 0 < len(starts) <= (PIECES if x.ndim == 2 else 1):
+        return chosen(tracer, x, units, shape)
+    pieces = []
+    for k, end in zip(starts, [*starts[1:], len(units)], strict=True):
+        piece = shape if len(starts) == 1 else (shape[0], int(end - k))
+        pieces.append(_slice(tracer, x, int(units[k]), int(units[end - 1]) + 1, piece))
+    return pieces[0] if len(pieces) == 1 else _join(tracer, pieces, shape)
 
 
 def _is_all(part: Any) -> bool:
     return type(part) is slice and part == _ALL
 
 
+def _axes_of(part: Any) -> int:
+    """How many axes a part of an index stands for."""
+    if part is None or part is Ellipsis:
+        return 0
+    return part.ndim if isinstance(part, np.ndarray) and part.dtype == np.bool_ else 1
+
+
 def _spelled_out(index: tuple[Any, ...], ndim: int) -> list[Any]:
     """An index with ... and what is left out written as full slices."""
-    named = sum(part is not None and part is not Ellipsis for part in index)
-    rest = [slice(None)] * (ndim - named)
+    rest = [_ALL] * (ndim - sum(map(_axes_of, index)))
     parts: list[Any] = []
     for part in index:
         if part is Ellipsis:
@@ -247,47 +291,56 @@ def _spelled_out(index: tuple[Any, ...], ndim: int) -> list[Any]:
 # Joins ---------------------------------------------------------------------------------------
 
 
-def _concat(tracer: Tracer, inputs: Sequence[Tensor], params: Any) -> Tensor:
-    trace = tracer.trace
-    if params[0] != 1:
-        tracer.refuse_mixing("concat", inputs)
-    slots = []
-    for value in inputs:
-        data = value._data
-        if type(data) is Traced:
-            slots.append(data.slot)
-        elif data.shape[0] != trace.B:
-            tracer.refuse_mixing("concat", inputs)
-        else:
-            slots.append(tracer.capture(value))
+def _join(tracer: Tracer, inputs: Sequence[Tensor], shape: tuple[int, ...]) -> Tensor:
+    """Values of the step, and tensors with a row for each of its rows, side by side."""
+    slots = tuple([tracer.operand(value, value.shape) for value in inputs])
     dtypes = {value.dtype for value in inputs}
-    dtype = dtypes.pop() if len(dtypes) == 1 else trace.dtype
-    made = tracer.row("concat", tuple(slots), (trace.B, params[1][-1]), dtype)
-    tracer.parts[made._data.slot] = tuple(inputs)
-    return made
+    dtype = dtypes.pop() if len(dtypes) == 1 else tracer.trace.dtype
+    return tracer.row("concat", slots, shape, dtype)
+
+
+def _numbered(inputs: Sequence[Tensor]) -> list[np.ndarray]:
+    """The units of several values, each counted on from those before it."""
+    units = [units_of(value.shape) for value in inputs]
+    return [each + sum(u.size for u in units[:k]) for k, each in enumerate(units)]
+
+
+def _concat(tracer: Tracer, inputs: Sequence[Tensor], params: Any) -> Tensor:
+    B, axis = tracer.trace.B, params[0]
+    if not axis or any(len(value) != B for value in inputs):
+        tracer.refuse_mixing("concat", inputs)
+    order = np.concatenate(_numbered(inputs), axis - 1)
+    made = _join(tracer, inputs, (B, order.size))
+    if inputs[0].ndim == 2:
+        tracer.parts[made._data.slot] = tuple(inputs)
+    return chosen(tracer, made._data, order, (B, *order.shape))
 
 
 def _stack(tracer: Tracer, inputs: Sequence[Tensor], params: Any) -> Tensor:
-    """Numbers (B,) side by side: (B, n)."""
-    if params[0] != 1 or inputs[0].ndim != 1:
+    B, axis = tracer.trace.B, params[0]
+    if not axis or any(len(value) != B for value in inputs):
         tracer.refuse(
             "stack",
             inputs,
-            ": values of a step are (B, n) or (B,); those of shape (B,) may be stacked along "
-            "axis -1, others be joined there with tgs.concat",
+            ": it would mix rows; axis 0 is the batch, so stack values along axis 1 or -1, or join "
+            "them there with tgs.concat",
         )
-    slots = tuple([tracer.operand(value, 1) for value in inputs])
-    dtype = np.result_type(*(value.dtype for value in inputs))
-    return tracer.row("concat", slots, (tracer.trace.B, len(slots)), dtype)
+    order = np.stack(_numbered(inputs), axis - 1)
+    return chosen(tracer, _join(tracer, inputs, (B, order.size))._data, order, (B, *order.shape))
 
 
 def _pad(tracer: Tracer, inputs: Sequence[Tensor], params: Any) -> Tensor:
     x, (widths, value) = inputs[0], params
-    if x.ndim != 2 or widths[0] != (0, 0):
+    B = tracer.trace.B
+    if widths[0] != (0, 0):
         tracer.refuse_mixing("pad", inputs)
-    B, dtype = tracer.trace.B, tracer.trace.dtype
-    before, after = (tracer.constant(np.full((B, n), value, dtype)) for n in widths[1])
-    return concat([before, x, after], axis=1)
+    if x.ndim == 2:
+        before, after = (tracer.constant(np.full((B, n), value)) for n in widths[1])
+        return _join(tracer, [before, x, after], (B, x.shape[1] + sum(widths[1])))
+    units, beside = units_of(x.shape), tracer.constant(np.full((B, 1), value))
+    order = np.pad(units, widths[1:], constant_values=units.size)
+    made = _join(tracer, [x, beside], (B, units.size + 1))
+    return chosen(tracer, made._data, order, (B, *order.shape))
 
 
 LOWERED: dict[str, Callable[[Tracer, Sequence[Tensor], Any], Tensor]] = {

@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from tinygrad_seq.program import (
+    CHOICES,
     JOINTS,
     PRODUCTS,
     REDUCTIONS,
@@ -136,7 +137,7 @@ def width_classes(trace: Trace) -> list[int]:
 
 
 def _to_keep(step: Step, derivative: Derivative, count: int) -> list[int]:
-    """The forward values to keep. What can be computed elementwise from the rest is not kept."""
+    """The forward values to keep. What is elementwise, or chosen, from the rest is not kept."""
     rows = step.trace.rows
     results = (*derivative.dx, *derivative.before, *derivative.totals)
     wanted = [slot for slot in results if slot is not None]
@@ -149,12 +150,12 @@ def _to_keep(step: Step, derivative: Derivative, count: int) -> list[int]:
             wanted.extend(rows[slot].inputs)
         elif slot not in needed:
             needed.add(slot)
-            if slot >= count:
+            if slot >= count or rows[slot].op in CHOICES:
                 wanted.extend(rows[slot].inputs)
     there: set[int] = set(step.state_slots)  # ``_states_to_keep`` sees to these
     kept = []
     for slot, row in enumerate(rows[:count]):
-        elementwise = row.op in COMPUTED or row.op in ("slice", "detach")
+        elementwise = row.op in COMPUTED or row.op in ("slice", "detach", *CHOICES)
         if row.op in ("x", "state", "number", *CAPTURED) or (
             elementwise and there.issuperset(row.inputs)
         ):
@@ -239,7 +240,9 @@ class _Builder(Rows):
         super().__init__(trace, carried)
         self.direction, self.sums_apart = direction, sums_apart
         self.later: list[tuple[int, int]] = []  # sums of what is not computed in the loop
-        self.apart = (*PRODUCTS, *(REDUCTIONS if sums_apart else ()))  # better outside the loop
+        # Better outside the loop. A choice of units takes no less time there.
+        self.apart = {"matmul", "matmul_transposed", "add_matmul", "add_matmul_transposed"}
+        self.apart |= set(REDUCTIONS if sums_apart else ())
         self.targets: dict[int, list[Target]] = {}
         self.places: dict[int, Place] = {}
         self.scratch: dict[int, bool] = {}  # rows with a buffer, and whether a product fills it
@@ -264,7 +267,9 @@ class _Builder(Rows):
             targets=self.targets,
             scratch=self._finished_buffers(),
             gathered=self.gathered,
-            matrices=list(dict.fromkeys((s.matrix, s.transposed) for s in products if not s.takes)),
+            matrices=list(
+                dict.fromkeys((s.matrix, s.transposed) for s in products if not s.choice)
+            ),
         )
 
     def _copy(self, slot: int, section: str, rank: float) -> int:
@@ -491,10 +496,10 @@ class _Builder(Rows):
             for slot in here:
                 if self.op(slot) in PRODUCTS:
                     operand, matrix, *first = self.inputs[slot]
-                    transposed = self.op(slot).endswith("transposed")
-                    which, into = self.trace.rows[matrix], self.places[slot]
-                    what = which.detail, transposed, into, bool(first), which.op == "units"
-                    stages.append(Product(slot, operand, *what))
+                    op, which = self.op(slot), self.trace.rows[matrix].detail
+                    choice = next((each for each in CHOICES if each in op), "")
+                    how = op.endswith("transposed"), self.places[slot], bool(first), choice
+                    stages.append(Product(slot, operand, which, *how))
             computed = [s for s in here if self.op(s) in COMPUTED or self.op(s) in REDUCTIONS]
             if computed:
                 stages.append(Rowwise(self._passes(computed)))

@@ -11,14 +11,16 @@ from collections.abc import Sequence
 from operator import eq, ge, gt, le, lt, ne
 from typing import TYPE_CHECKING, Any
 
-from tinygrad_seq import elementwise
+from tinygrad_seq import devices, elementwise
 from tinygrad_seq.composites import take
+from tinygrad_seq.program import CHOICES
+from tinygrad_seq.recurrence.choices import unrolled
 from tinygrad_seq.recurrence.stepwise import run_steps
 from tinygrad_seq.recurrence.trace import CAPTURED, COMPARISONS, Step, as_used
 from tinygrad_seq.rules import RULES
-from tinygrad_seq.structural import broadcast_to, concat, matmul, max, min, sum
+from tinygrad_seq.structural import SCATTER, broadcast_to, concat, matmul, max, min, sum
 from tinygrad_seq.tape import recording, set_recording
-from tinygrad_seq.tensors import FLOATS, Tensor
+from tinygrad_seq.tensors import FLOATS, Tensor, apply
 from tinygrad_seq.transforms import vjp
 from tinygrad_seq.trees import leaves, rebuild
 
@@ -74,8 +76,8 @@ def run_rows(step: Step, captured: Sequence[Tensor], x: Any, state: Any) -> tupl
             value = sources[op][detail].to(trace.dtype)  # integers too, as in the kernel
             if op == "matrix":
                 value = as_used(value, trace.roles[detail])
-            if op in ("x", "state") and value.ndim == 1:
-                value = value.reshape(trace.B, 1)
+            if op in ("x", "state") and value.ndim != 2:
+                value = value.reshape(trace.B, trace.widths[slot])
             values.append(value)
         elif op == "number":
             values.append(step.numbers[detail])
@@ -111,8 +113,13 @@ def _compute(op: str, operands: list[Any], trace: Any, slot: int) -> Tensor:
     x = operands[0]
     if op == "matmul":
         return matmul(x, operands[1])
-    if op == "take":
-        return take(x, operands[1].to("int64"), axis=1)
+    if op.startswith(CHOICES):
+        choice, width = op.removesuffix("_transposed"), trace.widths[slot]
+        starts = devices.to_host(operands[1]._data)
+        if op == choice:
+            return take(x, unrolled(choice, starts, width), axis=1)
+        where = (slice(None), unrolled(choice, starts, x.shape[1]))
+        return apply(SCATTER, (x,), ((where,), (trace.B, width), trace.dtype))
     if op in _REDUCTIONS:
         return _REDUCTIONS[op](x, 1, keepdims=True)  # type: ignore[no-any-return]
     if op == "slice":

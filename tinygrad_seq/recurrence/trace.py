@@ -4,8 +4,9 @@ A trace is a list of rows, each an operation on earlier rows. Only its structure
 many steps, rows of a batch and units there are is kept beside them, and what Python numbers and
 tensors are involved is no part of it, so that a change of any of these is no other cell.
 
-``tracing.py`` writes a trace, ``derive.py`` and ``plan.py`` add rows to a copy of it. A value in a
-step is (B, n), or (B,), which counts as n = 1. Imports the engine and program.
+``tracing.py`` writes a trace, ``derive.py`` and ``plan.py`` add rows to a copy of it. A row is
+(B, n); a value (B,) counts as n = 1, and one of more axes, (B, a, b), as n = a·b units, see
+``choices.py``. Imports the engine and program.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ class Trace:
     def __init__(self, batch_size: int, dtype: np.dtype[Any], device: str = "cpu") -> None:
         self.B, self.dtype, self.device = batch_size, dtype, device
         self.rows: list[Row] = []
-        self.widths: list[int] = []  # of each row, the length of its last axis
+        self.widths: list[int] = []  # of each row, how many units it has
         self.single: list[bool] = []  # whether that is 1 whatever the sizes
         self.roles: list[str] = []  # what each tensor is used as that is closed over, see ROLES
         self.starts: dict[int, int] = {}  # where a slice begins

@@ -3,12 +3,14 @@
 Operations on values of the step become rows of a trace; axis 0 of each is the batch, and rows of
 that do not mix. Operations on tensors that were there before (a weight transposed, a bias cut)
 happen as always, on the tape, once. What elementwise operations become is here, what all others
-become in ``lowering.py``. Imports the engine, program, arguments, draws, lowering and trace.
+become in ``lowering.py``. Imports the engine, program, arguments, choices, draws, lowering and
+trace.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
@@ -18,6 +20,7 @@ from tinygrad_seq.creation import Rng, new_seed
 from tinygrad_seq.errors import WAY_OUT, ShapeError, TraceError
 from tinygrad_seq.program import Row
 from tinygrad_seq.recurrence.arguments import Cell, Given, check_returned, check_state
+from tinygrad_seq.recurrence.choices import as_row, full_shape, spread_to
 from tinygrad_seq.recurrence.draws import Source, check_drawn_anew, drawn
 from tinygrad_seq.recurrence.lowering import LOWERED, Shares
 from tinygrad_seq.recurrence.trace import (
@@ -49,6 +52,7 @@ class Event(NamedTuple):
     inputs: Sequence[Any]
     params: tuple[Any, ...]
     begin: int  # how many rows there were
+    end: int  # and then
     made: Tensor
     several: bool = False  # whether it was made of what comes next
 
@@ -62,10 +66,14 @@ class Tracer(Source):
         self.numbers: list[float] = []
         self.seeds: list[int] = []  # of each operation that draws at every step
         self.draws = False  # whether any random numbers are drawn
-        self.captures: dict[tuple[int, str], int] = {}  # rows, by whose they are and the role
+        # Rows, by whose they are and the role, or what they were broadcast to.
+        self.captures: dict[tuple[int, Any], int] = {}
+        self.held: list[Tensor] = []  # of these, those that are not ``captured`` themselves
         self.parts: dict[int, tuple[Tensor, ...]] = {}  # what a row was joined from
         self.shares: Shares = {}
-        self.products: dict[tuple[int, int, bool], int] = {}  # rows, by the two that they multiply
+        # Rows of products, by the operation, its two rows, and whether gradients go through.
+        self.products: dict[tuple[str, int, int, bool], int] = {}
+        self.constants: dict[tuple[bytes, int], Tensor] = {}  # of arrays, by what is in them
         self.events: list[Any] | None = [] if noted else None  # what was asked for, in order
         self.leaves: list[Tensor] = []  # inputs and states, if it is noted
         self.body = 0  # rows when the cell had returned
@@ -74,23 +82,25 @@ class Tracer(Source):
 
     def leaf(self, op: str, k: int, shape: tuple[int, ...], dtype: Any) -> Tensor:
         """A row for the k-th leaf of the inputs or of the state."""
-        if len(shape) > 2:
-            raise TraceError(
-                f"scan: {op} leaf {k} has shape {shape} in a step, expected (B, n) or (B,): "
-                "only those are compiled; a small matrix for each row may be a list of its lines, "
-                f"each (B, n); {WAY_OUT}"
-            )
-        slot = self.trace.add(op, (), k, shape[1] if len(shape) == 2 else 1)
+        slot = self.trace.add(op, (), k, prod(shape[1:]))
         made = stand_in(self, slot, shape, dtype)
         if self.events is not None:
             self.leaves.append(made)
         return made
 
-    def capture(self, tensor: Tensor, role: str = BESIDE) -> int:
-        """The row of a tensor that the cell closes over, numbered at its first use in a role."""
-        key = (id(tensor), role)
+    def capture(
+        self, tensor: Tensor, role: str = BESIDE, full: tuple[int, ...] | None = None
+    ) -> int:
+        """The row of a tensor that the cell closes over, numbered at its first use in a role.
+
+        ``full`` is what it is broadcast to if it is no row as it is.
+        """
+        key = id(tensor), full or role
         if key in self.captures:
             return self.captures[key]
+        if full is not None:
+            self.held.append(tensor)  # or else its id might become another's
+            tensor = as_row(tensor, full)
         trace, shape = self.trace, as_used(tensor._data, role).shape
         if tensor.dtype != trace.dtype and tensor.dtype in FLOATS:
             raise TraceError(
@@ -107,8 +117,22 @@ class Tracer(Source):
         return slot
 
     def constant(self, array: np.ndarray) -> Tensor:
-        """An array that the step reads, where its inputs are."""
-        return wrap(devices.to_device(array, self.trace.device), None)
+        """An array that the step reads, in its dtype and where its inputs are."""
+        array = array.astype(self.trace.dtype)
+        key = array.tobytes(), array.ndim
+        if key not in self.constants:
+            self.constants[key] = wrap(devices.to_device(array, self.trace.device), None)
+        return self.constants[key]
+
+    def product(self, op: str, x: Traced, operand: int, shape: tuple[int, ...]) -> Tensor:
+        """The row of x times a matrix, or that of a choice of its units; the same again if asked
+        for again."""
+        key = op, x.slot, operand, recording.enabled
+        if key in self.products:
+            return stand_in(self, self.products[key], shape, x.dtype)
+        made = self.row(op, (x.slot, operand), shape, x.dtype)
+        self.products[key] = made._data.slot
+        return made
 
     def number(self, value: float) -> int:
         self.numbers.append(float(value))
@@ -116,10 +140,10 @@ class Tracer(Source):
 
     def uniform(self, shape: tuple[int, ...], rng: Rng, per_sequence: bool = False) -> Tensor:
         trace = self.trace
-        if len(shape) not in (1, 2) or shape[0] != trace.B:
+        if shape[:1] != (trace.B,):
             raise TraceError(
                 f"scan: random numbers of shape {shape} are drawn at line %{len(trace.rows)} of "
-                f"the step, expected (B, n) or (B,) with B = {trace.B}: each row of the batch has "
+                f"the step, expected (B, ...) with B = {trace.B}: each row of the batch has "
                 f"its own; {WAY_OUT}"
             )
         self.draws, begin = True, len(trace.rows)
@@ -127,10 +151,11 @@ class Tracer(Source):
             made = drawn(new_seed(rng), 0, 0, shape, trace.dtype).to(trace.device)
         else:
             self.seeds.append(new_seed(rng))
-            slot = trace.add("uniform", (), (), shape[1] if len(shape) == 2 else 1)
+            slot = trace.add("uniform", (), (), prod(shape[1:]))
             made = stand_in(self, slot, shape, trace.dtype)
         if self.events is not None:
-            self.events.append(Event("uniform", (), (shape, per_sequence), begin, made))
+            end = len(trace.rows)
+            self.events.append(Event("uniform", (), (shape, per_sequence), begin, end, made))
         return made
 
     def cast(self, x: Traced, dtype: np.dtype[Any]) -> Traced:
@@ -160,8 +185,8 @@ class Tracer(Source):
         begin, before = len(self.trace.rows), len(self.events)
         made = self._written(op, inputs, params)
         if made is not None:
-            event = Event(op, inputs, params, begin, made, len(self.events) > before)
-            self.events.insert(before, event)
+            end, several = len(self.trace.rows), len(self.events) > before
+            self.events.insert(before, Event(op, inputs, params, begin, end, made, several))
         return made
 
     def _written(
@@ -186,7 +211,8 @@ class Tracer(Source):
                         return self._like(op.name, (data.slot, other.slot), _TWO, data)
                     if (
                         type(other) is np.ndarray
-                        and other.shape == data.shape[1:] != ()
+                        and other.ndim == 1
+                        and other.shape == data.shape[1:]
                         and data.dtype is dtype is other.dtype
                         and not single[data.slot]
                     ):  # a bias
@@ -231,7 +257,7 @@ class Tracer(Source):
             name = "minimum" if name == "bitwise_and" else "maximum"
         made = self._elementwise(name, (a, b), np.dtype(bool))
         if self.events is not None:
-            self.events.append(Event(asked, given, (), begin, made))
+            self.events.append(Event(asked, given, (), begin, len(self.trace.rows), made))
         return made
 
     def invert(self, x: Tensor) -> Tensor:
@@ -280,8 +306,7 @@ class Tracer(Source):
                     shape = self._broadcast(name, inputs, shape, value._data)
             elif type(value) is int and traced[0].dtype.kind in "iu":
                 self._check_exact(value)
-        slots = [self.operand(value, len(shape)) for value in inputs]
-        width = shape[1] if len(shape) == 2 else 1
+        slots, width = [self.operand(value, shape) for value in inputs], prod(shape[1:])
         trace = self.trace
         widths, single = trace.widths, trace.single
         alone = all(map(single.__getitem__, slots))
@@ -298,19 +323,19 @@ class Tracer(Source):
             trace.frozen.add(slot)
         return stand_in(self, slot, shape, dtype)
 
-    def operand(self, value: Any, ndim: int) -> int:
-        """The row of an operand of any kind."""
+    def operand(self, value: Any, shape: tuple[int, ...]) -> int:
+        """The row of an operand of any kind, of something that has this shape."""
         if type(value) is not Tensor:
             return self._weak(value)
         if type(value._data) is Traced:
+            if value._data.shape != shape:
+                value = spread_to(self, value._data, shape)
             slot: int = value._data.slot
             return slot
         tracked = value._entry is not None and value._entry.requires_grad
         if not value.ndim and not tracked and value.dtype not in (self.trace.dtype, DOUBLE):
             return self._weak(value._data)  # most likely made of a Python number
-        if ndim == 1 and value.ndim == 1:  # (B,) counts as (B, 1)
-            value = value.reshape(value.shape[0], 1)
-        return self.capture(value)
+        return self.capture(value, full=full_shape(value.shape, shape))
 
     def _check_exact(self, value: int) -> None:
         trace = self.trace
@@ -357,12 +382,19 @@ class Tracer(Source):
                 f"{name}: shapes {a} and {b} were given at line %{len(self.trace.rows)} of the "
                 f"step, their axes, aligned at the last, must be equal or 1{hint}"
             ) from None
-        if axes > 2:
+        if type(other) is not Traced and axes > len(a):
             self.refuse(
                 name,
                 inputs,
-                ": values of a step are (B, n) or (B,); a tensor (T, B, n), of which each step "
-                "reads its own part, belongs into xs, scan(cell, (xs, more))",
+                ": it has more axes than the value of the step; a tensor (T, B, n), of which each "
+                "step reads its own part, belongs into xs, scan(cell, (xs, more))",
+            )
+        if type(other) is Traced and len(a) != len(b):
+            self.refuse(
+                name,
+                inputs,
+                ": axes are aligned at the last, which would mix rows; give the one the axes that "
+                "it lacks, as h[:, None] does",
             )
         return self.refuse_mixing(name, inputs)
 
@@ -376,7 +408,7 @@ class Tracer(Source):
         single: bool = False,
     ) -> Tensor:
         """A row that the cell computes, as a value of the step."""
-        slot = self.trace.add(op, inputs, detail, shape[1] if len(shape) == 2 else 1, single)
+        slot = self.trace.add(op, inputs, detail, prod(shape[1:]), single)
         if not recording.enabled:
             self.trace.frozen.add(slot)
         return stand_in(self, slot, shape, dtype)
@@ -491,11 +523,9 @@ def _slot(tracer: Tracer, leaf: Tensor, what: str, copies: dict[int, int]) -> in
         if data.slot not in copies:  # one for y and state, as if the step had computed it
             copies[data.slot] = trace.copy_of(data.slot)
         return copies[data.slot]
-    if len(leaf.shape) > 2 or leaf.dtype != trace.dtype:
+    if leaf.dtype != trace.dtype:
         raise TraceError(
             f"scan: the cell returned {what} of {leaf.dtype}{leaf.shape}, expected "
-            f"{trace.dtype} (B, n) or (B,); {WAY_OUT}"
+            f"{trace.dtype}; convert it with .to('{trace.dtype}'); {WAY_OUT}"
         )
-    if leaf.ndim == 1:  # (B,) counts as (B, 1)
-        leaf = leaf.reshape(len(leaf), 1)
-    return tracer.as_row(tracer.capture(leaf))
+    return tracer.as_row(tracer.capture(leaf, full=full_shape(leaf.shape, leaf.shape)))

@@ -1,0 +1,147 @@
+"""Values of several axes in a step: a matrix for each row as state, attention, heads."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import tinygrad_seq as tgs
+from tinygrad_seq.recurrence import compiled
+from tinygrad_seq.trees import leaves
+
+
+def parameter(rng, *shape):
+    return tgs.tensor(rng.standard_normal(shape) * 0.4, requires_grad=True)
+
+
+def delta_rule(rng, features, d):
+    """A matrix as memory, from which what a key gave before is taken out (Schlag et al. 2021)."""
+    W = [parameter(rng, features, d) for _ in range(3)]
+    rate, decay = parameter(rng, features, 1), parameter(rng, d, 1)
+
+    def cell(x, S):
+        k, v, q = (x @ each for each in W)
+        k = tgs.softmax(k, axis=-1)
+        before = tgs.sum(S * k[:, None, :], axis=-1)
+        change = tgs.sigmoid(x @ rate) * (v - before)
+        S = S * tgs.sigmoid(decay) + change[:, :, None] * k[:, None, :]
+        return (S @ q[:, :, None])[:, :, 0], S
+
+    return cell, [*W, rate, decay]
+
+
+def attention(rng, B, S, H):
+    """A decoder that looks at all of a memory in each step (Bahdanau, Cho, Bengio 2015)."""
+    memory = parameter(rng, B, S, H)
+    W, U, C, v = parameter(rng, H, H), parameter(rng, H, H), parameter(rng, H, H), parameter(rng, H)
+
+    def cell(x, h):
+        scores = tgs.tanh(memory @ W + (h @ U)[:, None, :]) @ v  # (B, S)
+        share = tgs.softmax(scores, axis=-1)
+        context = tgs.sum(share[:, :, None] * memory, axis=1)
+        h = tgs.tanh(x + context @ C)
+        return (h, share), h
+
+    return cell, [memory, W, U, C, v]
+
+
+def heads(rng, n, d):
+    """Two heads that look at each other, along both axes; and shapes of all kinds."""
+    mixed, lines, bias = parameter(rng, 2, 2), parameter(rng, d, d), parameter(rng, 2, 1)
+
+    def cell(x, h):
+        a = x.reshape(len(x), 2, d) + h @ lines + bias
+        share = tgs.softmax(a @ tgs.permute_dims(h, (0, 2, 1)) * 0.3, axis=1)
+        b = tgs.concat([share @ a, mixed @ h], axis=-1)[:, :, 1 : d + 1]
+        top = tgs.max(b, axis=1, keepdims=True) - tgs.min(b, axis=1, keepdims=True)
+        c = tgs.pad(tgs.cumsum(b, axis=-1)[..., ::-1], ((0, 0), (0, 0), (1, 0)))[..., :d]
+        h = tgs.tanh(tgs.where(b > 0, c, b) + top * tgs.stack([b[:, 1], c[:, 0]], axis=1))
+        return {"sum": h.sum(axis=(1, 2)), "turned": tgs.permute_dims(h, (0, 2, 1))}, h
+
+    return cell, [mixed, lines, bias]
+
+
+def found(drive, cell, parameters, x, state, **options):
+    tensors = [tgs.tensor(x, requires_grad=True), tgs.tensor(state, requires_grad=True)]
+    ys, last = drive(cell, *tensors, **options)
+    results, weights = [*leaves(ys), last], np.random.default_rng(3)
+    for tensor in parameters:
+        tensor.grad = None
+    sum(tgs.sum(each * weights.standard_normal(each.shape)) for each in results).backward()
+    return [each.numpy() for each in [*results, *(t.grad for t in (*tensors, *parameters))]]
+
+
+CELLS = {
+    "delta rule": lambda rng, n: (*delta_rule(rng, 3, n), (3,), (n, n)),
+    "attention": lambda rng, n: (*attention(rng, 4, n, 3), (3,), (3,)),
+    "heads": lambda rng, n: (*heads(rng, 2 * n, n), (2 * n,), (2, n)),
+}
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_axes_as_unroll_has_them(name, rng):
+    """And other lengths of axes compile nothing, but for those of 1."""
+    T, B, known = 5, 4, None
+    for n in (5, 7, 1):
+        cell, parameters, x, state = CELLS[name](rng, n)
+        x, state = rng.standard_normal((T, B, *x)), rng.standard_normal((B, *state))
+        resets = rng.random((T, B)) < 0.3
+        for options in ({}, {"lengths": [5, 0, 2, 4]}, {"reverse": True, "resets": resets}):
+            pairs = zip(
+                found(tgs.unroll, cell, parameters, x, state, **options),
+                found(tgs.scan, cell, parameters, x, state, **options),
+                strict=True,
+            )
+            for expected, here in pairs:
+                assert expected.shape == here.shape
+                np.testing.assert_allclose(here, expected, rtol=1e-9, atol=1e-11)
+        if known is None:
+            known = set(compiled._runners)
+        elif n > 1:
+            assert set(compiled._runners) == known
+
+
+def test_a_matrix_for_each_row_with_checkpoints_and_from_before(rng):
+    cell, parameters = delta_rule(rng, 3, 6)
+    x, state = rng.standard_normal((9, 4, 3)), rng.standard_normal((4, 6, 6))
+    want = found(tgs.scan, cell, parameters, x, state)
+    for here, expected in zip(
+        found(tgs.scan, cell, parameters, x, state, checkpoint=2), want, strict=True
+    ):
+        np.testing.assert_allclose(here, expected, rtol=1e-12)  # sums are divided otherwise
+    first, middle = tgs.scan(cell, x[:4], state)
+    rest, _ = tgs.scan(cell, x[4:], middle)
+    np.testing.assert_array_equal(tgs.concat([first, rest]).numpy(), want[0])
+    flow = tgs.gradient_flow(
+        lambda: tgs.sum(tgs.scan(cell, x, state)[0] ** 2), {"values": parameters[1]}
+    )
+    assert flow[0].norm.shape == (9,)
+
+
+def test_ties_along_an_axis_share_the_gradient_equally(rng):
+    x = np.zeros((1, 2, 3, 2))
+    x[0, 0, 2], x[0, 1, 1, 0] = np.nan, -np.inf
+
+    def cell(x, h):
+        return tgs.max(x, axis=1) + h[:, None], h
+
+    gradients = []
+    for drive in (tgs.unroll, tgs.scan):
+        given = tgs.tensor(x, requires_grad=True)
+        drive(cell, given, np.zeros(2))[0].sum().backward()
+        gradients.append(given.grad.numpy())
+    np.testing.assert_array_equal(*gradients)
+    assert gradients[1][0, 1].tolist() == [[0.5, 1 / 3], [0.0, 1 / 3], [0.5, 1 / 3]]
+
+
+def test_a_tensor_read_off_the_tape_keeps_its_gradient(rng):
+    """One that is broadcast for a step is no constant because it was first read in no_grad."""
+    W = parameter(rng, 3, 1)
+
+    def cell(x, S):
+        with tgs.no_grad():
+            scaled = S * W
+        return S * W + scaled, S
+
+    tgs.scan(cell, np.ones((2, 2, 1)), np.ones((2, 3, 2)))[0].sum().backward()
+    np.testing.assert_allclose(W.grad.numpy(), np.full((3, 1), 8.0))
