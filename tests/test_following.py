@@ -173,6 +173,113 @@ def test_a_cell_that_does_something_else(rng):
     assert followed[-1]
 
 
+A, B4 = (tgs.tensor(np.arange(4.0) + k, requires_grad=True) for k in range(2))
+ROW, ONE = tgs.tensor(np.ones((1, 4))), tgs.tensor(np.ones(1))
+WIDE, SQUARE = tgs.tensor(np.ones((8, 4))), tgs.tensor(np.eye(4))
+COUNTS = np.array([1, 0] * 6)
+
+
+def off_the_tape(x, enabled):
+    with contextlib.nullcontext() if enabled else tgs.no_grad():
+        return tgs.tanh(x) * A
+
+
+# What a cell does with (x, h), and then what it does instead: nearly the same.
+NEARLY = {
+    "a shape beside": (lambda x, h: x + A, lambda x, h: x + ONE),
+    "axes beside": (lambda x, h: x + A, lambda x, h: x + ROW),
+    "a tensor again": (lambda x, h: x * A + x * B4, lambda x, h: x * A + x * A),
+    "another again": (
+        lambda x, h: x * A + x * B4 + h * A,
+        lambda x, h: x * A + x * B4 + h * B4,
+    ),
+    "one where there were two": (
+        lambda x, h: tgs.where(x > h, A, B4),
+        lambda x, h: tgs.where(x > h, A, A),
+    ),
+    "counts for a mask": (
+        lambda x, h: tgs.concat([x, h, x], axis=1)[:, COUNTS == 1],
+        lambda x, h: tgs.concat([x, h, x], axis=1)[:, COUNTS],
+    ),
+    "off the tape": (lambda x, h: off_the_tape(x, False), lambda x, h: off_the_tape(x, True)),
+    "less": (lambda x, h: (tgs.tanh(x), x * A)[0], lambda x, h: tgs.tanh(x)),
+    "after a draw": (lambda x, h: x * tgs.rand(2, 4) + 1.0, lambda x, h: x * tgs.rand(2, 4) * 2.0),
+    "no joint": (
+        lambda x, h: tgs.concat([x, h], axis=1) @ WIDE,
+        lambda x, h: tgs.tanh(x) @ SQUARE,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NEARLY)
+def test_a_cell_that_does_nearly_the_same(name, rng):
+    x, h0 = tgs.tensor(rng.standard_normal((3, 2, 4))), tgs.zeros(2, 4, dtype="float64")
+    works, does = NEARLY[name], [None]
+
+    def cell(x, h):
+        return does[0](x, h), h
+
+    for first, second in (works, works[::-1]):
+        following._precedents.clear()
+        for work in (first, first, second, second, first):
+            does[0] = work
+            is_traced_as_ever(cell, given_to(cell, x, h0), F8)
+
+
+# What is done with whole numbers and values of the step, and then what is refused.
+REFUSED = {
+    "a large integer": (lambda i, h, n: tgs.where(i > n, h, -h), 3, 2**24 + 1),
+    "another dtype": (lambda i, h, n: h * n, *(tgs.tensor(np.ones(4, d)) for d in ("f4", "f8"))),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_refused_is_refused_of_a_cell_that_is_followed(name):
+    work, fine, wrong = REFUSED[name]
+    x, h0 = tgs.tensor(np.ones((3, 2, 4), int)), tgs.zeros(2, 4)
+    n = [fine]
+
+    def cell(x, h):
+        h = work(x, h, n[0])
+        return h, h
+
+    given = given_to(cell, x, h0)
+    for _ in range(2):
+        followed = is_traced_as_ever(cell, given, np.dtype("float32"))
+    assert followed
+    n[0] = wrong
+    for trace in (trace_cell, trace_again):
+        with pytest.raises((tgs.TraceError, ValueError), match=r"of the step|in a step"):
+            trace(cell, given, np.dtype("float32"))
+
+
+@pytest.mark.parametrize("departs", [False, True])
+def test_draws_inside_of_a_cell_that_is_traced(departs):
+    xs, h0, also = np.ones((3, 2, 4)), np.ones((2, 4)), [False]
+
+    def inner(x, h):
+        made = x * tgs.rand(2, 4)
+        return (tgs.tanh(made) if also[0] else made), h
+
+    def outer(x, h):
+        return x + tgs.scan(inner, xs, h0)[0][-1], h
+
+    for _ in range(2):
+        tgs.scan(inner, xs, h0)
+    also[0] = departs
+    with pytest.raises(tgs.TraceError, match="drawn inside a cell that is traced itself"):
+        tgs.scan(outer, xs, h0)
+
+
+def test_what_is_remembered_is_bounded(monkeypatch):
+    """Also of cells for whom nothing is kept."""
+    monkeypatch.setattr(following, "MOST", 4)
+    monkeypatch.setattr(following, "PATIENCE", 0)
+    for n in range(1, 10):
+        tgs.scan(lambda x, h: (x + h, h), np.ones((2, 1, n)), np.ones((1, n)))
+        assert len(following._let_be) + len(following._precedents) <= 4
+
+
 def test_a_cell_that_never_does_the_same_is_let_be(rng):
     calls = [0]
 
