@@ -68,6 +68,31 @@ def test_it_is_the_open_loop(rng):
     np.testing.assert_array_equal(by_fit.weight, by_hand.weight)
 
 
+def test_gradients_from_before_are_no_part_of_an_update(rng):
+    x, y = problem(rng)
+    found = []
+    for before in (0.0, 5.0):
+        model, optimizer = model_and_optimizer()
+        (model.weight * before).sum().backward()
+        train.fit(model, [(x, y)], mse, optimizer, epochs=1, progress=False)
+        found.append(model.weight.numpy())
+    np.testing.assert_array_equal(*found)
+
+
+def test_the_norm_is_the_mean_over_updates(rng):
+    x, y = problem(rng)
+    model, _ = model_and_optimizer()
+    still = optim.SGD(model.parameters(), 1e-12)
+    parts = [(x[:8], y[:8]), (x[8:], y[8:] + 50)]
+    each = [
+        train.fit(model, [part], mse, still, epochs=1, clip_norm=1.0, progress=False).norm[0]
+        for part in parts
+    ]
+    both = train.fit(model, parts, mse, still, epochs=1, clip_norm=1.0, progress=False)
+    assert both.norm == pytest.approx([sum(each) / 2])
+    assert each[0] != pytest.approx(each[1], rel=0.1)
+
+
 def test_lengths_go_to_the_model(rng):
     class Last(nn.Module):
         def __init__(self):
@@ -107,6 +132,19 @@ def test_padding_has_no_weight_in_the_mean_loss(rng):
     halves = [(x[:, k : k + 3], y[:, k : k + 3], lengths[k : k + 3]) for k in (0, 3)]
     whole = train.evaluate(model, [(x, y, lengths)], loss)
     assert train.evaluate(model, halves, loss) == pytest.approx(whole, rel=1e-6)
+
+
+def test_of_several_inputs_lengths_weigh_no_targets():
+    """Those of the first input say nothing of targets that follow the second."""
+
+    def model(source, given, lengths):
+        return given
+
+    def batch(T, value):
+        return (np.ones((T, 2, 1)), np.full((T, 2, 1), value)), np.zeros((T, 2, 1)), [1, 1]
+
+    batches = [batch(3, 1.0), batch(1, 2.0)]  # of 6 and 2 targets
+    assert train.evaluate(model, batches, mse) == pytest.approx((6 * 1 + 2 * 4) / 8)
 
 
 def test_predict(rng):
@@ -327,7 +365,7 @@ def test_losses_of_another_kind(rng):
 def test_early_stopping_restores_the_best(rng):
     x, y = problem(rng)
     model, optimizer = model_and_optimizer(lr=0.3)
-    values = iter([3.0, 1.0, 2.0, 2.5, 2.6, 0.0])
+    values = iter([3.0, 1.0, 1.0, 2.5, 2.6, 0.0])
     seen = []
 
     def loss(p, t):
@@ -340,8 +378,8 @@ def test_early_stopping_restores_the_best(rng):
         model, [(x, y)], loss, optimizer, epochs=50, validation=[(x, y)], patience=2,
         progress=False,
     )  # fmt: skip
-    assert history.validation == [3.0, 1.0, 2.0, 2.5]
-    assert history.best_epoch == 1
+    assert history.validation == [3.0, 1.0, 1.0, 2.5]
+    assert history.best_epoch == 1  # to be as good again is no better
     assert history.stopped_early
     np.testing.assert_array_equal(model.weight, seen[1]["weight"])
     assert model.training
