@@ -251,6 +251,9 @@ BAD = {
     "lengths from -1 to 2, int64, were given": lambda: train.tbptt(
         PLAIN, X, Y, mse, 2, 2, lengths=[-1, 2]
     ),
+    "lengths from 2 to 7, int64, were given": lambda: train.tbptt(
+        PLAIN, X, Y, mse, 2, 2, lengths=[7, 2]
+    ),
     "Linear cannot be called as model": lambda: list(
         train.tbptt(nn.Linear(2, 3, dtype="float64"), X, Y, mse, 2, 2)
     ),

@@ -88,7 +88,7 @@ def _blocks(sequence: _Sequence, loss: Any, k1: int, k2: int, state: Any) -> Ite
     for a in range(0, T, k1):
         b = min(a + k1, T)
         if k2 >= k1:  # the next window begins k1 steps after this one, where a state is left behind
-            following = min(max(0, b + k1 - k2), b)
+            following = max(0, b + k1 - k2)
             cuts, stops = [begin, following, b], False
         else:
             following = b
