@@ -285,6 +285,18 @@ def search(logits=LOGITS, state=(), **options):
     return tgs.beam_search(given.pop("step"), state, **given)
 
 
+def test_the_first_state_may_be_one_row():
+    def step(ids, state):
+        seen.append(state["h"].shape)
+        return LOGITS[[0, 0, 0]] + state["h"], {"h": state["h"] + 1}
+
+    for make in (np.asarray, tgs.tensor):
+        seen = []
+        one = search(step=step, state={"h": make([[1.0, 2.0, 0.0]])}, width=3)
+        assert seen == [(3, 3)] * 3
+        assert one == search(step=step, state={"h": make([[1.0, 2.0, 0.0]] * 3)}, width=3)
+
+
 @pytest.mark.parametrize("kind", [np.ndarray.tolist, tgs.tensor], ids=["list", "tensor"])
 def test_logits_may_be_a_list_or_a_tensor(kind):
     assert search(kind(LOGITS)) == search()
@@ -301,8 +313,14 @@ BAD_SEARCH = {
     r"step returned a ndarray, expected a pair \(l": lambda: search(step=lambda ids, state: LOGITS),
     r"step gave logits <U2\(\), expected numbers \(2, V\)": lambda: search("ab"),
     r"step gave logits float64\(1, 3\), expected numbers \(2, V\)": lambda: search(LOGITS[:1]),
-    r"a leaf of shape \(\), expected \(2, ...\); without a state": lambda: search(state=None),
-    r"a leaf of shape \(1,\), expected": lambda: search(state={"h": np.zeros(1)}),
+    r"state has a leaf of shape \(\), expected \(1, ...\), or \(2": lambda: search(state=None),
+    r"state has a leaf of shape \(3,\), expected": lambda: search(state={"h": np.zeros(3)}),
+    r"a leaf of shape \(\), expected \(2, ...\); without a state": lambda: search(
+        step=lambda ids, state: (LOGITS, None)
+    ),
+    r"returned a state with a leaf of shape \(1,\), expected": lambda: search(
+        step=lambda ids, state: (LOGITS, {"h": np.zeros(1)})
+    ),
 }
 
 

@@ -38,9 +38,10 @@ def beam_search(
     """The likeliest sequences, the best first, found with ``width`` hypotheses at a time.
 
     ``logits, state = step(ids, state)``: ids (width,), logits (width, V), a state whose leaves have
-    ``width`` rows; ``state`` is the first one, of one row repeated. A hypothesis is over when it
-    comes to ``end`` or to ``longest`` symbols. Scores are log-probabilities, divided by
-    (length)^length_penalty. With ``width=1`` this is the greedy sequence.
+    ``width`` rows, one for each hypothesis. ``state`` is the first one: its leaves have one row,
+    which is repeated here, or ``width`` equal ones. A hypothesis is over when it comes to ``end``
+    or to ``longest`` symbols. Scores are log-probabilities, divided by (length)^length_penalty.
+    With ``width=1`` this is the greedy sequence.
     """
     if not callable(step):
         raise ValueError(
@@ -54,6 +55,7 @@ def beam_search(
         raise ValueError(
             f"beam_search: length_penalty {length_penalty!r} was given, expected a finite number"
         )
+    state = map_leaves(lambda leaf: _first_rows(leaf, width), state)
     ids, sums = np.full(width, start), np.full(width, -np.inf)
     sums[0] = 0.0  # at first all rows are the same one
     so_far: list[list[int]] = [[] for _ in range(width)]
@@ -122,6 +124,17 @@ def largest(logits: Array, step: int, name: str) -> Array:
             "expected a finite one; tgs.find_nan says where a NaN began"
         )
     return found
+
+
+def _first_rows(leaf: Any, width: int) -> Any:
+    """So many rows of a leaf of the first state, which has one, or as many already."""
+    rows = np.shape(leaf)[:1]
+    if rows not in ((1,), (width,)):
+        raise ShapeError(
+            f"beam_search: state has a leaf of shape {np.shape(leaf)}, expected (1, ...), or "
+            f"({width}, ...) of equal rows; without a state give ()"
+        )
+    return leaf if rows == (width,) else leaf[np.zeros(width, int)]
 
 
 def _rows_of(leaf: Any, rows: Array) -> Any:
