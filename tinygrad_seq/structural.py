@@ -348,7 +348,8 @@ def permute_dims(x: TensorLike, axes: Sequence[int] | None = None) -> Tensor:
         order = check_axes(tuple(np.atleast_1d(axes).tolist()), x.ndim, "permute_dims")
         if len(order) != x.ndim:
             raise ShapeError(
-                f"permute_dims: axes {axes} were given for a tensor of shape {x.shape}"
+                f"permute_dims: axes {axes} were given for a tensor of shape {x.shape}, expected "
+                f"all {x.ndim} of them in their new order"
             )
     return apply(PERMUTE_DIMS, (x,), (order,))
 
