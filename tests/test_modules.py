@@ -113,6 +113,70 @@ def test_to_dtype():
         model.to("int32")
 
 
+class TestFunctionalCall:
+    """A module with tensors that were computed in the place of its parameters."""
+
+    at = np.array([[0, 1, 4]])
+
+    def test_gradients_go_to_what_weights_were_computed_from(self):
+        model, w = Tied(), nn.parameter(np.full((3, 3), 2.0))
+        kept = dict(model.named_parameters())
+        y = nn.functional_call(model, {"blocks.0.weight": w * w}, self.at)
+        assert dict(model.named_parameters()) == kept
+        y.sum().backward()
+        assert kept["blocks.0.weight"].grad is None
+        model.blocks[0].weight.data = np.full((3, 3), 4.0, "float32")
+        assert np.array_equal(model(self.at).numpy(), y.numpy())
+        model.zero_grad()
+        model(self.at).sum().backward()
+        assert np.allclose(w.grad, 2 * w * model.blocks[0].weight.grad)
+
+    def test_what_is_tied_is_replaced_at_all_places(self):
+        model, other = Tied(), Tied()
+        other.load_state_dict({k: v + 1 for k, v in other.state_dict().items()})
+        state = other.state_dict()
+        expected = other(self.at).numpy()
+        for call in (state, {k: v for k, v in state.items() if k != "output.weight"}):
+            assert np.array_equal(nn.functional_call(model, call, (self.at,)).numpy(), expected)
+        call = {**state, "output.weight": tgs.zeros(5, 3)}
+        y = nn.functional_call(model, call, (), {"at": self.at})
+        assert np.array_equal(y[0, 0].numpy(), other.output.bias.numpy())
+
+    @pytest.mark.parametrize("backend", ["scan", "tape"])
+    def test_the_gradient_after_a_step_of_descent(self, rng, backend):
+        """MAML (Finn et al. 2017): the loss where a step of the gradient leads, differentiated."""
+        layer = nn.GRU(2, 3, backend=backend, dtype="float64", rng=0)
+        xs = rng.standard_normal((4, 2, 2))
+
+        def loss(p):
+            return (nn.functional_call(layer, p, xs)[0] ** 2).mean()
+
+        def after_a_step(p):
+            return loss({k: p[k] - 0.5 * g for k, g in tgs.grad(loss)(p).items()})
+
+        assert tgs.gradcheck(after_a_step, dict(layer.named_parameters()))
+
+    def test_what_was_there_is_put_back_after_an_error(self):
+        model = Tied()
+        kept = dict(model.named_parameters())
+        with pytest.raises(ValueError, match="Embedding: indices"):
+            nn.functional_call(model, model.state_dict(), np.array([9]))
+        assert dict(model.named_parameters()) == kept
+
+    def test_bad_names_and_shapes(self):
+        layer = nn.Linear(2, 3)
+        with pytest.raises(ValueError, match=r"unknown \['w'\], .* \['weight', 'bias'\]"):
+            nn.functional_call(layer, {"w": 1.0}, np.ones(2))
+        with pytest.raises(tgs.ShapeError, match=r"weight has shape \(2, 3\), expected \(3, 2\)"):
+            nn.functional_call(layer, {"weight": layer.weight.T}, np.ones(2))
+        with pytest.raises(ValueError, match="bias has dtype int64, expected float32"):
+            nn.functional_call(layer, {"bias": np.arange(3)}, np.ones(2))
+        with pytest.raises(ValueError, match="functional_call: a list was given, expected a dict"):
+            nn.functional_call(layer, [layer.weight], np.ones(2))
+        with pytest.raises(ValueError, match="a function was given, expected a module"):
+            nn.functional_call(lambda x: x, {}, np.ones(2))
+
+
 def test_registering():
     module = nn.Module()
     module.w = tgs.ones(2, requires_grad=True)

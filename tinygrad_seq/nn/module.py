@@ -203,9 +203,7 @@ class Module:
         are missing or unknown, ShapeError for other shapes; nothing is changed then.
         """
         own = self._named_state()
-        if not hasattr(state, "keys"):
-            given = type(state).__name__
-            raise ValueError(f"load_state_dict: a {given} was given, expected a dict")
+        _check_dict(state, "load_state_dict")
         missing = [name for name in own if name not in state]
         unknown = [name for name in state if name not in own]
         if missing or unknown:
@@ -215,15 +213,7 @@ class Module:
             )
         values = {}
         for name, tensor in own.items():
-            value = as_tensor(state[name], f"load_state_dict: {name}", tensor.dtype)
-            if value.shape != tensor.shape:
-                raise ShapeError(
-                    f"load_state_dict: {name} has shape {value.shape}, expected {tensor.shape}"
-                )
-            if value.dtype.kind != tensor.dtype.kind:
-                raise ValueError(
-                    f"load_state_dict: {name} has dtype {value.dtype}, expected {tensor.dtype}"
-                )
+            value = _in_the_place_of(tensor, state[name], f"load_state_dict: {name}")
             moved = devices.to_device(value._data, tensor.device)
             values[name] = moved.astype(tensor.dtype)
         for name, tensor in own.items():
@@ -279,6 +269,72 @@ class Module:
                 text = str(getattr(child, "__name__", child))
                 lines.append(f"  {path}: " + text.replace("\n", "\n  "))
         return lines[0] + ")" if len(lines) == 1 else "\n".join([*lines, ")"])
+
+
+def functional_call(
+    module: Module,
+    tensors: Mapping[str, TensorLike],
+    args: Any = (),
+    kwargs: Mapping[str, Any] | None = None,
+) -> Any:
+    """``module(*args, **kwargs)`` with these tensors in the place of parameters and buffers.
+
+    ``tensors`` have the names of ``state_dict`` and may be computed from others, so that gradients
+    go on to what they were computed from: weights after a step of gradient descent (MAML), weights
+    that were dropped or normalised, or averages of them. What is not named stays as it is, unless
+    it is tied to what is. ``args`` is a tuple, or the only argument. So a module becomes a function
+    of its parameters, which ``grad``, ``vjp`` and ``jvp`` take::
+
+        def of(p):
+            return loss(nn.functional_call(model, p, x), y)
+
+        gradients = tgs.grad(of)(dict(model.named_parameters()))
+
+    Raises ValueError for unknown names and another kind of dtype, ShapeError for other shapes.
+    Buffers that the module itself updates are updated in what is given.
+    """
+    if not isinstance(module, Module):
+        kind = type(module).__name__
+        raise ValueError(f"functional_call: a {kind} was given, expected a module")
+    own = module._named_state()
+    _check_dict(tensors, "functional_call")
+    unknown = [name for name in tensors if name not in own]
+    if unknown:
+        raise ValueError(f"functional_call: unknown {unknown}, expected any of {list(own)}")
+    given = {
+        name: _in_the_place_of(own[name], value, f"functional_call: {name}")
+        for name, value in tensors.items()
+    }
+    tied = {id(own[name]): tensor for name, tensor in given.items()}
+    replaced: list[tuple[dict[str, Any], str, Tensor]] = []
+    try:
+        for path, each in module.named_modules():
+            attributes = vars(each)
+            for name in set().union(*each._registered()):
+                held = attributes[name]
+                if id(held) in tied:
+                    replaced.append((attributes, name, held))
+                    full = f"{path}.{name}" if path else name
+                    attributes[name] = given.get(full, tied[id(held)])
+        return module(*(args if isinstance(args, tuple) else (args,)), **(kwargs or {}))
+    finally:
+        for attributes, name, held in replaced:
+            attributes[name] = held
+
+
+def _check_dict(given: Any, name: str) -> None:
+    if not hasattr(given, "keys"):
+        raise ValueError(f"{name}: a {type(given).__name__} was given, expected a dict")
+
+
+def _in_the_place_of(tensor: Tensor, given: TensorLike, where: str) -> Tensor:
+    """What was given, as a tensor of the shape and of the kind of dtype of another."""
+    value = as_tensor(given, where, tensor.dtype)
+    if value.shape != tensor.shape:
+        raise ShapeError(f"{where} has shape {value.shape}, expected {tensor.shape}")
+    if value.dtype.kind != tensor.dtype.kind:
+        raise ValueError(f"{where} has dtype {value.dtype}, expected {tensor.dtype}")
+    return value
 
 
 HOLDERS = (Module, list, tuple, dict)  # what modules may stand in
