@@ -335,6 +335,8 @@ def test_sequential_passes_the_sequence_on():
     assert model(np.zeros((4, 5, 2), "f4")).shape == (4, 5, 1)
     assert len(model) == 3
     assert isinstance(model[1], nn.Linear)
+    assert list(model[:-1]) == list(model)[:-1]
+    assert model[:-1](np.zeros((4, 5, 2), "f4")).shape == (4, 5, 1)
     with pytest.raises(ValueError, match="modules or functions"):
         nn.Sequential(3)
     with pytest.raises(ValueError, match="no module in it takes them"):

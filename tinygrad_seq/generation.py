@@ -35,7 +35,7 @@ class ModelSteps:
     def __init__(self, model: Any, x: Any, state: Any = None) -> None:
         self.table: Array | None = None
         if isinstance(model, Sequential) and len(model) and isinstance(model[0], Embedding):
-            self.table, model = model[0].weight.numpy(), Sequential(*model.layers[1:])
+            self.table, model = model[0].weight.numpy(), model[1:]
         with in_mode(model, training=False):
             cell = as_cell(model)
             first = np.asarray(x) if self.table is None else self._look_up(x)

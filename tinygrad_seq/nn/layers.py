@@ -173,7 +173,8 @@ class Sequential(Module):
 
     Recurrent layers return ``(ys, state)``; ys is passed on. ``lengths`` and ``resets`` go to every
     module that takes them; ValueError if none does. What changes lengths, a convolution say, has
-    ``output_lengths(lengths)``, and those go to the modules after it.
+    ``output_lengths(lengths)``, and those go to the modules after it. ``model[k]`` is one of them,
+    ``model[:-1]`` a Sequential of some, which are the same ones.
     """
 
     def __init__(self, *modules: Any) -> None:
@@ -183,8 +184,9 @@ class Sequential(Module):
     def __len__(self) -> int:
         return len(self.layers)
 
-    def __getitem__(self, index: int) -> Any:
-        return self.layers[index]
+    def __getitem__(self, index: int | slice) -> Any:
+        found = self.layers[index]
+        return Sequential(*found) if isinstance(index, slice) else found
 
     def forward(self, x: Any, lengths: Any = None, resets: Any = None) -> Any:
         return self._run(x, {"lengths": lengths, "resets": resets}, None)[0]
