@@ -289,8 +289,8 @@ class _Run:
 
     def _give_inputs(self) -> None:
         inputs, words = self.inputs, self.words
-        stream = cuda_build.stream_of(self.xp)
-        self._held = batch, begin, active = _on_device(self.xp, inputs.rows, stream)
+        queue = cuda_build.queue_of(self.xp)
+        self._held = batch, begin, active = _on_device(self.xp, inputs.rows, queue)
         words |= {"batch": cuda_build.address(batch), "begin": cuda_build.address(begin)}
         words["active"] = cuda_build.address(active)
         words["resets"] = 0 if inputs.resets is None else cuda_build.address(inputs.resets)
@@ -532,7 +532,7 @@ def _bits(numbers: Sequence[float], dtype: Any) -> list[int]:
 
 
 @lru_cache(MOST_ROWS)
-def _on_device(xp: Any, rows: Rows, stream: int) -> tuple[Array, ...]:
+def _on_device(xp: Any, rows: Rows, queue: tuple[int, int]) -> tuple[Array, ...]:
     """The order of rows on the device, made on this stream: no other waits for it."""
     made = rows.batch, rows.begin, rows.active
     return tuple(xp.asarray(np.ascontiguousarray(each, np.int64)) for each in made)

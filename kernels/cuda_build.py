@@ -9,6 +9,7 @@ llvmlite, Numba and numba-cuda.
 from __future__ import annotations
 
 import ctypes
+import threading
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -31,6 +32,7 @@ SIMULATED = bool(config.ENABLE_CUDASIM)
 libdevice = None if SIMULATED else cuda.libdevice
 THREADS = 256  # of a block
 OPTIONS: dict[str, Any] = {"fastmath": False, "lto": False, "launch_bounds": (THREADS, 1)}
+PER_THREAD = 2  # a stream of each thread's own, by the same handle in all of them
 UNASKED_SHARED = 48 * 1024  # bytes that a block may have without being asked for
 SIMULATED_MACHINE = Machine(processors=4, shared_bytes=48 * 1024, threads=64)
 I32, I64 = ir.IntType(32), ir.IntType(64)
@@ -270,6 +272,12 @@ def address(array: Any) -> int:
 def stream_of(xp: Any) -> int:
     """The stream that the arrays' own operations go to."""
     return 0 if SIMULATED else int(xp.cuda.get_current_stream().ptr)
+
+
+def queue_of(xp: Any) -> tuple[int, int]:
+    """That stream, and the thread whose it is: 0 if its handle names one stream for all threads."""
+    stream = stream_of(xp)
+    return stream, threading.get_ident() if stream == PER_THREAD else 0
 
 
 @cache

@@ -10,8 +10,10 @@ import os
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import cells
 import numpy as np
@@ -274,6 +276,38 @@ def test_layouts_say_where_everything_is():
                 assert offset >= ends, name
                 ends = offset + int(np.prod(shape)) * (1 if name == "counters" else 4)
             assert memory.bytes >= ends
+
+
+# Threads and streams -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("stream", "made"), [(0, 1), (1, 1), (2, 2), (0x7F00, 1)])
+def test_the_order_of_rows_is_made_by_each_thread_that_has_a_stream_of_its_own(
+    stream, made, monkeypatch
+):
+    """Stream 2 is another in every thread, and none of them waits for a copy on the others'."""
+    required("" if find_spec("numba_cuda") else "not installed: numba_cuda")
+    from tinygrad_seq.kernels import cuda, cuda_build
+    from tinygrad_seq.kernels.ragged import rows_of
+
+    copies = []
+    xp = ModuleType("xp")
+    xp.cuda = SimpleNamespace(get_current_stream=lambda: SimpleNamespace(ptr=stream))
+    xp.asarray = lambda array: copies.append(array) or array
+    rows, nothing = rows_of(3, 2, None, False), {"xs": [], "captured": [], "seeds": []}
+
+    def give():
+        run = object.__new__(cuda._Run)
+        run.xp, run.words, run.runner = xp, {}, SimpleNamespace(dtype=np.dtype("float32"))
+        run.inputs = SimpleNamespace(rows=rows, resets=None, numbers=[], **nothing)
+        run._give_inputs()
+
+    monkeypatch.setattr(cuda_build, "address", lambda array: 0)
+    with ThreadPoolExecutor(1) as other:
+        for _ in range(2):
+            give()
+            other.submit(give).result()
+    assert len(copies) == 3 * made
 
 
 # Errors --------------------------------------------------------------------------------------
