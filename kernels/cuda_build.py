@@ -326,7 +326,7 @@ class Compiled:
         dispatcher = cuda.jit([signature], cache=True, **OPTIONS)(function)
         (kernel,) = dispatcher.overloads.values()
         self._function = kernel._codelibrary.get_cufunc()
-        self._allowed = UNASKED_SHARED
+        self._asked = False
 
     def launch(
         self, blocks: int, shared: int, words: tuple[int, ...], stream: int, together: bool
@@ -338,25 +338,26 @@ class Compiled:
         """
         from cuda.core import LaunchConfig, launch
 
-        if shared > self._allowed:
-            self._allow(shared)
+        if shared > UNASKED_SHARED and not self._asked:
+            self._ask()
         config = LaunchConfig(
             grid=blocks, block=THREADS, shmem_size=shared, is_cooperative=together
         )
         launch(_stream(stream), config, self._function.kernel, *words)
 
-    def _allow(self, shared: int) -> None:
-        """More shared memory than a kernel may take unasked."""
+    def _ask(self) -> None:
+        """More shared memory than a kernel may take unasked: all that a block can have, so that
+        threads whose launches want different amounts take nothing from one another."""
         from cuda.bindings import driver
 
         which = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-        device = self._function.device.id
-        (status,) = driver.cuKernelSetAttribute(which, shared, self._function.handle, device)
+        device, most = self._function.device.id, machine().shared_bytes
+        (status,) = driver.cuKernelSetAttribute(which, most, self._function.handle, device)
         if status != driver.CUresult.CUDA_SUCCESS:
             raise RuntimeError(
-                f"cuda: {shared} bytes of shared memory were asked for and refused ({status.name})"
+                f"cuda: {most} bytes of shared memory were asked for and refused ({status.name})"
             )
-        self._allowed = shared
+        self._asked = True
 
 
 @cache

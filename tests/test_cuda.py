@@ -310,6 +310,39 @@ def test_the_order_of_rows_is_made_by_each_thread_that_has_a_stream_of_its_own(
     assert len(copies) == 3 * made
 
 
+def test_launches_that_want_less_shared_memory_take_none_from_others(monkeypatch):
+    """One thread asks for little just after another has asked for much."""
+    required("" if find_spec("numba_cuda") else "not installed: numba_cuda")
+    import cuda.core
+    from cuda.bindings import driver
+    from tinygrad_seq.kernels import cuda_build
+
+    given, launched = [cuda_build.UNASKED_SHARED], []
+    function = SimpleNamespace(device=SimpleNamespace(id=0), handle=None, kernel=None)
+    library = SimpleNamespace(get_cufunc=lambda: function)
+    dispatcher = SimpleNamespace(overloads={0: SimpleNamespace(_codelibrary=library)})
+    monkeypatch.setattr(cuda_build.cuda, "jit", lambda *_, **__: lambda _: dispatcher)
+    kernel = cuda_build.Compiled(lambda words: None, 1)
+
+    def give(which, count, handle, device):
+        given.append(count)
+        if len(given) == 2:  # the other thread comes in between
+            kernel.launch(1, 100_000, (0,), 0, False)
+        return (driver.CUresult.CUDA_SUCCESS,)
+
+    def launch(stream, config, kernel, *words):
+        assert config.shmem_size <= given[-1]
+        launched.append(config.shmem_size)
+
+    monkeypatch.setattr(driver, "cuKernelSetAttribute", give)
+    monkeypatch.setattr(cuda_build, "machine", lambda: H200)
+    monkeypatch.setattr(cuda_build, "_stream", lambda handle: None)
+    monkeypatch.setattr(cuda.core, "LaunchConfig", SimpleNamespace)
+    monkeypatch.setattr(cuda.core, "launch", launch)
+    kernel.launch(1, 200_000, (0,), 0, False)
+    assert launched == [100_000, 200_000]
+
+
 # Errors --------------------------------------------------------------------------------------
 
 
