@@ -177,10 +177,12 @@ class Layout:
             steps = self.steps if buffer.block else 2
             self._rows("work", f"z{buffer.slot}", steps * B, self.width(buffer.slot))
         blocks = division.groups * division.parts
-        self.rows_alone = max(1, min(B, NUMBERS_ALONE // self.widest))
         for slot in self.sums("loop"):
             self.memory["work"].take(f"partial{slot}", (2 * blocks * division.rows,), self.item)
         alone = [*self.sums("early"), *self.sums("late")]
+        # a block has room for the sums of all its rows
+        room = self.machine.shared_bytes // (max(1, len(alone)) * self.item)
+        self.rows_alone = max(1, min(B, NUMBERS_ALONE // self.widest, room))
         # outside the loop words have other values
         self.words_alone = {"rows": self.rows_alone}
         self.words_alone |= {f"total{slot}": k * self.rows_alone for k, slot in enumerate(alone)}

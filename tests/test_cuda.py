@@ -278,6 +278,26 @@ def test_layouts_say_where_everything_is():
             assert memory.bytes >= ends
 
 
+@pytest.mark.parametrize("shared_bytes", [64 * 1024, H200.shared_bytes])
+def test_a_block_has_room_for_all_sums_outside_the_loop(shared_bytes):
+    """Sums of narrow rows, of which a block would take many at once."""
+    from tinygrad_seq.kernels.layout import Sizes
+
+    def cell(x, h):
+        for k in range(16):
+            h = tgs.tanh(h * tgs.sum(x[:, 2 * k : 2 * k + 2], axis=1, keepdims=True))
+        return h, h
+
+    call, _ = prepare(cell, np.zeros((3, 5000, 32)), np.zeros((5000, 1)))
+    plan = plan_of_step(call.step, None, "Cell", cuda=True)
+    given = call.arrays()
+    sizes = Sizes(5000, False, 1, False, 0, given.widths, given.starts, ())
+    machine = H200._replace(shared_bytes=shared_bytes)
+    layout = cuda_layout.Layout(plan, "forward", 3, True, sizes, machine)
+    assert len(layout.sums("early")) == 16
+    assert 16 * layout.rows_alone * 8 == layout.shared_alone <= shared_bytes
+
+
 # Threads and streams -------------------------------------------------------------------------
 
 
