@@ -4,7 +4,8 @@ All of Numba's options are here. Compiled code is a C function of 64-bit words, 
 ctypes, which lets go of Python's lock. What is compiled is kept in a folder, one below it for each
 text, by a name that says what it was made from: the text, the sources of this package, Numba, the
 processor. So nothing there is ever out of date, only unused, and what was unused longest is deleted
-when the folder grows beyond a bound. Numba's own cache, beside the file, is what is kept.
+when the folder grows beyond a bound. Beside the text stands the compiled code of each function,
+with a digest of it, for damaged code would run.
 
 Imports machine, simd, worker, NumPy, Numba and llvmlite; when asked, library (texts of the shared
 functions) and threads.
@@ -15,8 +16,8 @@ from __future__ import annotations
 import atexit
 import ctypes
 import hashlib
-import importlib.util
 import os
+import pickle
 import re
 import shutil
 import sys
@@ -36,7 +37,10 @@ import numpy as np
 from llvmlite import binding, ir
 from numba import config, types
 from numba.core import cgutils
+from numba.core.ccallback import CFunc
+from numba.core.compiler import CompileResult
 from numba.core.compiler_lock import global_compiler_lock
+from numba.core.serialize import dumps
 from numba.extending import intrinsic
 from tinygrad_seq.kernels import machine, worker
 from tinygrad_seq.kernels.simd import I64, WORD
@@ -44,7 +48,7 @@ from tinygrad_seq.kernels.simd import I64, WORD
 OPTIONS = {"error_model": "numpy", "boundscheck": False}
 LARGEST = 256 * 2**20  # bytes in the folder
 LATER = 1.0  # seconds after which a compile says that it is going on
-TIME = 1_000_000_000  # every file is as old as the others, so that rewriting one changes nothing
+DIGEST = hashlib.sha256().digest_size
 OURS = re.compile(r".*_[0-9a-f]{20}")  # the folder of one text
 
 _lock = threading.RLock()
@@ -116,25 +120,24 @@ def write_module(name: str, text: str) -> Path:
         if path.is_file() and path.read_text(encoding="utf-8", errors="replace") == text:
             return path
         home.mkdir(parents=True, exist_ok=True)
-        _write(path, text)
+        _write(path, text.encode())
         _bound(folder(), keep=home)
         return path
     except OSError as error:
         home = _temporary() / f"{name}_{mark}"
         home.mkdir(parents=True, exist_ok=True)
         path = home / f"{name}.py"
-        _write(path, text)
+        _write(path, text.encode())
         _say_not_kept(error)
         return path
 
 
-def _write(path: Path, text: str) -> None:
+def _write(path: Path, content: bytes) -> None:
     """All of it or nothing: other processes may be reading."""
     handle, temporary = tempfile.mkstemp(dir=path.parent)
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.utime(temporary, (TIME, TIME))
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
@@ -169,21 +172,6 @@ def _temporary() -> Path:
 
     atexit.register(remove)
     return made
-
-
-def _to_load_from(path: Path) -> Path:
-    """The file, or a copy of it and of what is kept beside it if its folder cannot be written to,
-    where Numba would not look."""
-    home = path.parent
-    if os.access(home, os.W_OK):
-        return path
-    other = _temporary() / home.name
-    for file in (file for file in home.rglob("*") if file.is_file()):
-        copy = other / file.relative_to(home)
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(file, copy)
-        os.utime(copy, (TIME, TIME))
-    return other / path.name
 
 
 def entries() -> list[tuple[Path, int, float]]:
@@ -241,48 +229,35 @@ class Module(NamedTuple):
 def load(name: str, text: str, functions: Mapping[str, int]) -> dict[str, Any]:
     """The functions of a text, compiled; each takes as many integers as ``functions`` says."""
     with _lock:
-        path = _to_load_from(write_module(name, text))
+        path = write_module(name, text)
         _compiling.append(path)
         try:
             worker.wait(path)
         finally:
             _compiling.remove(path)
-        try:
-            return _load(path, functions)
-        except numba.core.errors.NumbaError:
-            raise  # the text is wrong, not what was kept of it
-        except Exception:  # what was kept is damaged, by a full disk or a crash, in whatever way
-            shutil.rmtree(path.parent, ignore_errors=True)
-            path = write_module(name, text)
-        try:
-            return _load(path, functions)
-        except (OSError, RuntimeError) as error:  # a full disk; or Numba finds no place to keep it
-            _say_not_kept(error)
-            return _load(path, functions, keep=False)
+        return _load(path, text, functions)
 
 
 def module(name: str, text: str) -> ModuleType:
     """The module of a text, its functions as they are written."""
     with _lock:
-        return _import(write_module(name, text))
+        return _import(write_module(name, text), text)
 
 
-def _load(path: Path, functions: Mapping[str, int], keep: bool = True) -> dict[str, Any]:
-    module = _import(path)
+def _load(path: Path, text: str, functions: Mapping[str, int]) -> dict[str, Any]:
+    module = _import(path, text)
     _touch(path.parent)
     if config.DISABLE_JIT:
         return {name: getattr(module, name) for name in functions}
-    return {name: compiled(getattr(module, name), words, keep) for name, words in functions.items()}
+    return {name: compiled(getattr(module, name), words) for name, words in functions.items()}
 
 
-def _import(path: Path) -> ModuleType:
-    name = f"tinygrad_seq_kernel_{path.parent.name}"
-    specification = importlib.util.spec_from_file_location(name, path)
-    assert specification
-    assert specification.loader
-    module = importlib.util.module_from_spec(specification)
-    sys.modules[name] = module  # pickling looks for functions by their module
-    specification.loader.exec_module(module)
+def _import(path: Path, text: str) -> ModuleType:
+    """The module of a text that stands in this file, whatever else may be kept of it."""
+    module = ModuleType(f"tinygrad_seq_kernel_{path.parent.name}")
+    module.__file__ = str(path)
+    sys.modules[module.__name__] = module  # pickling looks for functions by their module
+    exec(compile(text, path, "exec", dont_inherit=True), module.__dict__)
     return module
 
 
@@ -291,9 +266,36 @@ def _touch(home: Path) -> None:
         os.utime(home)
 
 
-def _kept(path: Path, function: str) -> bool:
-    """Whether there is compiled code of a file's function."""
-    return any(path.parent.rglob(f"*.{function}-*.nbi"))
+class Kept:
+    """A function's compiled code on disk, in the place of Numba's cache of it.
+
+    Numba looks for its own in other folders too, as the environment says, and runs what it finds.
+    What the code depends on is in the folder's name.
+    """
+
+    def __init__(self, source: Path, function: str) -> None:
+        self.path = source.with_name(f"{function}.code")
+
+    def load_overload(self, sig: Any, target_context: Any) -> CompileResult | None:
+        target_context.refresh()
+        try:
+            content = self.path.read_bytes()
+        except OSError:
+            return None
+        digest, code = content[:DIGEST], content[DIGEST:]
+        if hashlib.sha256(code).digest() != digest:  # damaged, by a full disk or a crash
+            return None
+        return CompileResult._rebuild(target_context, *pickle.loads(code))
+
+    def save_overload(self, sig: Any, made: CompileResult) -> None:
+        if made.library.has_dynamic_globals:  # addresses of this process
+            return
+        code = dumps(made._reduce())
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)  # it may have been deleted
+            _write(self.path, hashlib.sha256(code).digest() + code)
+        except OSError as error:
+            _say_not_kept(error)
 
 
 _compiling: list[Any] = []  # functions, and files of a worker, that are being compiled
@@ -301,13 +303,16 @@ _compiling: list[Any] = []  # functions, and files of a worker, that are being c
 
 def compiled(function: Callable[..., Any], words: int, keep: bool = True) -> Any:
     """A C function of that many words, compiled or loaded; its ``address`` is an attribute."""
-    signature = types.void(*[types.int64] * words)
-    mark = [] if _kept(Path(function.__code__.co_filename), function.__name__) else [function]
+    kept = Kept(Path(function.__code__.co_filename), function.__name__)
+    mark = [] if keep and kept.path.is_file() else [function]
     _compiling.extend(mark)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", numba.NumbaWarning)
-            made = numba.cfunc(signature, cache=keep, **OPTIONS)(function)
+            made: Any = CFunc(function, ((types.int64,) * words, types.void), {}, OPTIONS)
+            if keep:
+                made._cache = kept
+            made.compile()
     finally:
         if mark:
             _compiling.remove(function)
@@ -393,7 +398,7 @@ def divide(dtype: str, modules: Sequence[Module]) -> None:
     from tinygrad_seq.kernels import library, threads
 
     first = write_module(f"blocks_{dtype}", library.text(dtype, "blocks"))
-    if folder() not in first.parents or _kept(first, "block"):
+    if folder() not in first.parents or Kept(first, "block").path.is_file():
         return
     outer = Module(f"outer_{dtype}", library.text(dtype, "outer"), library.MODULES["outer"])
     given = [threads.MODULE, outer, *modules]
@@ -404,7 +409,7 @@ def work_on(modules: Sequence[tuple[str, Mapping[str, int]]]) -> None:
     """In a worker: compile, and say by number when each file is done."""
     _working.append(True)
     for number, (path, functions) in enumerate(modules):
-        _load(Path(path), functions)
+        _load(Path(path), Path(path).read_text(encoding="utf-8"), functions)
         print(f"\n{number}", flush=True)
 
 

@@ -21,7 +21,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numba import config
-from numba.core import caching
 from tinygrad_seq.kernels import (
     build,
     cpu,
@@ -245,7 +244,7 @@ def start(folder, program=None):
 
 def test_several_processes_compile_at_once_and_one_is_killed(tmp_path):
     killed = start(tmp_path)
-    while not list(tmp_path.glob("*/__pycache__")) and killed.poll() is None:
+    while not list(tmp_path.glob("*/*.code")) and killed.poll() is None:
         time.sleep(0.01)
     others = [start(tmp_path) for _ in range(2)]
     killed.send_signal(signal.SIGKILL)
@@ -253,14 +252,35 @@ def test_several_processes_compile_at_once_and_one_is_killed(tmp_path):
     for process in others:
         _, errors = process.communicate(timeout=300)
         assert process.returncode == 0, errors
-    damaged = sorted(tmp_path.glob("*/__pycache__/*.nbc"))
+    damaged = sorted(tmp_path.glob("*/*.code"))
     assert damaged
     for number, path in enumerate(damaged):
         path.write_bytes(path.read_bytes()[: 0 if number % 2 else 1000])
-    for path in tmp_path.glob("*/__pycache__/*.nbi"):
-        path.write_bytes(b"nothing of use")
-        break
     assert agrees(TINYGRAD_SEQ_CACHE=str(tmp_path)) == machine.vector_bits()
+
+
+@pytest.mark.skipif(bool(config.DISABLE_JIT), reason="the compiler is switched off")
+def test_damaged_code_is_not_run(monkeypatch, tmp_path):
+    monkeypatch.setenv("TINYGRAD_SEQ_CACHE", str(tmp_path))
+    build.load("put", PUT, {"put": 2})
+    (path,) = tmp_path.glob("*/put.code")
+    good = path.read_bytes()
+    machine_code = good.index(b"\x7fELF")
+    for at in (0, machine_code + 64, len(good) - 1):  # in the digest, in the code, at the end
+        path.write_bytes(good[:at] + bytes([good[at] ^ 1]) + good[at + 1 :])
+        assert build.load("put", PUT, {"put": 2})["put"].keep.cache_hits == 0
+        assert build.load("put", PUT, {"put": 2})["put"].keep.cache_hits == 1
+
+
+@pytest.mark.skipif(bool(config.DISABLE_JIT), reason="the compiler is switched off")
+def test_where_numba_keeps_what_is_its_own(monkeypatch, tmp_path):
+    monkeypatch.setenv("TINYGRAD_SEQ_CACHE", str(tmp_path / "ours"))
+    monkeypatch.setattr(config, "CACHE_DIR", str(tmp_path / "numba"))
+    monkeypatch.setattr(config, "CACHE_LOCATOR_CLASSES", "UserWideCacheLocator")
+    assert build.load("put", PUT, {"put": 2})["put"].keep.cache_hits == 0
+    assert build.load("put", PUT, {"put": 2})["put"].keep.cache_hits == 1
+    assert len(list(tmp_path.glob("ours/*/put.code"))) == 1
+    assert not (tmp_path / "numba").exists()
 
 
 def test_a_folder_that_cannot_be_written(monkeypatch, tmp_path, capsys):
@@ -281,10 +301,10 @@ def test_a_full_disk(monkeypatch, tmp_path):
     monkeypatch.setenv("TINYGRAD_SEQ_CACHE", str(tmp_path))
     write = build._write
 
-    def full(path, text):
+    def full(path, content):
         if tmp_path in path.parents:
             raise OSError(28, "No space left on device")
-        write(path, text)
+        write(path, content)
 
     monkeypatch.setattr(build, "_write", full)
     with pytest.warns(RuntimeWarning, match="No space left on device"):
@@ -301,30 +321,26 @@ def put(address, value):
 
 
 @pytest.mark.skipif(bool(config.DISABLE_JIT), reason="the compiler is switched off")
-def test_what_is_kept_in_a_folder_that_cannot_be_written_is_used(monkeypatch, tmp_path):
+def test_a_disk_that_is_full_once_something_is_compiled(monkeypatch, tmp_path):
     monkeypatch.setenv("TINYGRAD_SEQ_CACHE", str(tmp_path))
-    assert build.load("put", PUT, {"put": 2})["put"].keep.cache_hits == 0
-    there = os.access
-    monkeypatch.setattr(
-        os, "access", lambda path, mode: tmp_path not in Path(path).parents and there(path, mode)
-    )
-    assert build.load("put", PUT, {"put": 2})["put"].keep.cache_hits == 1
+    write = build._write
 
+    def full(path, content):
+        if path.suffix == ".code":
+            raise OSError(28, "No space left on device")
+        write(path, content)
 
-@pytest.mark.skipif(bool(config.DISABLE_JIT), reason="the compiler is switched off")
-@pytest.mark.parametrize("error", [OSError(28, "No space left"), RuntimeError("no locator")])
-def test_a_disk_that_is_full_once_something_is_compiled(monkeypatch, tmp_path, error):
-    monkeypatch.setenv("TINYGRAD_SEQ_CACHE", str(tmp_path))
-
-    def full(*_):
-        raise error
-
-    monkeypatch.setattr(caching.IndexDataCacheFile, "save", full)
-    with pytest.warns(RuntimeWarning, match=f"cannot be kept in .*{error.args[-1]}"):
+    monkeypatch.setattr(build, "_write", full)
+    with pytest.warns(RuntimeWarning, match="cannot be kept in .*No space left"):
         put = build.load("put", PUT, {"put": 2})["put"]
     word = np.zeros(1, np.int64)
     put(memory.address(word), 5)
     assert word[0] == 5
+    monkeypatch.undo()
+    monkeypatch.setenv("TINYGRAD_SEQ_CACHE", str(tmp_path))
+    build.load("put", PUT, {"put": 2})
+    monkeypatch.setattr(build, "_write", full)  # what is kept there is used all the same
+    assert build.load("put", PUT, {"put": 2})["put"].keep.cache_hits == 1
 
 
 def test_kept_sources_that_are_no_text(monkeypatch, tmp_path):

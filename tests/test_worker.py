@@ -24,7 +24,7 @@ compiled = build.compiled
 
 def watched(function, *given):
     from pathlib import Path
-    if not build._kept(Path(function.__code__.co_filename), function.__name__):
+    if not build.Kept(Path(function.__code__.co_filename), function.__name__).path.is_file():
         ran_here.append(function.__name__)
     return compiled(function, *given)
 
