@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tinygrad_seq as tgs
+from tinygrad_seq import parallel
 from tinygrad_seq.parallel import in_blocks
 
 
@@ -43,6 +45,34 @@ def test_an_error_comes_back_when_nobody_works_any_more():
     with pytest.raises(ValueError, match="the fourth"):
         in_blocks(work, 64, 1)
     assert not inside
+
+
+def test_all_is_done_where_the_system_gives_one_thread_and_no_more(monkeypatch):
+    start, begun = threading.Thread.start, threading.Event()
+    started: list[str] = []
+
+    def once(thread):
+        started.append(thread.name)
+        if len(started) > 1:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+        begun.wait(10)
+
+    monkeypatch.setattr(parallel, "_helpers", None)
+    monkeypatch.setattr(parallel, "_threads", lambda: 4)
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(threading.Thread, "start", once)
+    done = np.zeros(64, int)
+
+    def work(low, high):
+        begun.set()
+        if threading.current_thread().name in started:
+            time.sleep(0.2)
+        done[low:high] += 1
+
+    in_blocks(work, 64, 1)
+    assert len(started) == 2
+    assert (done == 1).all()
 
 
 def test_what_numpy_is_to_say_holds_for_every_thread(rng):

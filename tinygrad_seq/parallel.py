@@ -71,16 +71,23 @@ def in_blocks(work: Callable[[int, int], object], count: int, size: int) -> None
 def _ask(work: Callable[[], None], helpers: int) -> list[Future[None]]:
     """Let so many helpers do this too, beside the caller."""
     global _helpers
+    asked: list[Future[None]] = []
     if helpers < 1:
-        return []
+        return asked
+    pool = _helpers
     try:
-        if _helpers is None:
+        if pool is None:
             from concurrent.futures import ThreadPoolExecutor  # with logging, which takes its time
 
-            _helpers = ThreadPoolExecutor(max(1, (os.cpu_count() or 2) - 1), "tinygrad_seq")
-        return [_helpers.submit(copy_context().run, work) for _ in range(helpers)]
-    except RuntimeError:  # the interpreter is going down, and starts no threads any more
-        return []
+            _helpers = pool = ThreadPoolExecutor(max(1, (os.cpu_count() or 2) - 1), "tinygrad_seq")
+        for _ in range(helpers):
+            asked.append(pool.submit(copy_context().run, work))
+    except RuntimeError:  # no thread is to be had, or the interpreter is going down
+        if pool is not None:
+            # What was refused is queued all the same, and a helper may have begun it.
+            pool.shutdown(cancel_futures=True)
+        _helpers = None
+    return asked
 
 
 def _forget() -> None:
