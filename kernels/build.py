@@ -361,7 +361,8 @@ def said(what: str) -> Any:
         kept = "for this process alone" if where in _full else f"once; kept in {where}"
         print(f"tinygrad_seq: compiling {what}, {kept}", file=sys.stderr)
 
-    threading.Thread(target=watch, daemon=True).start()
+    with suppress(RuntimeError):  # no thread is to be had, and nothing is said
+        threading.Thread(target=watch, daemon=True).start()
     try:
         yield
     finally:

@@ -9,8 +9,9 @@ goes on until all is done. Which thread does a task changes nothing in its resul
 A helper that has run out of work looks for more for a moment and then sleeps. Waking it takes about
 as long as that moment; so one that was woken soon after it had gone to sleep looks longer the next
 time. It is kept off the caller's own core, where Linux likes to wake it. A second Python thread
-that comes while the helpers are busy does its job alone. A forked child has no helpers until it
-needs some. Imports build, machine, memory, simd, NumPy, Numba and llvmlite.
+that comes while the helpers are busy does its job alone, as does everybody if the system gives no
+threads. A forked child has no helpers until it needs some. Imports build, machine, memory, simd,
+NumPy, Numba and llvmlite.
 """
 
 from __future__ import annotations
@@ -214,7 +215,11 @@ class _Pool:
             wake.acquire()
             self.words[FIRST_HELPER + HELPER_WORDS * k + SLEEPS] = 1
             helper = threading.Thread(target=self._help, args=(k,), daemon=True)
-            helper.start()
+            try:
+                helper.start()
+            except RuntimeError:  # there are no more, or the interpreter is going down
+                self.count = k
+                break
             self.ids.append(helper.native_id or 0)
 
     def _help(self, k: int) -> None:

@@ -39,7 +39,7 @@ from tinygrad_seq.kernels.threads import FROM_STEP, PHASE_WORDS, TASKS, TO_STEP
 
 import tinygrad_seq as tgs
 from tinygrad_seq import nn
-from tinygrad_seq.recurrence import compiled
+from tinygrad_seq.recurrence import compiled, following
 
 # Accuracy --------------------------------------------------------------------------------------
 
@@ -193,7 +193,7 @@ machine.features = lambda: frozenset(["neon"])
 import numpy as np
 import tinygrad_seq as tgs
 from tinygrad_seq.kernels import build, gemm, worker
-from tinygrad_seq.recurrence import compiled
+from tinygrad_seq.recurrence import compiled, following
 import llvmlite.binding as llvm
 
 worker.possible = lambda: False  # what another process compiles cannot be inspected
@@ -551,6 +551,20 @@ def test_a_forked_child_finds_no_lock_taken(rng):
         if not child:
             os._exit(sum(not getattr(m, name).acquire(blocking=False) for m, name in locks))
         assert os.waitpid(child, 0)[1] == 0
+
+
+def test_a_system_that_gives_no_threads(monkeypatch, rng):
+    answer = work(rng)
+    expected = answer()
+
+    def start(_):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    monkeypatch.setattr(pool, "_pool", None)
+    monkeypatch.setattr(compiled, "_runners", {})  # a thread says what is compiled
+    monkeypatch.setattr(following, "_precedents", {})
+    np.testing.assert_array_equal(answer(), expected)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
