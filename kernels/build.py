@@ -290,7 +290,10 @@ class Kept:
     def save_overload(self, sig: Any, made: CompileResult) -> None:
         if made.library.has_dynamic_globals:  # addresses of this process
             return
-        code = dumps(made._reduce())
+        try:
+            code = dumps(made._reduce())
+        except RuntimeError:  # LLVM handed it over while an interrupt came, which was lost there
+            return
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)  # it may have been deleted
             _write(self.path, hashlib.sha256(code).digest() + code)

@@ -21,6 +21,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numba import config
+from numba.core import codegen
 from tinygrad_seq.kernels import (
     build,
     cpu,
@@ -270,6 +271,25 @@ def test_damaged_code_is_not_run(monkeypatch, tmp_path):
         path.write_bytes(good[:at] + bytes([good[at] ^ 1]) + good[at + 1 :])
         assert build.load("put", PUT, {"put": 2})["put"].keep.cache_hits == 0
         assert build.load("put", PUT, {"put": 2})["put"].keep.cache_hits == 1
+
+
+@pytest.mark.skipif(bool(config.DISABLE_JIT), reason="the compiler is switched off")
+def test_an_interrupt_while_compiled_code_is_handed_over(monkeypatch, tmp_path):
+    monkeypatch.setenv("TINYGRAD_SEQ_CACHE", str(tmp_path))
+    hand_over = codegen.CPUCodeLibrary.serialize_using_object_code
+
+    def lost(library):  # for ctypes loses what a callback raises
+        library._compiled_object = None
+        return hand_over(library)
+
+    with monkeypatch.context() as interrupted:
+        interrupted.setattr(codegen.CPUCodeLibrary, "serialize_using_object_code", lost)
+        put = build.load("put", PUT, {"put": 2})["put"]
+    word = np.zeros(1, np.int64)
+    put(memory.address(word), 6)
+    assert word[0] == 6
+    assert build.load("put", PUT, {"put": 2})["put"].keep.cache_hits == 0
+    assert build.load("put", PUT, {"put": 2})["put"].keep.cache_hits == 1
 
 
 @pytest.mark.skipif(bool(config.DISABLE_JIT), reason="the compiler is switched off")
