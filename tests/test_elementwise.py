@@ -281,6 +281,8 @@ def test_in_place_operators():
     assert x.grad.item() == 2.5
     with pytest.raises(tgs.TapeError, match=r"write t\.data = t\.data - value"):
         x -= 0.1 * x.grad
+    with pytest.raises(tgs.TapeError, match=r"write t\.data = t\.data \*\* value"):
+        x **= 2
     x.data = x.data - 0.1 * x.grad
     assert x.item() == 0.75
     assert (+x) is x

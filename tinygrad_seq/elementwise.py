@@ -37,8 +37,8 @@ Binary = Callable[[TensorLike, TensorLike], Tensor]
 
 
 # Of integers these make integers; all others are computed in float32.
-_WHOLE = {"abs", "add", "maximum", "minimum", "multiply", "negative", "relu", "scalar_power"}
-_WHOLE |= {"power", "sign", "square", "subtract", "where"}
+INTEGRAL = {"abs", "add", "maximum", "minimum", "multiply", "negative", "relu", "scalar_power"}
+INTEGRAL |= {"power", "sign", "square", "subtract", "where"}
 
 
 def _function(name: str) -> Any:
@@ -81,7 +81,7 @@ def _documentation(rule: Rule, more: str = "") -> str:
         if several
         else "Takes a tensor, an array or a number, and gives a tensor of the same shape and dtype."
     )
-    integers = "stay integers" if rule.name in _WHOLE else "are taken as float32"
+    integers = "stay integers" if rule.name in INTEGRAL else "are taken as float32"
     vjps = [(k, vjp) for k, vjp in rule.derivatives.items() if not (several and vjp == "0 * g")]
     gradients = "\n".join(f"    d{k} = {vjp}" for k, vjp in vjps)
     return (
@@ -112,7 +112,7 @@ def _operands(values: Sequence[Any], operation: str, others: Sequence[Any] = ())
 def _general(rule: Rule, *inputs: Any) -> Tensor:
     """Any operands: arrays, lists, numbers alone, mixed and integer dtypes."""
     operands = _operands(inputs, rule.name)
-    made_float = rule.name not in _WHOLE
+    made_float = rule.name not in INTEGRAL
     for k, operand in enumerate(operands):
         if isinstance(operand, Tensor) and operand.dtype.kind in "iub":
             if made_float:
@@ -257,10 +257,8 @@ def _invert(x: Tensor) -> Tensor:
 
 
 def _reflected(function: Binary) -> Binary:
-    def operator(a: TensorLike, b: TensorLike) -> Tensor:
-        return function(b, a)
-
-    return operator
+    """``2 - t`` asks t; a sum and a product are the same from both sides."""
+    return function if function in (add, multiply) else lambda a, b: function(b, a)
 
 
 def _in_place(function: Binary, symbol: str) -> Any:
@@ -278,21 +276,18 @@ def _in_place(function: Binary, symbol: str) -> Any:
     return operator
 
 
-_OPERATORS: dict[str, Any] = {
-    "__iadd__": _in_place(add, "+"),
-    "__isub__": _in_place(subtract, "-"),
-    "__imul__": _in_place(multiply, "*"),
-    "__itruediv__": _in_place(divide, "/"),
-    "__add__": add,
-    "__radd__": add,
-    "__sub__": subtract,
-    "__rsub__": _reflected(subtract),
-    "__mul__": multiply,
-    "__rmul__": multiply,
-    "__truediv__": divide,
-    "__rtruediv__": _reflected(divide),
-    "__pow__": power,
-    "__rpow__": _reflected(power),
+for _name, _symbol, _operator in (
+    ("add", "+", add),
+    ("sub", "-", subtract),
+    ("mul", "*", multiply),
+    ("truediv", "/", divide),
+    ("pow", "**", power),
+):
+    setattr(Tensor, f"__{_name}__", _operator)
+    setattr(Tensor, f"__r{_name}__", _reflected(_operator))
+    setattr(Tensor, f"__i{_name}__", _in_place(_operator, _symbol))
+
+_METHODS: dict[str, Any] = {
     "__neg__": negative,
     "__pos__": lambda x: x,
     "__abs__": abs,
@@ -303,5 +298,5 @@ _OPERATORS: dict[str, Any] = {
     "sigmoid": sigmoid,
     "relu": relu,
 }
-for _name, _operator in _OPERATORS.items():
-    setattr(Tensor, _name, _operator)
+for _name, _method in _METHODS.items():
+    setattr(Tensor, _name, _method)
