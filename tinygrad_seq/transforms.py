@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -84,21 +85,25 @@ def backward(
     retain = create_graph if retain_graph is None else retain_graph
     if create_graph:
         with set_recording(True):
-            _accumulate(_walk({entry: start}, TENSORS, None, retain))
+            _accumulate(_walk({entry: start}, None, True, retain))
     else:
-        found = _walk({entry: start._data}, ARRAYS, None, retain)
-        _accumulate({leaf: wrap(boxed(g), None) for leaf, g in found.items()})
+        _accumulate(_walk({entry: start}, None, False, retain))
 
 
 setattr(Tensor, "backward", backward)  # noqa: B010
 
 
-def _walk(*arguments: Any, **options: Any) -> dict[Entry, Any]:
-    """The walk; where a GPU's memory ends on the way, the error says so."""
+def _walk(
+    roots: dict[Entry, Tensor], ends: Sequence[Entry] | None, recorded: bool, retain_graph: bool
+) -> dict[Entry, Tensor]:
+    """The walk over arrays, or over tensors where it is recorded."""
     try:
-        return walk(*arguments, **options)
-    except MemoryError as error:
+        if recorded:
+            return walk(roots, TENSORS, ends, retain_graph)
+        found = walk({e: g._data for e, g in roots.items()}, ARRAYS, ends, retain_graph)
+    except MemoryError as error:  # a GPU's
         raise devices.explained(error, "backward") from None
+    return {end: wrap(boxed(g), None) for end, g in found.items()}
 
 
 def _accumulate(found: dict[Entry, Tensor]) -> None:
@@ -208,18 +213,10 @@ class _Linearised:
     def value(self) -> Any:
         return self.output if self.recorded else map_leaves(lambda t: t.detach(), self.output)
 
-    def pull(self, cotangents: Sequence[Tensor], retain_graph: bool) -> list[Tensor | None]:
+    def pull(self, given: Sequence[Tensor], recorded: bool, retain: bool = True) -> list[Any]:
         """The gradient for each input, None where unconnected, from those for each output."""
-        roots = {e: g._data for e, g in _by_entry(self.outputs, cotangents).items()}
-        found = _walk(roots, ARRAYS, self.ends, retain_graph) if roots else {}
-        arrays = (found.get(end) for end in self.ends)
-        return [None if g is None else wrap(boxed(g), None) for g in arrays]
-
-    def pull_recorded(self, cotangents: Sequence[Tensor]) -> list[Tensor | None]:
-        """The same, recorded."""
-        with set_recording(True):
-            roots = _by_entry(self.outputs, cotangents)
-            found = _walk(roots, TENSORS, self.ends, retain_graph=True) if roots else {}
+        with set_recording(True) if recorded else nullcontext():
+            found = _walk(_by_entry(self.outputs, given), self.ends, recorded, retain)
         return [found.get(end) for end in self.ends]
 
     def like_inputs(self, gradients: Sequence[Tensor | None]) -> Any:
@@ -227,13 +224,13 @@ class _Linearised:
         return rebuild(self.inputs, iter(_filled(gradients, leaves(self.inputs))))
 
 
-def _by_entry(tensors: Sequence[Tensor], cotangents: Sequence[Tensor]) -> dict[Entry, Tensor]:
+def _by_entry(tensors: Iterable[Tensor | None], given: Sequence[Tensor]) -> dict[Entry, Tensor]:
     """Where a walk starts: a tensor that stands in several places gets the sum of its own."""
     roots: dict[Entry, Tensor] = {}
-    for tensor, cotangent in zip(tensors, cotangents, strict=True):
-        entry = tensor._entry
-        if entry is not None and entry.requires_grad:
-            roots[entry] = roots[entry] + cotangent if entry in roots else cotangent
+    for tensor, gradient in zip(tensors, given, strict=True):
+        if tensor is not None and tensor.requires_grad:
+            entry = entry_of(tensor)
+            roots[entry] = roots[entry] + gradient if entry in roots else gradient
     return roots
 
 
@@ -264,8 +261,7 @@ def vjp(f: Function, *xs: Any) -> tuple[Any, Function]:
             for (path, g), t in zip(paths(cotangent), run.outputs, strict=True)
         ]
         recorded = recording.enabled and (run.recorded or any(g.requires_grad for g in given))
-        pulled = run.pull_recorded(given) if recorded else run.pull(given, retain_graph=True)
-        return run.like_inputs(pulled)  # type: ignore[no-any-return]
+        return run.like_inputs(run.pull(given, recorded))  # type: ignore[no-any-return]
 
     return run.value(), pullback
 
@@ -295,13 +291,9 @@ def jvp(f: Function, xs: Sequence[Any], tangents: Sequence[Any]) -> tuple[Any, A
     probes = [
         wrap(_ones_like(t)._data, Leaf(t.shape, t.dtype, requires_grad=True)) for t in run.outputs
     ]
-    pulled = [
-        (uJ, v) for uJ, v in zip(run.pull_recorded(probes), along, strict=True) if uJ is not None
-    ]
     ends = [entry_of(probe) for probe in probes]
-    roots = _by_entry([uJ for uJ, _ in pulled], [v for _, v in pulled])
     with set_recording(True):
-        found = _walk(roots, TENSORS, ends, retain_graph=run.recorded) if roots else {}
+        found = _walk(_by_entry(run.pull(probes, True), along), ends, True, run.recorded)
     moved = _filled([found.get(end) for end in ends], run.outputs)
     if not run.recorded:
         moved = [v.detach() for v in moved]
@@ -347,8 +339,7 @@ def value_and_grad(f: Function, argnums: int | tuple[int, ...] = 0) -> Function:
                 "reduce it with .sum() or .mean(), or use tgs.vjp"
             )
         start = [_ones_like(y)]
-        pulled = run.pull_recorded(start) if run.recorded else run.pull(start, retain_graph=False)
-        gradients = run.like_inputs(pulled)
+        gradients = run.like_inputs(run.pull(start, run.recorded, retain=run.recorded))
         return run.value(), gradients if isinstance(argnums, tuple) else gradients[0]
 
     return function
