@@ -113,3 +113,9 @@ def test_nothing_to_look_at():
 
     with pytest.raises(TapeError, match="return the loss instead"):
         tgs.find_nan(trains)
+
+    def looks_aside():
+        (W * 2).sum().backward()
+        return (W * 3).sum()
+
+    assert tgs.find_nan(looks_aside) is None

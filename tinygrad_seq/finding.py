@@ -19,9 +19,9 @@ import numpy as np
 
 from tinygrad_seq.errors import TapeError
 from tinygrad_seq.listing import Line, Tape
-from tinygrad_seq.structural import ARRAYS
-from tinygrad_seq.tape import Entry, Piece, recording
-from tinygrad_seq.tensors import FLOATS, Tensor
+from tinygrad_seq.structural import ARRAYS, EachInput
+from tinygrad_seq.tape import Entry, Piece, reachable, recording, walk
+from tinygrad_seq.tensors import FLOATS, Tensor, entry_of
 from tinygrad_seq.trees import leaves
 
 _HERE = Path(__file__).parent
@@ -105,38 +105,33 @@ class _Watch(Tape):
 
     def go_back(self, outputs: Sequence[Tensor]) -> None:
         """Gradients of all lines, from ones at the outputs."""
-        gradients: dict[Entry, Any] = {}
-        for tensor in outputs:
-            if tensor.requires_grad and tensor.dtype in FLOATS and tensor._entry is not None:
-                gradients[tensor._entry] = np.ones_like(tensor._data)
-        pieces: dict[Entry, list[Piece]] = {}
-        for line in reversed(list(self)):
-            entry = line.entry
-            if entry in pieces:
-                whole = ARRAYS.assemble(entry, pieces.pop(entry))
-                gradients[entry] = gradients[entry] + whole if entry in gradients else whole
-            gradient = gradients.pop(entry, None)
-            if gradient is None or entry.op is None or not line.inputs:
-                continue
-            if entry.saved is None:
-                raise TapeError(
-                    "find_nan: the function went backward itself, and its graph is gone; let it "
-                    "return the loss instead"
-                )
-            for k, parent in enumerate(entry.parents):
-                if parent is None or not parent.requires_grad:
-                    continue
-                with self._as_recorded(entry):
-                    part = entry.op.vjps[k](gradient, *entry.saved)
-                values = part.gradient if type(part) is Piece else part
-                if _is_nan(values):
-                    was = _range(gradient)
-                    self._stop("gradient", entry, values, f"came back; the gradient {was} went in")
-                if type(part) is Piece:
-                    pieces.setdefault(parent, []).append(part)
-                    continue
-                part = ARRAYS.fit(part, parent)
-                gradients[parent] = gradients[parent] + part if parent in gradients else part
+        given = [t for t in outputs if t.requires_grad and t.dtype in FLOATS]
+        roots = {entry_of(t): np.ones_like(t._data) for t in given}
+        made_before = [line.entry for line in self if not line.inputs]
+        try:
+            reachable(roots, set(made_before))
+        except TapeError:
+            raise TapeError(
+                "find_nan: the function went backward itself, and its graph is gone; let it "
+                "return the loss instead"
+            ) from None
+        walk(roots, ARRAYS._replace(derivatives=self._watched), made_before, retain_graph=True)
+
+    def _watched(self, entry: Entry, parents: Any, saved: Sequence[Any]) -> Any:
+        """The entry's derivatives, which look at what they give."""
+        assert entry.op is not None
+        vjps = entry.op.vjps
+
+        def watched(k: int, gradient: Any, *saved: Any) -> Any:
+            with self._as_recorded(entry):
+                part = vjps[k](gradient, *saved)
+            values = part.gradient if type(part) is Piece else part
+            if _is_nan(values):
+                was = _range(gradient)
+                self._stop("gradient", entry, values, f"came back; the gradient {was} went in")
+            return part
+
+        return EachInput(watched), saved
 
     def _as_recorded(self, entry: Entry) -> AbstractContextManager[None]:
         """Compute as the line of this entry was computed."""

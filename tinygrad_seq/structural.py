@@ -598,8 +598,8 @@ def _column_sums(g: np.ndarray) -> np.ndarray:
     return _column_sums(np.concatenate([sums, g[whole:]]))
 
 
-def _reattach(entry: Entry, parents: Sequence[Any], saved: Sequence[Any]) -> Sequence[Any]:
-    """What an entry kept, each array as a tensor in its old place on the tape.
+def _reattached(entry: Entry, parents: Sequence[Any], saved: Sequence[Any]) -> Any:
+    """An entry's derivatives over tensors, and what it kept as tensors in their old places.
 
     An input is put back on the entry that made it and the output on this one, so that derivatives
     computed from them are recorded as depending on what they depended on.
@@ -611,7 +611,7 @@ def _reattach(entry: Entry, parents: Sequence[Any], saved: Sequence[Any]) -> Seq
         value if value is None or source is None else wrap(value, source)
         for value, source in zip(saved[:count], sources, strict=True)
     ]
-    return (*tensors, *saved[count:])
+    return entry.op.tensor_vjps, (*tensors, *saved[count:])
 
 
 def _fit_array(g: Array, entry: Entry) -> Array:
@@ -632,8 +632,8 @@ def _assemble_tensors(entry: Entry, pieces: Sequence[Piece]) -> Tensor:
     return apply(SCATTER, gradients, (places, entry.shape, entry.dtype))
 
 
-ARRAYS = Arithmetic(_fit_array, _assemble_arrays, reattach=None)
-TENSORS = Arithmetic(_fit_tensor, _assemble_tensors, _reattach)
+ARRAYS = Arithmetic(_fit_array, _assemble_arrays, derivatives=None)
+TENSORS = Arithmetic(_fit_tensor, _assemble_tensors, _reattached)
 
 
 # Methods -------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from tinygrad_seq.errors import TapeError
-from tinygrad_seq.rules import Function, Operation
+from tinygrad_seq.rules import Function, Operation, Vjps
 
 F = TypeVar("F", bound=Callable[..., Any])
 next_index = itertools.count(1).__next__
@@ -172,9 +172,9 @@ class Arithmetic(NamedTuple):
 
     fit: Callable[[Any, Entry], Any]  # undo broadcasting and promotion
     assemble: Callable[[Entry, Sequence[Piece]], Any]  # the pieces as one gradient
-    # Makes tensors of what an entry kept, from the entry, its parents and `saved`; None: use it as
-    # it is.
-    reattach: Callable[[Entry, Any, Any], Sequence[Any]] | None
+    # The derivatives of an entry's operation, and what they are given, from the entry, its parents
+    # and `saved`; None: the operation's own, and `saved` as it is.
+    derivatives: Callable[[Entry, Any, Any], tuple[Vjps, Sequence[Any]]] | None
 
 
 def walk(
@@ -197,7 +197,7 @@ def walk(
     if last_write > first:  # otherwise nothing was replaced since these were recorded
         check_unwritten(order)
     on_the_way = set(order)
-    fit, assemble, reattach = arithmetic
+    fit, assemble, derivatives = arithmetic
     gradients = dict(roots)
     pieces: dict[Entry, list[Piece]] = {}
     owned: set[Entry] = set()  # whose gradient is a sum made here, which nobody else can see
@@ -220,11 +220,11 @@ def walk(
         parents, saved, vjps = entry.parents, entry.saved, op.vjps
         if saved is None:
             raise TapeError(FREED)
-        if reattach is not None:
-            saved, vjps = reattach(entry, parents, saved), op.tensor_vjps
+        if derivatives is not None:
+            vjps, saved = derivatives(entry, parents, saved)
         together: Sequence[Any] | None = None
         if type(op) is Bundle:
-            together = (op.pull if reattach is None else op.tensor_pull)(gradient, *saved)
+            together = (op.pull if derivatives is None else op.tensor_pull)(gradient, *saved)
         for k, parent in enumerate(parents):
             if parent is None or parent not in on_the_way:  # a number, or a constant
                 continue
