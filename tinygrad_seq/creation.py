@@ -2,7 +2,7 @@
 
 ``device`` is where they are to be, ``"cpu"`` unless it says ``"cuda"``. Random numbers are drawn on
 the host and then moved, so that a seed gives the same ones on both.
-Imports tape, tensors, devices and errors.
+Imports tape, tensors, structural, devices and errors.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from tinygrad_seq import devices
-from tinygrad_seq.errors import WAY_OUT, ShapeError, TraceError
+from tinygrad_seq.errors import WAY_OUT, TraceError, whole
+from tinygrad_seq.structural import check_shape
 from tinygrad_seq.tape import recording
 from tinygrad_seq.tensors import DEFAULT_FLOAT, FLOATS, Tensor, as_array, check_dtype, wrap
 
@@ -26,9 +27,7 @@ _generator = np.random.default_rng()
 def manual_seed(seed: int) -> None:
     """Start the random numbers of this package, parameters' and masks' included, at ``seed``."""
     global _generator
-    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
-        raise ValueError(f"manual_seed: {seed!r} was given, expected an integer from 0 on")
-    _generator = np.random.default_rng(seed)
+    _generator = np.random.default_rng(whole(seed, "manual_seed", least=0))
 
 
 def generator(rng: Rng = None) -> np.random.Generator:
@@ -84,19 +83,6 @@ def _placed(made: Tensor, device: str | None, requires_grad: bool = False) -> Te
     return made
 
 
-def _shape(shape: tuple[Any, ...], what: str) -> tuple[int, ...]:
-    given: Sequence[Any] = shape
-    if len(shape) == 1 and isinstance(shape[0], (tuple, list)):
-        given = shape[0]
-    for n in given:
-        if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < 0:
-            raise ShapeError(
-                f"{what}: shape {tuple(given)} was given, expected integers from 0 on "
-                "(dtype goes by keyword)"
-            )
-    return tuple(map(int, given))
-
-
 def full(
     shape: int | Sequence[int],
     fill_value: complex,
@@ -106,7 +92,8 @@ def full(
 ) -> Tensor:
     """A tensor that holds ``fill_value`` everywhere; dtype as ``tensor(fill_value)`` has it."""
     value = as_array(fill_value, dtype)
-    return _placed(wrap(np.full(_shape((shape,), "full"), value), None), device, requires_grad)
+    made = np.full(check_shape(shape, "full"), value)
+    return _placed(wrap(made, None), device, requires_grad)
 
 
 def zeros(
@@ -116,7 +103,7 @@ def zeros(
     device: str | None = None,
 ) -> Tensor:
     """Zeros, float32 unless told otherwise: ``zeros(2, 3)`` or ``zeros((2, 3))``."""
-    made = np.zeros(_shape(shape, "zeros"), check_dtype(dtype or DEFAULT_FLOAT))
+    made = np.zeros(check_shape(shape, "zeros"), check_dtype(dtype or DEFAULT_FLOAT))
     return _placed(wrap(made, None), device, requires_grad)
 
 
@@ -127,7 +114,7 @@ def ones(
     device: str | None = None,
 ) -> Tensor:
     """Ones, float32 unless told otherwise: ``ones(2, 3)`` or ``ones((2, 3))``."""
-    return full(_shape(shape, "ones"), 1, dtype or DEFAULT_FLOAT, requires_grad, device)
+    return full(check_shape(shape, "ones"), 1, dtype or DEFAULT_FLOAT, requires_grad, device)
 
 
 def arange(
@@ -144,9 +131,9 @@ def arange(
             raise ValueError(f"arange: {v!r} was given, expected a finite number")
     if not step:
         raise ValueError("arange: a step of 0 was given, expected another number")
-    whole = all(isinstance(v, (int, np.integer)) for v in (low, high, step))
-    wanted = check_dtype(dtype or (np.int64 if whole else DEFAULT_FLOAT))
-    made = np.arange(low, high, step, dtype=np.int64 if whole else np.float64)
+    integral = all(isinstance(v, (int, np.integer)) for v in (low, high, step))
+    wanted = check_dtype(dtype or (np.int64 if integral else DEFAULT_FLOAT))
+    made = np.arange(low, high, step, dtype=np.int64 if integral else np.float64)
     return _placed(wrap(made.astype(wanted), None), device)
 
 
@@ -154,7 +141,7 @@ def eye(
     n: int, m: int | None = None, dtype: DTypeLike | None = None, device: str | None = None
 ) -> Tensor:
     """The identity matrix, n × m (m = n unless given), float32 unless told otherwise."""
-    rows, columns = _shape((n, n if m is None else m), "eye")
+    rows, columns = check_shape((n, n if m is None else m), "eye")
     made = np.eye(rows, columns, dtype=check_dtype(dtype or DEFAULT_FLOAT))
     return _placed(wrap(made, None), device)
 
@@ -172,9 +159,9 @@ def randn(
     Inside a cell: as ``rand`` says, two of whose numbers make one (Box and Muller 1958).
     """
     if recording.draws is not None:
-        made = recording.draws.normal(_shape(shape, "randn"), rng, per_sequence)
+        made = recording.draws.normal(check_shape(shape, "randn"), rng, per_sequence)
         return _in_a_cell(made, dtype, requires_grad)
-    values = generator(rng).standard_normal(_shape(shape, "randn"))
+    values = generator(rng).standard_normal(check_shape(shape, "randn"))
     return _random(values, dtype, requires_grad, device)
 
 
@@ -197,11 +184,11 @@ def rand(
     a cell that makes no difference.
     """
     if recording.draws is not None:
-        made = recording.draws.uniform(_shape(shape, "rand"), rng, per_sequence)
+        made = recording.draws.uniform(check_shape(shape, "rand"), rng, per_sequence)
         return _in_a_cell(made, dtype, requires_grad)
     wanted = check_dtype(dtype or DEFAULT_FLOAT)
     kind: Any = np.float32 if wanted == np.float32 else np.float64
-    values = generator(rng).random(_shape(shape, "rand"), dtype=kind)
+    values = generator(rng).random(check_shape(shape, "rand"), dtype=kind)
     if wanted == np.float16:  # which would round some up to 1
         values = np.minimum(values, np.nextafter(np.float16(1), np.float16(0)))
     return _random(values, dtype, requires_grad, device)

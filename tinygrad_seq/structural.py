@@ -77,19 +77,21 @@ def check_axis(axis: Any, ndim: int, operation: str) -> int:
 
 
 def check_shape(shape: Any, operation: str, least: int = 0) -> tuple[int, ...]:
-    """``shape``, an integer or a sequence of them, as a tuple."""
-    if type(shape) is tuple:
-        given = shape
-    else:
+    """``shape``, an integer or a sequence of them, as a tuple; ``((2, 3),)`` is (2, 3)."""
+    given = shape
+    if type(shape) is not tuple:
         given = tuple(shape) if isinstance(shape, (Sequence, np.ndarray)) else (shape,)
+    if len(given) == 1 and isinstance(given[0], (tuple, list)):
+        shape = given = tuple(given[0])
     strange = False
     for n in given:
         if type(n) is int and n >= least:  # quickly, for the commonest case
             continue
         strange = True
         if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < least:
+            hint = "" if isinstance(n, (int, float)) else "; a dtype goes by keyword"
             raise ShapeError(
-                f"{operation}: shape {shape!r} was given, expected integers from {least} on"
+                f"{operation}: shape {shape!r} was given, expected integers from {least} on{hint}"
             )
     return tuple(map(int, given)) if strange else given
 
@@ -327,7 +329,7 @@ ASTYPE = Operation("astype", ("x",), lambda x, dtype: x.astype(dtype), (lambda g
 def reshape(x: TensorLike, shape: int | Sequence[int]) -> Tensor:
     """The same elements in another shape; one length may be -1, to be worked out."""
     x = as_tensor(x, "reshape")
-    wanted = check_shape(shape, "reshape", least=-1)
+    shape = wanted = check_shape(shape, "reshape", least=-1)
     if -1 in wanted:
         known = prod([n for n in wanted if n != -1])
         if wanted.count(-1) == 1 and known:
@@ -639,8 +641,9 @@ TENSORS = Arithmetic(_fit_tensor, _assemble_tensors, _reattached)
 # Methods -------------------------------------------------------------------------------------
 
 
-def _shape_given(shape: tuple[Any, ...]) -> Any:
-    return shape[0] if len(shape) == 1 and isinstance(shape[0], (tuple, list)) else shape
+def _transpose(x: Tensor, *axes: Any) -> Tensor:
+    several = len(axes) != 1 or not isinstance(axes[0], (tuple, list))
+    return permute_dims(x, (axes if several else axes[0]) or None)
 
 
 def is_device(target: Any) -> bool:
@@ -682,10 +685,10 @@ _METHODS: dict[str, Any] = {
     "cumsum": cumsum,
     "max": max,
     "min": min,
-    "reshape": lambda x, *shape: reshape(x, _shape_given(shape)),
+    "reshape": lambda x, *shape: reshape(x, shape),
     "sum": sum,
     "to": to,
-    "transpose": lambda x, *axes: permute_dims(x, _shape_given(axes) or None),
+    "transpose": _transpose,
 }
 for _name, _method in _METHODS.items():
     setattr(Tensor, _name, _method)
