@@ -232,19 +232,14 @@ SUM = Operation(
     (lambda g, axes, keepdims, shape: _spread(g, shape, axes),),
     shown=2,
 )
-MAX = Operation(
-    "max",
-    ("x",),
-    lambda x, axes, keepdims: x.max(axis=axes, keepdims=keepdims),
-    (_extremum_vjp,),
-    uses=({"x", "y"},),
-)
-MIN = Operation(
-    "min",
-    ("x",),
-    lambda x, axes, keepdims: x.min(axis=axes, keepdims=keepdims),
-    (_extremum_vjp,),
-    uses=({"x", "y"},),
+
+
+MAX, MIN = (
+    Operation(name, ("x",), forward, (_extremum_vjp,), uses=({"x", "y"},))
+    for name, forward in {
+        "max": lambda x, axes, keepdims: x.max(axis=axes, keepdims=keepdims),
+        "min": lambda x, axes, keepdims: x.min(axis=axes, keepdims=keepdims),
+    }.items()
 )
 
 
