@@ -132,7 +132,7 @@ class Tape:
         """
         for line in self._lines:
             self._check_line(line)
-        check_unwritten(line.entry for line in self._lines)
+        check_unwritten(sorted(self._slots, key=lambda entry: entry.index))
 
     def _check_line(self, line: Line) -> None:
         where = f"tape line %{line.index}, {line.text}"

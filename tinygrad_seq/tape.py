@@ -193,9 +193,7 @@ def walk(
     order = reachable(roots, ends)
     if wanted is not None:
         order = _leading_to(ends, order)
-    first = next((entry.index for entry in order if entry.op is not None), last_write)
-    if last_write > first:  # otherwise nothing was replaced since these were recorded
-        check_unwritten(order)
+    check_unwritten(order)
     on_the_way = set(order)
     fit, assemble, derivatives = arithmetic
     gradients = dict(roots)
@@ -297,9 +295,14 @@ def mark_written(entry: Entry) -> None:
 
 
 def check_unwritten(entries: Iterable[Entry]) -> None:
-    """Raise a TapeError if a kept value belongs to a tensor whose data was replaced since."""
+    """Raise a TapeError if a kept value belongs to a tensor whose data was replaced since.
+
+    ``entries`` are in rising order.
+    """
     newest: dict[Entry, int] = {}  # the newest write to each source, or to what it is a view of
     for entry in entries:
+        if entry.index > last_write:
+            return  # nothing was replaced since this one and the rest were recorded
         if entry.op is None or not entry.op.value_count or entry.saved is None:
             continue
         for kept, source in zip(entry.saved, (*entry.parents, entry), strict=False):
