@@ -10,19 +10,6 @@ from math import inf, nan
 from operator import index
 from typing import Any
 
-__all__ = [
-    "WAY_OUT",
-    "DeviceError",
-    "ShapeError",
-    "TapeError",
-    "TraceError",
-    "called",
-    "number",
-    "positive",
-    "probability",
-    "whole",
-]
-
 WAY_OUT = "tgs.unroll runs any cell, step by step on the tape"  # where a cell cannot be compiled
 
 
