@@ -108,11 +108,27 @@ def highway(m: Any, p: Any, x: Any, state: Any) -> Any:
     return s, (s,)
 
 
+def delta_rule(m: Any, p: Any, x: Any, state: Any) -> Any:
+    """Eight heads, each with a matrix as memory (Schlag, Irie, Schmidhuber 2021)."""
+    (S,) = state
+    k, v, q = (z.reshape(S.shape[:3]) for z in m.split(x @ p.W, 3))
+    k = m.exp(k) / (m.sum(m.exp(k)))[:, :, None]
+    change = m.sigmoid(x @ p.r)[:, :, None] * (v - m.sum(S * k[:, :, None, :]))
+    S = S + change[:, :, :, None] * k[:, :, None, :]
+    return m.sum(S * q[:, :, None, :]).reshape((len(x), -1)), (S,)
+
+
 class CellOf:
     """A cell, its states and the shapes of its parameters."""
 
-    def __init__(self, step: Callable[..., Any], states: int, **shapes: str) -> None:
-        self.step, self.states, self.shapes = step, states, shapes
+    def __init__(
+        self, step: Callable[..., Any], states: int, state: str = "(B, H)", **shapes: str
+    ) -> None:
+        self.step, self.states, self.state, self.shapes = step, states, state, shapes
+
+    def first(self, zeros: Callable[[tuple[int, ...]], Any], B: int, H: int) -> tuple[Any, ...]:
+        """The states that it begins with."""
+        return tuple(zeros(eval(self.state, {"B": B, "H": H})) for _ in range(self.states))
 
     def parameters(self, I: int, H: int) -> dict[str, np.ndarray]:
         rng = np.random.default_rng(1)
@@ -138,6 +154,7 @@ CELLS = {
     "highway": CellOf(
         highway, 1, W="(I, 2*H)", U="(H, 2*H)", V="(H, 2*H)", b="(2*H,)", bv="(2*H,)"
     ),
+    "delta_rule": CellOf(delta_rule, 1, "(B, 8, H//8, H//8)", W="(I, 3*H)", r="(I, 8)"),
 }
 FUSED = ("lstm", "gru", "rnn")
 PEERS = {
@@ -145,7 +162,7 @@ PEERS = {
     **dict.fromkeys(("gru", "rnn"), ("torch",)),
     "peephole": ("torch", "jax"),
     **dict.fromkeys(("minimal_gated", "multiplicative", "indrnn"), ("jax",)),
-    **dict.fromkeys(("layer_norm_lstm", "highway"), ("jax",)),
+    **dict.fromkeys(("layer_norm_lstm", "highway", "delta_rule"), ("jax",)),
 }
 
 
@@ -180,10 +197,12 @@ def ours(name: str, row: tuple[int, ...]) -> Runs:
             sqrt=tgs.sqrt,
             split=lambda z, n: tgs.split(z, n, axis=-1),
             mean=lambda z: tgs.mean(z, axis=-1, keepdims=True),
+            sum=lambda z: tgs.sum(z, axis=-1),
+            exp=tgs.exp,
         )
         named = SimpleNamespace(**p)
         parameters = list(p.values())
-        state = tuple(tgs.zeros(B, H) for _ in range(kind.states))
+        state = kind.first(tgs.zeros, B, H)
 
         def cell(x: Any, state: Any) -> Any:
             return kind.step(m, named, x, state)
@@ -227,11 +246,13 @@ def torch(name: str, row: tuple[int, ...]) -> Runs:
             sqrt=torch.sqrt,
             split=lambda z, n: torch.chunk(z, n, -1),
             mean=lambda z: z.mean(-1, keepdim=True),
+            sum=lambda z: z.sum(-1),
+            exp=torch.exp,
         )
         named, parameters = SimpleNamespace(**p), list(p.values())
 
         def run() -> Any:
-            state: Any = tuple(torch.zeros(B, H) for _ in range(kind.states))
+            state: Any = kind.first(torch.zeros, B, H)
             ys = []
             for t in range(len(x)):
                 y, state = kind.step(m, named, x[t], state)
@@ -267,10 +288,12 @@ def jax(name: str, row: tuple[int, ...]) -> Runs:
         sqrt=jnp.sqrt,
         split=lambda z, n: jnp.split(z, n, -1),
         mean=lambda z: z.mean(-1, keepdims=True),
+        sum=lambda z: z.sum(-1),
+        exp=jnp.exp,
     )
 
     def run(p: Any, x: Any) -> Any:
-        state = tuple(jnp.zeros((B, H)) for _ in range(kind.states))
+        state = kind.first(jnp.zeros, B, H)
 
         def step(state: Any, x: Any) -> Any:
             y, state = kind.step(m, SimpleNamespace(**p), x, state)

@@ -1,4 +1,4 @@
-"""The example on long range, and the benchmark of published results, at a small size."""
+"""The examples on long range and memory, and the benchmark of published results, in small."""
 
 from __future__ import annotations
 
@@ -49,6 +49,18 @@ def test_long_range(tmp_path, capsys):
     assert f"{runs['each element']:.4f} (each element)" in shown
     assert picture.stat().st_size > 10_000
     assert (tmp_path / "long_range_gates.png").stat().st_size > 10_000
+
+
+def test_matrix_memory(tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    path = tmp_path / "matrix_memory.png"
+    small = ["--pairs", "3", "16", "--updates", "180", "--output", str(path)]
+    found = main_of("matrix_memory")(small)
+    assert found["matrix, delta"][16] > 0.9 > 0.3 > found["LSTM"][16]
+    assert path.is_file()
+    assert "matrix, delta          3,633" in capsys.readouterr().out
+    found = main_of("matrix_memory")("--pairs 2 --updates 2 --rule sum --no-plot".split())
+    assert [*found] == ["LSTM", "GRU", "matrix, sum"]
 
 
 class TestPublished:

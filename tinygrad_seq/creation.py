@@ -175,7 +175,7 @@ def rand(
 ) -> Tensor:
     """Uniform numbers from 0 up to but without 1, float32 unless told otherwise.
 
-    Inside a cell, whose rows of the batch they are for, (B, n) or (B,): multiples of 2^-24 in the
+    Inside a cell, whose rows of the batch they are for, (B, ...): multiples of 2^-24 in the
     dtype of the states, where they are. Each is a function of its place alone, that is of a seed
     (drawn from ``rng`` in every call of ``scan`` or ``unroll``), the operation, the step, the row
     and the column (Philox 4x32-10, Salmon et al. 2011); so ``scan`` and ``unroll`` draw the same

@@ -77,9 +77,8 @@ def product_of_lines(name: str, inputs: Sequence[Tensor], shares: Shares) -> Ten
         once = eye(count, dtype=matrix.dtype).to(matrix.device)
         shares[key] = matrix, _blocks(turned, once) if left else _blocks(once, turned)
     made = x.reshape(len(x), prod(x.shape[1:])) @ shares[key][1]
-    if left:
-        return made.reshape(len(x), a.shape[0], count)
-    return made.reshape(*x.shape[:-1], made.shape[1] // count if count else 0)
+    n = matrix.shape[0 if left or name == "linear" else 1]
+    return made.reshape((len(x), n, count) if left else (*x.shape[:-1], n))
 
 
 def _blocks(a: Tensor, b: Tensor) -> Tensor:

@@ -43,12 +43,6 @@ class Stepper:
             )
         if any(not leaf.ndim for leaf in leaves(x)):
             raise ShapeError("Stepper: x is a number, expected an input of one step, (B, ...)")
-        for path, leaf in paths(x):
-            if leaf.ndim > 2:
-                raise ShapeError(
-                    f"Stepper: x{path} has shape {leaf.shape}, expected that of one step, (B, n) "
-                    "or (B,)"
-                )
         steps = map_leaves(lambda leaf: wrap(leaf._data[None], None), x)
         with no_grad():
             given = check_arguments(cell, steps, state, None, None, "Stepper")

@@ -387,7 +387,8 @@ class Tracer(Source):
                 name,
                 inputs,
                 ": it has more axes than the value of the step; a tensor (T, B, n), of which each "
-                "step reads its own part, belongs into xs, scan(cell, (xs, more))",
+                "step reads its own part, belongs into xs, scan(cell, (xs, more)), and one that "
+                "every step reads all of has the batch first, memory * h[:, None] with (B, S, n)",
             )
         if type(other) is Traced and len(a) != len(b):
             self.refuse(
