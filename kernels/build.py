@@ -24,7 +24,7 @@ import sys
 import tempfile
 import threading
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -128,7 +128,7 @@ def write_module(name: str, text: str) -> Path:
         home.mkdir(parents=True, exist_ok=True)
         path = home / f"{name}.py"
         _write(path, text.encode())
-        _say_not_kept(error)
+        say_not_kept(error)
         return path
 
 
@@ -147,7 +147,7 @@ def _write(path: Path, content: bytes) -> None:
 _full: set[Path] = set()  # folders in which nothing can be kept, as was said of each once
 
 
-def _say_not_kept(error: Exception) -> None:
+def say_not_kept(error: Exception) -> None:
     where = folder()
     if where in _full:
         return
@@ -230,11 +230,8 @@ def load(name: str, text: str, functions: Mapping[str, int]) -> dict[str, Any]:
     """The functions of a text, compiled; each takes as many integers as ``functions`` says."""
     with _lock:
         path = write_module(name, text)
-        _compiling.append(path)
-        try:
+        with compiling():
             worker.wait(path)
-        finally:
-            _compiling.remove(path)
         return _load(path, text, functions)
 
 
@@ -246,7 +243,6 @@ def module(name: str, text: str) -> ModuleType:
 
 def _load(path: Path, text: str, functions: Mapping[str, int]) -> dict[str, Any]:
     module = _import(path, text)
-    _touch(path.parent)
     if config.DISABLE_JIT:
         return {name: getattr(module, name) for name in functions}
     return {name: compiled(getattr(module, name), words) for name, words in functions.items()}
@@ -254,16 +250,13 @@ def _load(path: Path, text: str, functions: Mapping[str, int]) -> dict[str, Any]
 
 def _import(path: Path, text: str) -> ModuleType:
     """The module of a text that stands in this file, whatever else may be kept of it."""
+    with suppress(OSError):
+        os.utime(path.parent)  # it is in use
     module = ModuleType(f"tinygrad_seq_kernel_{path.parent.name}")
     module.__file__ = str(path)
     sys.modules[module.__name__] = module  # pickling looks for functions by their module
     exec(compile(text, path, "exec", dont_inherit=True), module.__dict__)
     return module
-
-
-def _touch(home: Path) -> None:
-    with suppress(OSError):
-        os.utime(home)
 
 
 class Kept:
@@ -298,27 +291,33 @@ class Kept:
             self.path.parent.mkdir(parents=True, exist_ok=True)  # it may have been deleted
             _write(self.path, hashlib.sha256(code).digest() + code)
         except OSError as error:
-            _say_not_kept(error)
+            say_not_kept(error)
 
 
-_compiling: list[Any] = []  # functions, and files of a worker, that are being compiled
+_compiling: list[bool] = []  # as many as compile now
+
+
+@contextmanager
+def compiling(kept: bool = False) -> Iterator[None]:
+    """Nobody else compiles in the block, no process forks, and ``said`` says so, if it is not only
+    loading what is kept."""
+    with _lock:
+        _compiling.append(not kept)
+        try:
+            yield
+        finally:
+            _compiling.pop()
 
 
 def compiled(function: Callable[..., Any], words: int, keep: bool = True) -> Any:
     """A C function of that many words, compiled or loaded; its ``address`` is an attribute."""
     kept = Kept(Path(function.__code__.co_filename), function.__name__)
-    mark = [] if keep and kept.path.is_file() else [function]
-    _compiling.extend(mark)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", numba.NumbaWarning)
-            made: Any = CFunc(function, ((types.int64,) * words, types.void), {}, OPTIONS)
-            if keep:
-                made._cache = kept
-            made.compile()
-    finally:
-        if mark:
-            _compiling.remove(function)
+    with compiling(keep and kept.path.is_file()), warnings.catch_warnings():
+        warnings.simplefilter("ignore", numba.NumbaWarning)
+        made: Any = CFunc(function, ((types.int64,) * words, types.void), {}, OPTIONS)
+        if keep:
+            made._cache = kept
+        made.compile()
     pointer = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * words)(made.address)
     pointer.keep = made  # type: ignore[attr-defined]
     pointer.address = made.address  # type: ignore[attr-defined]
@@ -357,7 +356,7 @@ def said(what: str) -> Any:
     def watch() -> None:
         if over.wait(LATER):
             return
-        while not _compiling:  # what is kept may take its time to load on a busy machine
+        while not any(_compiling):  # what is kept may take its time to load on a busy machine
             if over.wait(0.2):
                 return
         where = folder()

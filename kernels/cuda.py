@@ -417,8 +417,9 @@ class _Run:
 
     def _launch(self, name: str, blocks: int, shared: int, words: dict[str, int]) -> None:
         kernel, names, _ = self.kernels[name]
-        given = self._words(names, words)
-        kernel.launch(blocks, shared, given, self.stream, name == self.layout.direction)
+        given, layout = self._words(names, words), self.layout
+        together = name == layout.direction and layout.division.parts > 1
+        kernel.launch(blocks, shared, given, self.stream, together)
 
     def _words(self, names: list[str], words: dict[str, int]) -> tuple[int, ...]:
         return tuple([words[each] if each in words else self._sum(each, words) for each in names])

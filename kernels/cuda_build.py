@@ -12,11 +12,13 @@ import ctypes
 import threading
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from llvmlite import ir
 from numba import config, types
+from numba.core.errors import NumbaError
 from tinygrad_seq.kernels import build
 from tinygrad_seq.kernels.cuda_division import Machine
 
@@ -318,13 +320,32 @@ class Simulated:
         self._kernel[blocks, SIMULATED_MACHINE.threads, 0, shared](words)
 
 
+def _compiled(function: Callable[..., Any], words: int) -> Any:
+    """A kernel, compiled or loaded; compiled for this process alone where it cannot be kept."""
+    home = Path(function.__code__.co_filename).parent
+    kept = [*home.rglob(f"*.{function.__name__}-*.nb[ic]")]
+    signature = types.void(types.UniTuple(types.int64, words))
+
+    def made(keep: bool) -> Any:
+        return cuda.jit([signature], cache=keep, **OPTIONS)(function)
+
+    with build.compiling(bool(kept)):
+        try:
+            return made(keep=True)
+        except NumbaError:
+            raise  # the text is wrong, not what was kept of it
+        except Exception as error:  # a full disk; or what was kept is damaged, in whatever way
+            for file in kept:
+                file.unlink(missing_ok=True)
+            build.say_not_kept(error)
+            return made(keep=False)
+
+
 class Compiled:
     """A kernel of a tuple of words, compiled for the device that is there."""
 
     def __init__(self, function: Callable[..., Any], words: int) -> None:
-        signature = types.void(types.UniTuple(types.int64, words))
-        dispatcher = cuda.jit([signature], cache=True, **OPTIONS)(function)
-        (kernel,) = dispatcher.overloads.values()
+        (kernel,) = _compiled(function, words).overloads.values()
         self._function = kernel._codelibrary.get_cufunc()
         self._asked = False
 

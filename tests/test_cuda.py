@@ -363,6 +363,34 @@ def test_launches_that_want_less_shared_memory_take_none_from_others(monkeypatch
     assert launched == [100_000, 200_000]
 
 
+def test_kernels_where_they_cannot_be_kept(monkeypatch, tmp_path):
+    """What was kept may be damaged, or the disk be full; and others see that it is compiling."""
+    required("" if find_spec("numba_cuda") else "not installed: numba_cuda")
+    from tinygrad_seq.kernels import build, cuda_build
+
+    text = tmp_path / "kernel.py"
+    function = eval(compile("lambda words: None", str(text), "eval"))
+    damaged = tmp_path / "__pycache__" / "kernel.<lambda>-1.nbi"
+    damaged.parent.mkdir()
+    damaged.write_text("damaged")
+    asked, said = [], []
+
+    def jit(signatures, cache, **_):
+        asked.append((cache, any(build._compiling)))
+        if cache:
+            raise OSError(28, "No space left on device")
+        return lambda _: "a dispatcher"
+
+    monkeypatch.setattr(cuda_build.cuda, "jit", jit)
+    monkeypatch.setattr(build, "say_not_kept", said.append)
+    assert cuda_build._compiled(function, 1) == "a dispatcher"
+    assert not damaged.exists()
+    assert cuda_build._compiled(function, 1) == "a dispatcher"
+    assert asked == [(True, False), (False, False), (True, True), (False, True)]
+    assert [each.errno for each in said] == [28, 28]
+    assert not build._compiling
+
+
 # Errors --------------------------------------------------------------------------------------
 
 

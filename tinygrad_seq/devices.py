@@ -27,7 +27,9 @@ CUDA_ERRORS = ("CUDAError", "CUDARuntimeError", "CUDADriverError", "CudaAPIError
 LASTING = (
     *("ILLEGAL_ADDRESS", "IllegalAddress", "LAUNCH_FAILED", "LaunchFailure", "LAUNCH_TIMEOUT"),
     *("LaunchTimeout", "ILLEGAL_INSTRUCTION", "IllegalInstruction"),
-    *("MISALIGNED_ADDRESS", "MisalignedAddress"),
+    *("MISALIGNED_ADDRESS", "MisalignedAddress", "INVALID_PC", "InvalidPc"),
+    *("INVALID_ADDRESS_SPACE", "InvalidAddressSpace", "HARDWARE_STACK_ERROR"),
+    *("HardwareStackError", "ECC_UNCORRECTABLE", "ECCUncorrectable"),
 )
 
 _started: Any = None  # CuPy, once it has answered in this process
