@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import random_cells
 
-from tinygrad_seq.recurrence import compiled
+from tinygrad_seq.recurrence import choices, compiled
 
 pytest.importorskip("numba_cuda")
 
@@ -30,6 +30,7 @@ def on_simulated_kernels(monkeypatch):
 
     monkeypatch.setattr(compiled, "_new_runner", new_runner)
     monkeypatch.setattr(compiled, "_runners", {})
+    monkeypatch.setattr(choices, "UNIT_BY_UNIT", [])
 
 
 @pytest.mark.parametrize("seed", range(100, 112))

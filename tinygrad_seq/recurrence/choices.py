@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from tinygrad_seq.recurrence.tracing import Tracer
 
 Shape = tuple[int, ...]
+UNIT_BY_UNIT = [devices.CPU]  # where kernels choose units; others multiply
 
 
 def units_of(shape: Shape) -> np.ndarray:
@@ -70,7 +71,7 @@ def _choice(tracer: Tracer, x: Traced, units: np.ndarray, shape: Shape, back: st
     trace, here, there = tracer.trace, prod(x.shape[1:]), prod(shape[1:])
     if here == there and np.array_equal(units, np.arange(here)):
         return same(tracer, x, shape)
-    if trace.device == devices.CPU:
+    if trace.device in UNIT_BY_UNIT:
         op, starts = runs(units)
         array, role = starts, UNITS
     else:
