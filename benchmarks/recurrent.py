@@ -112,7 +112,8 @@ def delta_rule(m: Any, p: Any, x: Any, state: Any) -> Any:
     """Eight heads, each with a matrix as memory (Schlag, Irie, Schmidhuber 2021)."""
     (S,) = state
     k, v, q = (z.reshape(S.shape[:3]) for z in m.split(x @ p.W, 3))
-    k = m.exp(k) / (m.sum(m.exp(k)))[:, :, None]
+    e = m.exp(k)
+    k = e / m.sum(e)[:, :, None]
     change = m.sigmoid(x @ p.r)[:, :, None] * (v - m.sum(S * k[:, :, None, :]))
     S = S + change[:, :, :, None] * k[:, :, None, :]
     return m.sum(S * q[:, :, None, :]).reshape((len(x), -1)), (S,)

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from tinygrad_seq.kernels import gemm, tiles
 
-from tinygrad_seq.program import Plan, Product
+from tinygrad_seq.program import Plan, Product, Program
 
 Array = np.ndarray
 MOST_CHUNKS = 16  # of the batch
@@ -31,6 +31,7 @@ WORTH_THREADS = 4e6  # arithmetic operations below which one thread is quicker
 BLOCK_ROWS = 32  # rows that a product outside the loop should have at least
 FAR_BLOCK_ROWS = 96  # if its matrix does not fit the second cache
 NEAR_MATRIX = 2**19  # bytes of a matrix that does
+NEAR_ROWS = 2**19  # bytes of rows, and all that a step has of them, that do
 
 
 class Sizes(NamedTuple):
@@ -69,7 +70,7 @@ def divide(plan: Plan, direction: str, steps: int, parts: int, sizes: Sizes) -> 
     B, backward = sizes.B, direction == "backward"
     in_tiles = tiles.used(plan.dtype) and B * steps >= tiles.WORTH_PACKING
     threads = _count_threads(plan, steps, sizes)
-    tasks = _count_tasks(threads, parts, sizes)
+    tasks = _count_tasks(plan, threads, parts, sizes)
     alone = parts % tasks == 0
     by_lengths = sizes.ragged and not alone
     slabs, segment = 1, steps
@@ -140,12 +141,31 @@ def _count_threads(plan: Plan, steps: int, sizes: Sizes) -> int:
     return min(sizes.threads, _chunks(sizes.B)) if work > WORTH_THREADS else 1
 
 
-def _count_tasks(threads: int, parts: int, sizes: Sizes) -> int:
-    """One for each thread; where rows were dealt to parts, as many for each part."""
-    if not sizes.ragged or parts == 1:
-        return threads
-    each = lcm(threads, parts)
-    return each if each <= _chunks(sizes.B) else threads // parts * parts
+def _count_tasks(plan: Plan, threads: int, parts: int, sizes: Sizes) -> int:
+    """One for each thread; where rows were dealt to parts, as many for each part.
+
+    More where rows are so wide that those of a task would not stay near, if no product in a loop
+    is the quicker the more rows it has. The same forward and backward, which share what is kept.
+    """
+    most, count = _chunks(sizes.B), threads
+    if sizes.ragged and parts > 1:
+        each = lcm(threads, parts)
+        count = each if each <= most else threads // parts * parts
+    programs = [plan.forward] if plan.backward is None else [plan.forward, plan.backward]
+    stages = [stage for program in programs for stage in program.sections["loop"]]
+    if not any(isinstance(stage, Product) and not stage.choice for stage in stages):
+        row = max(_bytes_of_row(plan, program, sizes) for program in programs)
+        while 2 * count <= most and -(-sizes.B // count) * row > NEAR_ROWS:
+            count *= 2
+    return count
+
+
+def _bytes_of_row(plan: Plan, program: Program, sizes: Sizes) -> int:
+    """What a step in the loop reads and writes of a row: the states, and values in memory."""
+    slots = [buffer.slot for buffer in program.scratch if not buffer.block]
+    classes = [plan.classes[slot] for slot in (*slots, *plan.state_slots, *plan.state_slots)]
+    widths = [sizes.widths[at] for at in classes if at < plan.forward_count]
+    return sum(widths) * np.dtype(plan.dtype).itemsize
 
 
 # Steps -----------------------------------------------------------------------------------------

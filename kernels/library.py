@@ -79,10 +79,9 @@ def take(a, row, M, units, runs, N, c, ldc, add):
         else:
             for k in range(runs):
                 x, y = source + int(scalar(units, k)) * ITEM, to + k * L * ITEM
-                if add:
-                    add_row(x, y, L)
-                else:
-                    copy_row(x, y, L)
+                for i in range(0, L, LANES):
+                    v = load(x, i, L - i)
+                    store(y, i, load(y, i, L - i) + v if add else v, L - i)
 
 
 def take_back(a, row, M, units, runs, N, c, ldc, K, add):
@@ -97,8 +96,17 @@ def take_back(a, row, M, units, runs, N, c, ldc, K, add):
                 j = int(scalar(units, k))
                 put_scalar(to, j, scalar(to, j) + scalar(source, k))
         else:
-            for k in range(runs):
-                add_row(source + k * L * ITEM, to + int(scalar(units, k)) * ITEM, L)
+            k = 0
+            while k < runs:  # those one after another that go to the same place, at once
+                first, j = k, int(scalar(units, k))
+                while k < runs and int(scalar(units, k)) == j:
+                    k += 1
+                x, y = source + first * L * ITEM, to + j * ITEM
+                for i in range(0, L, LANES):
+                    total = load(y, i, L - i)
+                    for q in range(k - first):
+                        total = total + load(x + q * L * ITEM, i, L - i)
+                    store(y, i, total, L - i)
 
 
 def spread(a, row, M, units, runs, N, c, ldc, add):

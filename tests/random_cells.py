@@ -348,7 +348,8 @@ def compare(seed: int) -> str | None:
 
 def main(first: int, count: int) -> int:
     # so that there are several blocks, of rows and of columns, and segments
-    division.BLOCK_ROWS, gemm.KC, gemm.AT_ONCE, division.FEWEST_DEALT = 4, 8, 8, 2
+    division.BLOCK_ROWS, division.NEAR_ROWS, division.FEWEST_DEALT = 4, 64, 2
+    gemm.KC, gemm.AT_ONCE = 8, 8
     memory.SMALL, memory.Block = 0, Guarded
     failed = 0
     for seed in range(first, first + count):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import tinygrad_seq as tgs
-from tinygrad_seq.recurrence import compiled
+from tinygrad_seq.recurrence import compiled, lowering
 from tinygrad_seq.trees import leaves
 
 
@@ -116,6 +116,31 @@ def test_a_matrix_for_each_row_with_checkpoints_and_from_before(rng):
         lambda: tgs.sum(tgs.scan(cell, x, state)[0] ** 2), {"values": parameters[1]}
     )
     assert flow[0].norm.shape == (9,)
+
+
+def test_products_of_lines_where_a_matrix_of_blocks_would_be_large(rng, monkeypatch):
+    cell, parameters = heads(rng, 10, 5)
+    x, state = rng.standard_normal((3, 2, 10)), rng.standard_normal((2, 2, 5))
+    want = found(tgs.unroll, cell, parameters, x, state)
+    monkeypatch.setattr(lowering, "MOST_IN_BLOCKS", 0)
+    for here, expected in zip(found(tgs.scan, cell, parameters, x, state), want, strict=True):
+        np.testing.assert_allclose(here, expected, rtol=1e-9, atol=1e-11)
+
+
+def test_a_matrix_for_lines_and_for_what_was_joined(rng):
+    """Its pieces for the one are not its blocks for the other."""
+    W = parameter(rng, 4, 3)
+
+    def cell(x, h):
+        a, b = x[:, :2], x[:, 2:]
+        lines = tgs.stack([x, tgs.sin(x)], axis=1) @ W
+        return lines[:, 0] * lines[:, 1] + tgs.concat([a, b * h], axis=-1) @ W, h
+
+    x, h = rng.standard_normal((3, 2, 4)), rng.standard_normal((2, 2))
+    for here, expected in zip(
+        found(tgs.scan, cell, [W], x, h), found(tgs.unroll, cell, [W], x, h), strict=True
+    ):
+        np.testing.assert_allclose(here, expected, rtol=1e-10)
 
 
 def test_ties_along_an_axis_share_the_gradient_equally(rng):

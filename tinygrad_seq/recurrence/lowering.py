@@ -71,7 +71,7 @@ def product_of_lines(name: str, inputs: Sequence[Tensor], shares: Shares) -> Ten
     if many or matrix.size * count**2 > MOST_IN_BLOCKS:
         b = b.T if name == "linear" else b
         return structural.sum(expand_dims(a, -1) * expand_dims(b, -3), axis=-2)
-    key = id(matrix), name, int(left), count, recording.enabled
+    key = id(matrix), f"blocks of {name}", int(left), count, recording.enabled
     if key not in shares:
         turned = matrix.T if left or name == "linear" else matrix
         once = eye(count, dtype=matrix.dtype).to(matrix.device)
