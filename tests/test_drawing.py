@@ -90,6 +90,14 @@ class TestCells:
             assert any(re.search(word, text) for text in shown), parameter
         assert_apart(figure)
 
+    def test_values_of_several_axes(self):
+        def cell(x, S):
+            S = S + x[:, :, None] * x[:, None, :]
+            return S.sum(axis=1), S
+
+        shown = texts(drawing.draw_cell(cell, XS, np.zeros((2, 3, 3), "float32")))
+        assert {"repeat", "choose units", "sum along an axis", "S′"} <= set(shown)
+
     def test_lstm(self):
         shown = texts(drawing.draw_cell(nn.LSTMCell(3, 4), XS))
         for text in (

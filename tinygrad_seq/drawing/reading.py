@@ -49,6 +49,7 @@ CALLED = {
     "minimum": "min",
     "uniform": "random",
     "broadcast": "repeat",
+    "take": "choose units",
     "spread": "repeat",
     "take_transposed": "sum along an axis",
     "spread_transposed": "sum along an axis",
@@ -151,6 +152,8 @@ class _Reader:
             start = self.trace.starts[slot]
             stop, whole = start + self.trace.widths[slot], self.trace.widths[row.inputs[0]]
             text = f"[{self.widths.cut(start, stop, whole)}]"
+        elif any(self.rows[k].op == "units" for k in fixed):
+            text = called
         elif infix and fixed:
             text = f" {infix} ".join(fixed.get(k, "") for k in row.inputs).strip()
         elif infix:
