@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import tinygrad_seq as tgs
-from tinygrad_seq.recurrence import compiled, lowering
+from tinygrad_seq.recurrence import choices, compiled, lowering
 from tinygrad_seq.trees import leaves
 
 
@@ -170,3 +170,19 @@ def test_a_tensor_read_off_the_tape_keeps_its_gradient(rng):
 
     tgs.scan(cell, np.ones((2, 2, 1)), np.ones((2, 3, 2)))[0].sum().backward()
     np.testing.assert_allclose(W.grad.numpy(), np.full((3, 1), 8.0))
+
+
+def test_choices_of_equal_bytes_and_other_shapes(rng, monkeypatch):
+    """As matrices, [0, 1] repeated and a sum by threes are the same numbers one after another."""
+
+    def cell(x, h):
+        repeated = tgs.broadcast_to(x[:, None, :], (2, 3, 2))  # (2, 6) as a matrix
+        by_threes = tgs.concat([h, h, h], axis=-1).reshape(2, 2, 3).sum(axis=-1)  # (6, 2)
+        h = tgs.tanh(repeated[:, 0] + by_threes)
+        return h, h
+
+    monkeypatch.setattr(choices, "UNIT_BY_UNIT", [])
+    xs, h0 = rng.standard_normal((3, 2, 2)), np.ones((2, 2))
+    wanted, _ = tgs.unroll(cell, xs, h0)
+    got, _ = tgs.scan(cell, xs, h0)
+    np.testing.assert_allclose(got.numpy(), wanted.numpy(), rtol=1e-12)

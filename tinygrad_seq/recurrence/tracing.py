@@ -73,7 +73,8 @@ class Tracer(Source):
         self.shares: Shares = {}
         # Rows of products, by the operation, its two rows, and whether gradients go through.
         self.products: dict[tuple[str, int, int, bool], int] = {}
-        self.constants: dict[tuple[bytes, int], Tensor] = {}  # of arrays, by what is in them
+        # Of arrays that the step reads, by what is in them and their shape.
+        self.constants: dict[tuple[bytes, tuple[int, ...]], Tensor] = {}
         self.events: list[Any] | None = [] if noted else None  # what was asked for, in order
         self.leaves: list[Tensor] = []  # inputs and states, if it is noted
         self.body = 0  # rows when the cell had returned
@@ -119,7 +120,7 @@ class Tracer(Source):
     def constant(self, array: np.ndarray) -> Tensor:
         """An array that the step reads, in its dtype and where its inputs are."""
         array = array.astype(self.trace.dtype)
-        key = array.tobytes(), array.ndim
+        key = array.tobytes(), array.shape
         if key not in self.constants:
             self.constants[key] = wrap(devices.to_device(array, self.trace.device), None)
         return self.constants[key]
