@@ -186,3 +186,13 @@ def test_choices_of_equal_bytes_and_other_shapes(rng, monkeypatch):
     wanted, _ = tgs.unroll(cell, xs, h0)
     got, _ = tgs.scan(cell, xs, h0)
     np.testing.assert_allclose(got.numpy(), wanted.numpy(), rtol=1e-12)
+
+
+def test_a_sum_of_conditions_along_no_axis_counts(rng):
+    def cell(x, h):
+        assert tgs.sum(x > 0, axis=()).dtype == np.int64
+        return h, h
+
+    xs, h0 = rng.standard_normal((2, 2, 3)), np.ones((2, 3))
+    for driver in (tgs.unroll, tgs.scan):
+        driver(cell, xs, h0)

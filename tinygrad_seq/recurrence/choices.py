@@ -14,7 +14,7 @@ GPU a choice is a product with a matrix of ones and zeros. Imports the engine an
 from __future__ import annotations
 
 from math import prod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -59,18 +59,20 @@ def unrolled(op: str, starts: np.ndarray, count: int) -> np.ndarray:
 
 def chosen(tracer: Tracer, x: Traced, units: np.ndarray, shape: Shape) -> Tensor:
     """The value of this shape whose units are those of x with these numbers."""
-    return _choice(tracer, x, units.ravel(), shape, "")
+    return _choice(tracer, x, units.ravel(), shape, x.dtype, "")
 
 
-def added_up(tracer: Tracer, x: Traced, units: np.ndarray, shape: Shape) -> Tensor:
+def added_up(tracer: Tracer, x: Traced, units: np.ndarray, shape: Shape, dtype: Any) -> Tensor:
     """The value of this shape to whose unit ``units[j]`` each unit j of x is added."""
-    return _choice(tracer, x, units.ravel(), shape, "_transposed")
+    return _choice(tracer, x, units.ravel(), shape, dtype, "_transposed")
 
 
-def _choice(tracer: Tracer, x: Traced, units: np.ndarray, shape: Shape, back: str) -> Tensor:
+def _choice(
+    tracer: Tracer, x: Traced, units: np.ndarray, shape: Shape, dtype: Any, back: str
+) -> Tensor:
     trace, here, there = tracer.trace, prod(x.shape[1:]), prod(shape[1:])
     if here == there and np.array_equal(units, np.arange(here)):
-        return same(tracer, x, shape)
+        return same_units(tracer, x, shape, dtype)
     if trace.device in UNIT_BY_UNIT:
         op, starts = runs(units)
         array, role = starts, UNITS
@@ -78,12 +80,13 @@ def _choice(tracer: Tracer, x: Traced, units: np.ndarray, shape: Shape, back: st
         op, role = "matmul", MATRIX
         array = np.arange(there) == units[:, None] if back else np.arange(here)[:, None] == units
         back = ""
-    return tracer.product(op + back, x, tracer.capture(tracer.constant(array), role), shape)
+    operand = tracer.capture(tracer.constant(array), role)
+    return tracer.product(op + back, x, operand, shape, dtype)
 
 
-def same(tracer: Tracer, x: Traced, shape: Shape) -> Tensor:
-    """The same units in another shape."""
-    made = stand_in(tracer, x.slot, shape, x.dtype)
+def same_units(tracer: Tracer, x: Traced, shape: Shape, dtype: Any) -> Tensor:
+    """The same row as a value of another shape or dtype."""
+    made = stand_in(tracer, x.slot, shape, dtype)
     stays = recording.enabled or x.slot in tracer.trace.frozen
     return made if stays else tracer.detach(made)
 

@@ -18,7 +18,7 @@ from tinygrad_seq.composites import expand_dims
 from tinygrad_seq.creation import eye
 from tinygrad_seq.elementwise import maximum, minimum, where
 from tinygrad_seq.errors import ShapeError
-from tinygrad_seq.recurrence.choices import added_up, chosen, same, units_of
+from tinygrad_seq.recurrence.choices import added_up, chosen, same_units, units_of
 from tinygrad_seq.recurrence.trace import ROLES, Traced, stand_in
 from tinygrad_seq.structural import along, linear, with_ones
 from tinygrad_seq.tape import recording
@@ -102,8 +102,7 @@ def _product(name: str, tracer: Tracer, inputs: Sequence[Tensor], params: Any) -
         computed = [_computed(tracer, part) for part in parts]
         return product_of_parts(name, computed, inputs[1], tracer.shares)
     matrix = tracer.capture(inputs[1], ROLES[name])
-    made = tracer.product("matmul", a, matrix, (trace.B, trace.widths[matrix]))
-    return stand_in(tracer, made._data.slot, made.shape, trace.dtype)
+    return tracer.product("matmul", a, matrix, (trace.B, trace.widths[matrix]), trace.dtype)
 
 
 def _computed(tracer: Tracer, part: Tensor) -> Tensor:
@@ -128,13 +127,12 @@ def _reduce(name: str, tracer: Tracer, inputs: Sequence[Tensor], params: Any) ->
     shape = kept if keepdims else tuple([n for k, n in enumerate(x.shape) if k not in axes])
     dtype = np.dtype(np.int64) if name == "sum" and x.dtype.kind in "bu" else x.dtype
     if not axes:
-        return same(tracer, x, shape)
+        return same_units(tracer, x, shape, dtype)
     if len(axes) == x.ndim - 1:
         return tracer.row(name, (x.slot,), shape, dtype, single=True)
     if name != "sum":
         return extremum(name, inputs[0], axes, keepdims)
-    made = added_up(tracer, x, np.broadcast_to(units_of(kept), x.shape[1:]), shape)
-    return stand_in(tracer, made._data.slot, shape, dtype)
+    return added_up(tracer, x, np.broadcast_to(units_of(kept), x.shape[1:]), shape, dtype)
 
 
 def extremum(name: str, x: Tensor, axes: tuple[int, ...], keepdims: bool) -> Tensor:
@@ -177,7 +175,7 @@ def _broadcast_to(tracer: Tracer, inputs: Sequence[Tensor], params: Any) -> Tens
     if len(shape) != x.ndim or shape[0] != tracer.trace.B:
         tracer.refuse_mixing("broadcast_to", inputs)
     if shape == x.shape:
-        return same(tracer, x, shape)
+        return same_units(tracer, x, shape, x.dtype)
     if prod(x.shape[1:]) == 1:
         return tracer.row("broadcast", (x.slot,), shape, x.dtype, (True,))
     return chosen(tracer, x, np.broadcast_to(units_of(x.shape), shape[1:]), shape)
@@ -187,7 +185,7 @@ def _reshape(tracer: Tracer, inputs: Sequence[Tensor], params: Any) -> Tensor:
     x, shape = inputs[0]._data, params[0]
     if shape[:1] != (tracer.trace.B,):
         tracer.refuse_mixing("reshape", inputs)
-    return same(tracer, x, shape)
+    return same_units(tracer, x, shape, x.dtype)
 
 
 def _permute(tracer: Tracer, inputs: Sequence[Tensor], params: Any) -> Tensor:
@@ -252,7 +250,7 @@ def _slice(tracer: Tracer, x: Traced, start: int, stop: int, shape: tuple[int, .
 def _chosen(tracer: Tracer, x: Traced, units: np.ndarray, shape: tuple[int, ...]) -> Tensor:
     """Any choice of units: a slice, a few slices joined, or taken one by one."""
     if len(units) == prod(x.shape[1:]) and np.array_equal(units, np.arange(len(units))):
-        return same(tracer, x, shape)
+        return same_units(tracer, x, shape, x.dtype)
     starts = np.flatnonzero(np.diff(units, prepend=-2) != 1)  # of pieces that are slices
     if not 0 < len(starts) <= (PIECES if x.ndim == 2 else 1):
         return chosen(tracer, x, units, shape)

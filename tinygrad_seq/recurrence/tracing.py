@@ -125,13 +125,15 @@ class Tracer(Source):
             self.constants[key] = wrap(devices.to_device(array, self.trace.device), None)
         return self.constants[key]
 
-    def product(self, op: str, x: Traced, operand: int, shape: tuple[int, ...]) -> Tensor:
+    def product(
+        self, op: str, x: Traced, operand: int, shape: tuple[int, ...], dtype: Any
+    ) -> Tensor:
         """The row of x times a matrix, or that of a choice of its units; the same again if asked
         for again."""
         key = op, x.slot, operand, recording.enabled
         if key in self.products:
-            return stand_in(self, self.products[key], shape, x.dtype)
-        made = self.row(op, (x.slot, operand), shape, x.dtype)
+            return stand_in(self, self.products[key], shape, dtype)
+        made = self.row(op, (x.slot, operand), shape, dtype)
         self.products[key] = made._data.slot
         return made
 
