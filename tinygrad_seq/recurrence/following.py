@@ -31,12 +31,7 @@ from tinygrad_seq.creation import Rng, new_seed
 from tinygrad_seq.recurrence.arguments import Cell, Given
 from tinygrad_seq.recurrence.choices import as_row, full_shape
 from tinygrad_seq.recurrence.draws import Source, check_drawn_anew, drawn
-from tinygrad_seq.recurrence.lowering import (
-    Shares,
-    extremum,
-    product_of_lines,
-    product_of_parts,
-)
+from tinygrad_seq.recurrence.lowering import Shares, product_of_lines, product_of_parts
 from tinygrad_seq.recurrence.trace import BESIDE, CAPTURED, ROLES, Step, Trace, Traced
 from tinygrad_seq.recurrence.tracing import (
     Event,
@@ -48,7 +43,7 @@ from tinygrad_seq.recurrence.tracing import (
     tracing,
 )
 from tinygrad_seq.rules import RULES
-from tinygrad_seq.structural import CONCAT, LINEAR, MATMUL, MAX, MIN, STACK
+from tinygrad_seq.structural import CONCAT, LINEAR, MATMUL, STACK
 from tinygrad_seq.tape import recording
 from tinygrad_seq.tensors import Tensor, is_traced, wrap
 from tinygrad_seq.trees import leaves, map_leaves, rebuild
@@ -58,7 +53,7 @@ EXACT = 2**24  # whole numbers up to here are float32's too
 PATIENCE = 8  # how often, one after another, a cell may do something else before it is let be
 
 # What several events may be made of, see ``_several``.
-SEVERAL = (MATMUL, LINEAR, MAX, MIN, RULES["scalar_power"])
+SEVERAL = (MATMUL, LINEAR, RULES["scalar_power"])
 
 _NOWHERE = Tracer(Trace(0, np.dtype("float32")))
 _precedents: dict[Any, Precedent] = {}
@@ -251,7 +246,7 @@ class Form:
         self.begin, self.several = event.begin, event.several
         self.made = event.made if type(event.made._data) is Traced else None
         # What gets a row of its own, in their order: inputs, by where they stand, and constants.
-        # What is made of several events has none.
+        # What is made of several events gets none.
         self.operands = operands
         self.new = [k for k in operands if type(k) is int]
         alone = not event.several and not operands and all(type(each) is Tensor for each in inputs)
@@ -456,11 +451,9 @@ class Precedent(Source):
 
     def _several(self, form: Form, inputs: Sequence[Any]) -> Tensor:
         """What is made of several events, which come next: asked for again, one by one."""
-        name = form.op.name
         if form.op is RULES["scalar_power"]:
             return power_of(*inputs)
-        if form.op in (MAX, MIN):
-            return extremum(name, inputs[0], *form.params)
+        name = form.op.name
         if max(each.ndim for each in inputs) > 2:
             return product_of_lines(name, inputs, self.shares)
         parts: tuple[Tensor, ...] = self.parts[inputs[0]._data.slot]

@@ -131,11 +131,11 @@ def _reduce(name: str, tracer: Tracer, inputs: Sequence[Tensor], params: Any) ->
     if len(axes) == x.ndim - 1:
         return tracer.row(name, (x.slot,), shape, dtype, single=True)
     if name != "sum":
-        return extremum(name, inputs[0], axes, keepdims)
+        return _extremum(name, inputs[0], axes, keepdims)
     return added_up(tracer, x, np.broadcast_to(units_of(kept), x.shape[1:]), shape, dtype)
 
 
-def extremum(name: str, x: Tensor, axes: tuple[int, ...], keepdims: bool) -> Tensor:
+def _extremum(name: str, x: Tensor, axes: tuple[int, ...], keepdims: bool) -> Tensor:
     """The largest or smallest values along some axes, by halves; ties share the gradient equally.
 
     What it is off the tape, and on it a zero that has the derivative.
