@@ -33,7 +33,6 @@ from tinygrad_seq.recurrence.trace import (
     as_used,
     exact_up_to,
     new_row,
-    new_tensor,
     stand_in,
 )
 from tinygrad_seq.rules import Operation, Rule
@@ -42,7 +41,6 @@ from tinygrad_seq.tensors import FLOATS, Tensor, beside, is_traced, wrap
 from tinygrad_seq.trees import leaves, rebuild
 
 DOUBLE = np.dtype("float64")
-_ONE, _TWO = (False,), (False, False)
 
 
 class Event(NamedTuple):
@@ -195,57 +193,52 @@ class Tracer(Source):
     def _written(
         self, op: Operation, inputs: Sequence[Any], params: tuple[Any, ...]
     ) -> Tensor | None:
-        first, single, dtype = inputs[0], self.trace.single, self.trace.dtype
-        data = first._data if type(first) is Tensor else None
         if type(op) is Rule:
-            if type(data) is Traced and data.tracer is self:  # quickly, for the commonest cases
-                if len(inputs) == 1:
-                    if data.dtype is dtype:
-                        return self._like(op.name, (data.slot,), _ONE, data)
-                elif len(inputs) == 2 and type(inputs[1]) is Tensor:
-                    other = inputs[1]._data
-                    if (
-                        type(other) is Traced
-                        and other.tracer is self
-                        and data.shape == other.shape
-                        and data.dtype is dtype is other.dtype
-                        and single[data.slot] is single[other.slot]
-                    ):
-                        return self._like(op.name, (data.slot, other.slot), _TWO, data)
-                    if (
-                        type(other) is np.ndarray
-                        and other.ndim == 1
-                        and other.shape == data.shape[1:]
-                        and data.dtype is dtype is other.dtype
-                        and not single[data.slot]
-                    ):  # a bias
-                        slots = data.slot, self.capture(inputs[1])
-                        return self._like(op.name, slots, _TWO, data)
-            elif not is_traced(inputs):
-                return None
-            return self._elementwise(op.name, inputs, None)
-        if type(data) is not Traced or data.tracer is not self or len(inputs) > 1:
-            if not is_traced(inputs):
-                return None
-            self._check_own(inputs)
+            made = self._quickly(op.name, inputs)
+            if made is None and is_traced(inputs):
+                made = self._elementwise(op.name, inputs, None)
+            return made
+        if not is_traced(inputs):
+            return None
+        self._check_own(inputs)
         if op.name not in LOWERED:
             self.refuse(op.name, inputs)
         return LOWERED[op.name](self, inputs, params)
 
-    def _like(
-        self, name: str, slots: tuple[int, ...], repeated: tuple[bool, ...], data: Traced
+    def _quickly(self, name: str, inputs: Sequence[Any]) -> Tensor | None:
+        """What ``_elementwise`` gives of the commonest inputs: a value, two that are alike, a value
+        and a bias. None for all others."""
+        data = inputs[0]._data if type(inputs[0]) is Tensor else None
+        dtype, single = self.trace.dtype, self.trace.single
+        if type(data) is not Traced or data.tracer is not self or data.dtype is not dtype:
+            return None
+        if len(inputs) == 1:
+            return self._row_like(data, name, (data.slot,), (False,))
+        if len(inputs) > 2 or type(inputs[1]) is not Tensor or inputs[1]._data.dtype is not dtype:
+            return None
+        other, shape = inputs[1]._data, data.shape
+        if type(other) is Traced:
+            alike = other.tracer is self and other.shape == shape
+            second = other.slot if alike and single[other.slot] is single[data.slot] else None
+        else:
+            bias = type(other) is np.ndarray and len(shape) == 2 and other.shape == shape[1:]
+            second = self.capture(inputs[1]) if bias and not single[data.slot] else None
+        if second is None:
+            return None
+        return self._row_like(data, name, (data.slot, second), (False, False))
+
+    def _row_like(
+        self, first: Traced, name: str, slots: tuple[int, ...], repeated: tuple[bool, ...]
     ) -> Tensor:
-        """A row of the shape of its first input."""
-        first, trace = slots[0], self.trace
+        """An elementwise row of the shape of its first input."""
+        trace = self.trace
         slot = len(trace.rows)
         trace.rows.append(new_row(Row, (name, slots, repeated)))
-        trace.widths.append(trace.widths[first])
-        trace.single.append(trace.single[first])
+        trace.widths.append(trace.widths[first.slot])
+        trace.single.append(trace.single[first.slot])
         if not recording.enabled:
             trace.frozen.add(slot)
-        tensor = new_tensor(Tensor)
-        tensor._data, tensor._entry = Traced(self, slot, data.shape, data.dtype), None
-        return tensor
+        return stand_in(self, slot, first.shape, first.dtype)
 
     def compare(self, name: str, a: Any, b: Any) -> Tensor:
         """A condition: ones and zeros in the kernel."""
