@@ -91,10 +91,8 @@ def same_units(tracer: Tracer, x: Traced, shape: Shape, dtype: Any) -> Tensor:
     return made if stays else tracer.detach(made)
 
 
-def spread_to(tracer: Tracer, x: Traced, shape: Shape) -> Tensor:
-    """A value repeated along axes of length 1. One unit alone is not: kernels repeat that."""
-    if x.shape == shape or prod(x.shape[1:]) == 1:
-        return stand_in(tracer, x.slot, x.shape, x.dtype)
+def repeated_to(tracer: Tracer, x: Traced, shape: Shape) -> Tensor:
+    """A value repeated along axes of length 1."""
     return chosen(tracer, x, np.broadcast_to(units_of(x.shape), shape[1:]), shape)
 
 

@@ -381,7 +381,7 @@ class Precedent(Source):
         self.numbers: list[float] = []
         self.seeds: list[int] = []
         self.captures: dict[Any, int] = {}
-        self.held: list[Tensor] = []
+        self.originals: list[Tensor] = []
         self.shares: Shares = {}
 
     def follow(self, cell: Cell, given: Given, outer: Any) -> tuple[Step, Tracer | None]:
@@ -445,7 +445,7 @@ class Precedent(Source):
                 continue
             self.captures[id(given), like.key] = like.slot
             if like.full is not None:
-                self.held.append(given)
+                self.originals.append(given)
                 given = as_row(given, like.full)
             self.captured.append(given)
 
@@ -491,7 +491,7 @@ class Precedent(Source):
             tracer.refuse_foreign()
         tracer.captured, tracer.numbers, tracer.seeds = self.captured, self.numbers, self.seeds
         tracer.captures, tracer.shares, tracer.leaves = self.captures, self.shares, self.leaves
-        tracer.held = self.held
+        tracer.originals = self.originals
         tracer.parts = {slot: parts for slot, parts in self.parts.items() if slot < end}
         tracer.products = {key: slot for key, slot in self.products.items() if slot < end}
         read = {id(tensor) for tensor in self.captured}

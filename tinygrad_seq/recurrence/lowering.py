@@ -18,7 +18,7 @@ from tinygrad_seq.composites import expand_dims
 from tinygrad_seq.creation import eye
 from tinygrad_seq.elementwise import maximum, minimum, where
 from tinygrad_seq.errors import ShapeError
-from tinygrad_seq.recurrence.choices import added_up, chosen, same_units, units_of
+from tinygrad_seq.recurrence.choices import added_up, chosen, repeated_to, same_units, units_of
 from tinygrad_seq.recurrence.trace import ROLES, Traced, stand_in
 from tinygrad_seq.structural import along, linear, with_ones
 from tinygrad_seq.tape import recording
@@ -109,7 +109,7 @@ def _computed(tracer: Tracer, part: Tensor) -> Tensor:
     """A part of what was joined, as a value of the step."""
     dtype = tracer.trace.dtype
     if type(part._data) is not Traced:
-        return stand_in(tracer, tracer.as_row(tracer.capture(part)), part.shape, dtype)
+        return stand_in(tracer, tracer.plus_zero(tracer.capture(part)), part.shape, dtype)
     return part if part.dtype is dtype else stand_in(tracer, part._data.slot, part.shape, dtype)
 
 
@@ -174,11 +174,9 @@ def _broadcast_to(tracer: Tracer, inputs: Sequence[Tensor], params: Any) -> Tens
     x, shape = inputs[0]._data, params[0]
     if len(shape) != x.ndim or shape[0] != tracer.trace.B:
         tracer.refuse_mixing("broadcast_to", inputs)
-    if shape == x.shape:
-        return same_units(tracer, x, shape, x.dtype)
-    if prod(x.shape[1:]) == 1:
+    if prod(x.shape[1:]) == 1 and shape != x.shape:
         return tracer.row("broadcast", (x.slot,), shape, x.dtype, (True,))
-    return chosen(tracer, x, np.broadcast_to(units_of(x.shape), shape[1:]), shape)
+    return repeated_to(tracer, x, shape)
 
 
 def _reshape(tracer: Tracer, inputs: Sequence[Tensor], params: Any) -> Tensor:
@@ -229,8 +227,7 @@ def _getitem(tracer: Tracer, inputs: Sequence[Tensor], params: Any) -> Tensor:
         ) from None
     if len(two_rows) != 2 or not np.array_equal(two_rows[0] + here.size, two_rows[1]):
         tracer.refuse_mixing("indexing", inputs)  # arrays apart put their axes first
-    units = np.asarray(two_rows[0])
-    return _chosen(tracer, x, units.ravel(), (B, *units.shape))
+    return _cut(tracer, x, np.asarray(two_rows[0]))
 
 
 def _slice(tracer: Tracer, x: Traced, start: int, stop: int, shape: tuple[int, ...]) -> Tensor:
@@ -247,18 +244,19 @@ def _slice(tracer: Tracer, x: Traced, start: int, stop: int, shape: tuple[int, .
     return stand_in(tracer, slot, shape, x.dtype)
 
 
-def _chosen(tracer: Tracer, x: Traced, units: np.ndarray, shape: tuple[int, ...]) -> Tensor:
-    """Any choice of units: a slice, a few slices joined, or taken one by one."""
-    if len(units) == prod(x.shape[1:]) and np.array_equal(units, np.arange(len(units))):
-        return same_units(tracer, x, shape, x.dtype)
-    starts = np.flatnonzero(np.diff(units, prepend=-2) != 1)  # of pieces that are slices
-    if not 0 < len(starts) <= (PIECES if x.ndim == 2 else 1):
+def _cut(tracer: Tracer, x: Traced, units: np.ndarray) -> Tensor:
+    """The units of x with these numbers: a slice, a few slices joined, or a choice."""
+    shape, flat = (x.shape[0], *units.shape), units.ravel()
+    begins = np.flatnonzero(np.diff(flat, prepend=-2) != 1)  # of pieces that are slices
+    ends = [*begins[1:], len(flat)]
+    all_of_it = len(begins) == 1 and len(flat) == prod(x.shape[1:])
+    if all_of_it or not 0 < len(begins) <= (PIECES if x.ndim == 2 else 1):
         return chosen(tracer, x, units, shape)
-    pieces = []
-    for k, end in zip(starts, [*starts[1:], len(units)], strict=True):
-        piece = shape if len(starts) == 1 else (shape[0], int(end - k))
-        pieces.append(_slice(tracer, x, int(units[k]), int(units[end - 1]) + 1, piece))
-    return pieces[0] if len(pieces) == 1 else _join(tracer, pieces, shape)
+    slices = [(int(flat[k]), int(flat[end - 1]) + 1) for k, end in zip(begins, ends, strict=True)]
+    if len(slices) == 1:
+        return _slice(tracer, x, *slices[0], shape)
+    pieces = [_slice(tracer, x, k, end, (shape[0], end - k)) for k, end in slices]
+    return _join(tracer, pieces, shape)
 
 
 def _is_all(part: Any) -> bool:

@@ -20,7 +20,7 @@ from tinygrad_seq.creation import Rng, new_seed
 from tinygrad_seq.errors import WAY_OUT, ShapeError, TraceError
 from tinygrad_seq.program import Row
 from tinygrad_seq.recurrence.arguments import Cell, Given, check_returned, check_state
-from tinygrad_seq.recurrence.choices import as_row, full_shape, spread_to
+from tinygrad_seq.recurrence.choices import as_row, full_shape, repeated_to
 from tinygrad_seq.recurrence.draws import Source, check_drawn_anew, drawn
 from tinygrad_seq.recurrence.lowering import LOWERED, Shares
 from tinygrad_seq.recurrence.trace import (
@@ -64,9 +64,9 @@ class Tracer(Source):
         self.numbers: list[float] = []
         self.seeds: list[int] = []  # of each operation that draws at every step
         self.draws = False  # whether any random numbers are drawn
-        # Rows, by whose they are and the role, or what they were broadcast to.
+        # Rows, by the id of whose they are and the role, or what that was broadcast to.
         self.captures: dict[tuple[int, Any], int] = {}
-        self.held: list[Tensor] = []  # of these, those that are not ``captured`` themselves
+        self.originals: list[Tensor] = []  # of what was broadcast, or else an id may be another's
         self.parts: dict[int, tuple[Tensor, ...]] = {}  # what a row was joined from
         self.shares: Shares = {}
         # Rows of products, by the operation, its two rows, and whether gradients go through.
@@ -98,7 +98,7 @@ class Tracer(Source):
         if key in self.captures:
             return self.captures[key]
         if full is not None:
-            self.held.append(tensor)  # or else its id might become another's
+            self.originals.append(tensor)
             tensor = as_row(tensor, full)
         trace, shape = self.trace, as_used(tensor._data, role).shape
         if tensor.dtype != trace.dtype and tensor.dtype in FLOATS:
@@ -323,14 +323,15 @@ class Tracer(Source):
         """The row of an operand of any kind, of something that has this shape."""
         if type(value) is not Tensor:
             return self._weak(value)
-        if type(value._data) is Traced:
-            if value._data.shape != shape:
-                value = spread_to(self, value._data, shape)
-            slot: int = value._data.slot
+        data = value._data
+        if type(data) is Traced:
+            if data.shape != shape and prod(data.shape[1:]) != 1:  # one unit is repeated by kernels
+                data = repeated_to(self, data, shape)._data
+            slot: int = data.slot
             return slot
         tracked = value._entry is not None and value._entry.requires_grad
         if not value.ndim and not tracked and value.dtype not in (self.trace.dtype, DOUBLE):
-            return self._weak(value._data)  # most likely made of a Python number
+            return self._weak(data)  # most likely made of a Python number
         return self.capture(value, full=full_shape(value.shape, shape))
 
     def _check_exact(self, value: int) -> None:
@@ -421,8 +422,8 @@ class Tracer(Source):
         """Whatever happens, this one writes it down; see ``following.py``."""
         return self
 
-    def as_row(self, capture: int) -> int:
-        """What was captured, as a value of the step: 0 + x."""
+    def plus_zero(self, capture: int) -> int:
+        """What was captured, as a row that the step computes: 0 + x."""
         inputs = self.number(0.0), capture
         return self.trace.add("add", inputs, (True, False), self.trace.widths[capture])
 
@@ -525,4 +526,4 @@ def _slot(tracer: Tracer, leaf: Tensor, what: str, copies: dict[int, int]) -> in
             f"scan: the cell returned {what} of {leaf.dtype}{leaf.shape}, expected "
             f"{trace.dtype}; convert it with .to('{trace.dtype}'); {WAY_OUT}"
         )
-    return tracer.as_row(tracer.capture(leaf, full=full_shape(leaf.shape, leaf.shape)))
+    return tracer.plus_zero(tracer.capture(leaf, full=full_shape(leaf.shape, leaf.shape)))
