@@ -100,13 +100,13 @@ def _key(cell: Any, given: Given) -> Any:
     code = getattr(cell, "__code__", None)  # that of a function, which may be made in each call
     if code is None:
         code = id(cell), getattr(cell, "__dict__", {}).get("training") is False
-    like_x, like_state = _like(given.xs, 1), _like(given.state, 0)
-    if like_x is None or like_state is None:
+    xs, state = _shapes_in(given.xs, 1), _shapes_in(given.state, 0)
+    if xs is None or state is None:
         return None
-    return code, type(given.x_leaves[0]._data), like_x, like_state
+    return code, type(given.x_leaves[0]._data), xs, state
 
 
-def _like(tree: Any, axis: int) -> Any:
+def _shapes_in(tree: Any, axis: int) -> Any:
     """Shapes from an axis on, and dtypes, in the structure of a tree; None for strange keys."""
     if type(tree) is Tensor:
         return tree._data.shape[axis:], tree._data.dtype
@@ -115,14 +115,14 @@ def _like(tree: Any, axis: int) -> Any:
         if any(type(key) is not str for key in tree):
             return None
         branches = tree.values()
-    made = [_like(branch, axis) for branch in branches]
+    made = [_shapes_in(branch, axis) for branch in branches]
     return None if None in made else (type(tree), tuple(tree) * isinstance(tree, dict), *made)
 
 
 def _with_precedent(step: Step, tracer: Tracer, failures: int) -> tuple[Step, Precedent | None]:
     """The step without the tensors that the cell had, and the precedent that it makes, if any."""
     returned = rebuild((step.y, step.state), iter(leaves((step.y, step.state))))
-    y, state = map_leaves(_stand_in, returned)
+    y, state = map_leaves(_of_no_tracer, returned)
     step = step._replace(y=y, state=state)
     try:
         forms = _Forms(tracer)
@@ -135,8 +135,8 @@ def _with_precedent(step: Step, tracer: Tracer, failures: int) -> tuple[Step, Pr
     return step, made
 
 
-def _stand_in(leaf: Tensor) -> Tensor:
-    """Of the same shape and dtype, and nobody's input."""
+def _of_no_tracer(leaf: Tensor) -> Tensor:
+    """Another tensor of the same shape and dtype, so that the step holds none that the cell had."""
     data = leaf._data
     if type(data) is Traced:
         data = Traced(_NOWHERE, data.slot, data.shape, data.dtype)
@@ -391,7 +391,7 @@ class Precedent(Source):
             returned = cell(rebuild(given.xs, first), rebuild(given.state, first))
             tracer = self.departed
             if tracer is None:
-                if self.forms[self.at] is END and _same(returned, self.returned):
+                if self.forms[self.at] is END and _same_leaves(returned, self.returned):
                     if self.step.draws:
                         check_drawn_anew(outer, given.driver)
                     step = self.step._replace(
@@ -523,15 +523,15 @@ class Precedent(Source):
         return self.depart().detach(x)
 
 
-def _same(a: Any, b: Any) -> bool:
+def _same_leaves(a: Any, b: Any) -> bool:
     """Whether two structures have the same leaves, and keys of the same types."""
     if a is b:
         return True
     if type(a) is not type(b):
         return False
     if isinstance(a, (tuple, list)):
-        return len(a) == len(b) and all(map(_same, a, b))
+        return len(a) == len(b) and all(map(_same_leaves, a, b))
     if isinstance(a, dict):
         keys = list(a) == list(b) and list(map(type, a)) == list(map(type, b))
-        return keys and all(map(_same, a.values(), b.values()))
+        return keys and all(map(_same_leaves, a.values(), b.values()))
     return False
