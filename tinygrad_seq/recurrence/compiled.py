@@ -391,46 +391,59 @@ class _Run:
     ) -> None:
         self.runner, self.kept, self.call = runner, kept, call
         self.shapes = [t._data.shape for t in inputs]
-        self.outputs = [(v.shape, v.dtype) for v in values]
+        self.y_shapes = [v.shape for v in values[: len(call.step.y_slots)]]
         self.left_out: tuple[int, ...] = ()  # outputs at which the way back does not begin
         self.watched = recording.flow is not None
 
     def pull(self, gradients: dict[int, np.ndarray]) -> list[Any]:
         """The gradients of all inputs from those of the outputs; None where nothing arrives."""
+        dys, dlast = self._arriving(gradients)
+        unused = [k for k in range(len(dys)) if gradients.get(k) is None]
+        try:
+            found = self._backward(dys, dlast, unused)
+        except Exception as error:
+            devices.raise_explained(error, "scan")
+        return [
+            None if g is None else _shaped(g, shape)
+            for g, shape in zip(self._of_inputs(found), self.shapes, strict=True)
+        ]
+
+    def _arriving(self, gradients: dict[int, Any]) -> tuple[list[Any], list[Any]]:
+        """What arrives at outputs, zeros where nothing does, and at last states, as rows."""
         call = self.call
-        count = len(call.step.y_slots)
-        dtype = call.dtype
-        xp = devices.namespace(call.xs[0]._data)
-        dys, unused = [], []
-        for k in range(count):
-            shape, _ = self.outputs[k]
+        dtype, xp = call.dtype, devices.namespace(call.xs[0]._data)
+        dys = []
+        for k, shape in enumerate(self.y_shapes):
             dy = gradients.get(k)
             if dy is None:
                 rows = *shape[:2], prod(shape[2:])
                 dy = xp.broadcast_to(xp.zeros(rows[2:], dtype), rows)
-                unused.append(k)
             dys.append(_rows_ready(dy, dtype))
-        dlast: list[Any] = [
-            None if (g := gradients.get(count + k)) is None else _ready(g, dtype)
+        dlast = [
+            None if (g := gradients.get(len(dys) + k)) is None else _ready(g, dtype)
             for k in range(len(call.states))
         ]
+        return dys, dlast
+
+    def _backward(self, dys: list[Any], dlast: list[Any], unused: list[int]) -> Any:
+        """The way back through compiled code, watched if somebody watches."""
         # A scan from before is not watched: its states are not among what is written.
         watched = recording.flow is not None and self.watched
         flow = recording.flow.of(self) if watched else None
-        seen = None if flow is None else flow.see
-        try:
-            if not set(self.left_out) <= set(unused):  # in an earlier backward
-                self._leave_out(())
-            found = self.runner.backward(self.kept, dys, dlast, seen)
-            if unused and seen is None and _hold_nan(found):
-                # Zero times an infinite derivative, perhaps, where there is to be no product.
-                self._leave_out(tuple(unused))
-                found = self.runner.backward(self.kept, dys, dlast)
-        except Exception as error:
-            devices.raise_explained(error, "scan")
+        if not set(self.left_out) <= set(unused):  # in an earlier backward
+            self._leave_out(())
+        found = self.runner.backward(self.kept, dys, dlast, None if flow is None else flow.see)
         if flow is not None:
             flow.put_states(found.totals)
-        states = found.states
+        elif unused and _hold_nan(found):
+            # Zero times an infinite derivative, perhaps, where there is to be no product.
+            self._leave_out(tuple(unused))
+            found = self.runner.backward(self.kept, dys, dlast)
+        return found
+
+    def _of_inputs(self, found: Any) -> list[Any]:
+        """The gradients that were found, in the order of ``Call.inputs``."""
+        call, states = self.call, found.states
         if call.given.resets is not None and not call.own_resets:
             pairs = zip(states, found.reset_states, strict=True)
             states = [None if a is None else a + b for a, b in pairs]
@@ -441,10 +454,7 @@ class _Run:
         given = [*found.xs, *states, *captured]
         if call.own_resets:
             given += found.reset_states
-        return [
-            None if g is None else _shaped(g, shape)
-            for g, shape in zip(given, self.shapes, strict=True)
-        ]
+        return given
 
     def _leave_out(self, unused: tuple[int, ...]) -> None:
         """Keep what a way back needs that does not begin at these outputs."""
