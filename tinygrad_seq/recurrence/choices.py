@@ -37,7 +37,7 @@ def units_of(shape: Shape) -> np.ndarray:
 
 
 def runs(units: np.ndarray) -> tuple[str, np.ndarray]:
-    """A choice of units as ``take`` or ``spread``, whichever has longer runs, and where they begin.
+    """A choice as ``take`` or ``spread``, whichever has longer runs, and the first units of these.
 
     [0, 1, 2, 0, 1, 2] is take of [0, 0], [0, 0, 1, 1] is spread of [0, 1].
     """

@@ -77,10 +77,11 @@ def scan(
     ``nn.Dropout``), in float32 or float64. Axis 0 of each value of a step is the batch, and rows
     do not mix: (B, n) times (B, n) is one such product, (B, n) times a tensor (n, m) that the cell
     closes over is not, nor is (B, k, n) times (B, n, m). ``cumsum``, and (B, k, n) times a tensor
-    (n, m), are products with matrices that hold zeros, and so are on a GPU units that are chosen in
-    more than 4 pieces, ``x[:, order]``, repeated along an axis or summed along one of several: a
-    value that is not finite spoils its row then. Whatever else it does, a branch on a value for
-    instance, raises a TraceError that names the line, and ``tgs.unroll`` runs it.
+    (n, m), are products with matrices that hold zeros, and so is on a GPU what puts units in
+    another order, ``x[:, order]`` of more than 4 pieces, a transpose, what of a value of several
+    axes is cut, joined or padded, repeated along an axis or summed along one of them: a value that
+    is not finite spoils its row then. Whatever else it does, a branch on a value for instance,
+    raises a TraceError that names the line, and ``tgs.unroll`` runs it.
 
     Compiled code is kept on disk; ``tgs.explain`` shows the plan, ``tgs.kernel_source`` the source.
 
