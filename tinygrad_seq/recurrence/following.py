@@ -245,9 +245,7 @@ class Form:
         self.op, self.inputs, self.params = event.op, tuple(inputs), _plain(event.params)
         self.begin, self.several = event.begin, event.several
         self.made = event.made if type(event.made._data) is Traced else None
-        # What gets a row of its own, in their order: inputs, by where they stand, and constants.
-        # What is made of several events gets none.
-        self.operands = operands
+        self.operands = operands  # see ``_Forms``; what is made of several events has none
         self.new = [k for k in operands if type(k) is int]
         alone = not event.several and not operands and all(type(each) is Tensor for each in inputs)
         self.simple = alone and len(getattr(event.op, "inputs", ())) in (1, 2)
@@ -288,7 +286,7 @@ class _Forms:
         return Form(event, inputs, self._operands(inputs, end))
 
     def _operands(self, inputs: Sequence[Any], end: int) -> list[int | Constant]:
-        """What has a row of its own among those up to ``end``."""
+        """What gets one of the rows up to ``end``: inputs, by where they stand, and constants."""
         new = {like.slot: k for k, like in enumerate(inputs) if type(like) is Captured and like.new}
         numbers = [k for k, like in enumerate(inputs) if isinstance(like, Number)]
         operands: list[int | Constant] = []
@@ -300,8 +298,8 @@ class _Forms:
                 k = row.detail
                 constant = Constant(self.captured[k], slot, self.roles[k])
                 operands.append(new.pop(slot, constant))
-        given = sum(type(each) is int for each in operands)
-        if given < sum(type(like) is not Tensor and like.new for like in inputs):
+        wanted = [k for k, like in enumerate(inputs) if type(like) is not Tensor and like.new]
+        if sorted(k for k in operands if type(k) is int) != wanted:
             raise LookupError  # one stands there twice
         return operands
 
