@@ -143,6 +143,21 @@ def test_a_matrix_for_lines_and_for_what_was_joined(rng):
         np.testing.assert_allclose(here, expected, rtol=1e-10)
 
 
+def test_what_is_repeated_along_two_axes_is_not_what_is_along_one(rng):
+    """Runs of both begin with the same units, and are of other lengths."""
+
+    def cell(x, S):
+        S = x[:, :, None, None] * S
+        n = x[:, :, None] * tgs.sum(S, axis=-1) + x[:, :, None]
+        return n, S
+
+    x, S = rng.standard_normal((3, 2, 2)), rng.standard_normal((2, 2, 3, 4))
+    for here, expected in zip(
+        found(tgs.scan, cell, [], x, S), found(tgs.unroll, cell, [], x, S), strict=True
+    ):
+        np.testing.assert_allclose(here, expected, rtol=1e-10)
+
+
 def test_ties_along_an_axis_share_the_gradient_equally(rng):
     x = np.zeros((1, 2, 3, 2))
     x[0, 0, 2], x[0, 1, 1, 0] = np.nan, -np.inf

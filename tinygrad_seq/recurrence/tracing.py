@@ -69,8 +69,9 @@ class Tracer(Source):
         self.originals: list[Tensor] = []  # of what was broadcast, or else an id may be another's
         self.parts: dict[int, tuple[Tensor, ...]] = {}  # what a row was joined from
         self.shares: Shares = {}
-        # Rows of products, by the operation, its two rows, and whether gradients go through.
-        self.products: dict[tuple[str, int, int, bool], int] = {}
+        # Rows of products, by the operation, its two rows, their width (the same units can begin
+        # runs of several lengths), and whether gradients go through.
+        self.products: dict[tuple[str, int, int, int, bool], int] = {}
         # Of arrays that the step reads, by what is in them and their shape.
         self.constants: dict[tuple[bytes, tuple[int, ...]], Tensor] = {}
         self.events: list[Any] | None = [] if noted else None  # what was asked for, in order
@@ -128,7 +129,7 @@ class Tracer(Source):
     ) -> Tensor:
         """The row of x times a matrix, or that of a choice of its units; the same again if asked
         for again."""
-        key = op, x.slot, operand, recording.enabled
+        key = op, x.slot, operand, prod(shape[1:]), recording.enabled
         if key in self.products:
             return stand_in(self, self.products[key], shape, dtype)
         made = self.row(op, (x.slot, operand), shape, dtype)
