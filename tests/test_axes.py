@@ -127,6 +127,29 @@ def test_products_of_lines_where_a_matrix_of_blocks_would_be_large(rng, monkeypa
         np.testing.assert_allclose(here, expected, rtol=1e-9, atol=1e-11)
 
 
+@pytest.mark.parametrize("most", [lowering.MOST_IN_BLOCKS, 0])
+def test_a_matrix_for_each_head(rng, monkeypatch, most):
+    """On the right and on the left, of more heads than the values have and of fewer."""
+    monkeypatch.setattr(lowering, "MOST_IN_BLOCKS", most)
+    W, U, V = parameter(rng, 2, 5, 5), parameter(rng, 2, 4, 5), parameter(rng, 2, 3, 3)
+    both = parameter(rng, 3, 3)
+
+    def cell(x, h):
+        h = tgs.tanh(h @ W + V @ h + (x[:, None, None] @ U) * (both @ h))
+        return h, h
+
+    x, h = rng.standard_normal((3, 2, 4)), rng.standard_normal((2, 2, 3, 5))
+    assert (" = matmul(" in str(tgs.explain(cell, x, h))) == bool(most)
+    with pytest.raises(tgs.ShapeError, match="axes before the last two"):
+        tgs.scan(cell, x, rng.standard_normal((2, 3, 3, 5)))
+    for here, expected in zip(
+        found(tgs.scan, cell, [W, U, V, both], x, h),
+        found(tgs.unroll, cell, [W, U, V, both], x, h),
+        strict=True,
+    ):
+        np.testing.assert_allclose(here, expected, rtol=1e-9, atol=1e-11)
+
+
 def test_a_matrix_for_lines_and_for_what_was_joined(rng):
     """Its pieces for the one are not its blocks for the other."""
     W = parameter(rng, 4, 3)

@@ -35,7 +35,7 @@ _ALL = slice(None)
 # Products ------------------------------------------------------------------------------------
 
 # What matrices were cut or put into in a call, and the matrix, whose id may be another's later.
-Shares = dict[tuple[int, str, int, int, bool], tuple[Tensor, Tensor]]
+Shares = dict[tuple[int, str, int, Any, bool], tuple[Tensor, Tensor]]
 
 
 def product_of_parts(name: str, parts: Sequence[Tensor], matrix: Tensor, shares: Shares) -> Tensor:
@@ -57,34 +57,54 @@ def product_of_parts(name: str, parts: Sequence[Tensor], matrix: Tensor, shares:
 
 
 def product_of_lines(name: str, inputs: Sequence[Tensor], shares: Shares) -> Tensor:
-    """A product of values of several axes: of all lines with a matrix, or of matrices.
+    """A product of values of several axes: of lines with a matrix, or with one for each group.
 
     x (B, m, k) times W (k, n) is the row of all lines times a matrix of blocks, I ⊗ W, and
-    W (m, k) times x (B, k, n) is the row times Wᵀ ⊗ I. Otherwise, and where that would be large,
-    all numbers are multiplied that meet, (B, m, k, 1) times (B, 1, k, n), and summed along k.
+    W (m, k) times x (B, k, n) is the row times Wᵀ ⊗ I. x (B, g, m, k) times W (g, k, n), heads that
+    have a matrix each, is the same with other blocks. Between values of the step, and where the
+    matrix would be large, all numbers are multiplied that meet, (B, m, k, 1) times (B, 1, k, n),
+    and summed along k.
     """
     a, b = inputs
-    left = a.ndim == 2  # the matrix is
+    left = type(a._data) is not Traced  # the matrix is
     matrix, x = (a, b) if left else (b, a)
-    many = min(a.ndim, b.ndim) > 2 or (left and x.ndim > 3)
-    count = x.shape[2] if left else prod(x.shape[1:-1])
-    if many or matrix.size * count**2 > MOST_IN_BLOCKS:
-        b = b.T if name == "linear" else b
+    b = b.T if name == "linear" else b
+    groups, lines = x.shape[1:-2], x.shape[-1 if left else -2]
+    closed_over = type(matrix._data) is not Traced and matrix.ndim < x.ndim
+    if closed_over:
+        try:
+            groups = np.broadcast_shapes(groups, matrix.shape[:-2])
+        except ValueError:
+            raise ShapeError(
+                f"{name}: {a.shape} and {inputs[1].shape} were given at line "
+                f"%{len(x._data.tracer.trace.rows)} of the step, their axes before the last two, "
+                "aligned at the last, must be equal or 1"
+            ) from None
+    k, n = matrix.shape[-2:] if name != "linear" else matrix.shape[::-1]
+    if not closed_over or k * n * (prod(groups) * lines) ** 2 > MOST_IN_BLOCKS:
         return structural.sum(expand_dims(a, -1) * expand_dims(b, -3), axis=-2)
-    key = id(matrix), f"blocks of {name}", int(left), count, recording.enabled
+    key = id(matrix), f"blocks of {name}", int(left), (groups, lines), recording.enabled
     if key not in shares:
-        turned = matrix.T if left or name == "linear" else matrix
-        once = eye(count, dtype=matrix.dtype).to(matrix.device)
-        shares[key] = matrix, _blocks(turned, once) if left else _blocks(once, turned)
+        shares[key] = matrix, _blocks(a if left else b, groups, lines, left)
+    if x.shape[1:-2] != groups:
+        x = structural.broadcast_to(x, (len(x), *groups, *x.shape[-2:]))
     made = x.reshape(len(x), prod(x.shape[1:])) @ shares[key][1]
-    n = matrix.shape[0 if left or name == "linear" else 1]
-    return made.reshape((len(x), n, count) if left else (*x.shape[:-1], n))
+    return made.reshape((len(x), *groups, k, lines) if left else (*x.shape[:-1], n))
 
 
-def _blocks(a: Tensor, b: Tensor) -> Tensor:
-    """a ⊗ b (Kronecker): each number of a times the whole of b."""
-    (m, n), (k, l) = a.shape, b.shape
-    return (a.reshape(m, 1, n, 1) * b.reshape(1, k, 1, l)).reshape(m * k, n * l)
+def _blocks(matrix: Tensor, groups: tuple[int, ...], lines: int, left: bool) -> Tensor:
+    """What so many lines of each group are multiplied by, as one matrix for all of them."""
+    g, k, n = prod(groups), *matrix.shape[-2:]
+    matrix = structural.broadcast_to(matrix, (*groups, k, n)).reshape(g, k, n)
+    own, once = (eye(m, dtype=matrix.dtype).to(matrix.device) for m in (g, lines))
+    own = own.reshape(g, 1, 1, g, 1, 1)
+    if left:  # W (k, n) times lines that are columns
+        each = matrix.transpose(0, 2, 1).reshape(g, n, 1, 1, k, 1)
+        made = own * once.reshape(1, 1, lines, 1, 1, lines) * each
+        return made.reshape(g * n * lines, g * k * lines)
+    each = matrix.reshape(g, 1, k, 1, 1, n)
+    made = own * once.reshape(1, lines, 1, 1, lines, 1) * each
+    return made.reshape(g * lines * k, g * lines * n)
 
 
 def _product(name: str, tracer: Tracer, inputs: Sequence[Tensor], params: Any) -> Tensor:
