@@ -332,6 +332,17 @@ def test_the_lstms_plan():
     assert [len(stage.passes) for stage in backward["loop"] if hasattr(stage, "passes")] == [1]
 
 
+def test_parameters_in_a_dict_have_names():
+    p = {"W": tgs.ones(3, 4), "gates": [tgs.ones(4, 4), tgs.ones(4)]}
+
+    def cell(x, h):
+        h = tgs.tanh(x @ p["W"] + h @ p["gates"][0] + p["gates"][1])
+        return h, h
+
+    text = str(tgs.explain(cell, np.zeros((4, 2, 3), "f4"), np.zeros((2, 4), "f4")))
+    assert "matrix 0 is p.W, matrix 1 is p.gates.0, capture 2 is p.gates.1\n" in text
+
+
 @pytest.mark.parametrize("options", [{}, {"peephole": True}, {"coupled": True}])
 def test_gate_math_is_one_pass(options):
     """What becomes the state is as wide as what it is computed from."""

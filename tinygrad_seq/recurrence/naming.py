@@ -63,14 +63,11 @@ class Names:
         lines: dict[int, str] = {}
         for frame in self._frames:
             for name, value in frame.items():
-                if not isinstance(value, Tensor):
-                    self.tensors += _held(value, f"{name}.")
-                    continue
-                data = value._data
-                if type(data) is not Traced:
-                    self.tensors.append((short(name), value))
-                elif (
-                    data.tracer.trace is trace
+                self.tensors += _held(value, f"{name}.")
+                data = value._data if isinstance(value, Tensor) else None
+                if (
+                    type(data) is Traced
+                    and data.tracer.trace is trace
                     and data.slot not in lines
                     and name not in lines.values()
                 ):
@@ -79,7 +76,9 @@ class Names:
 
 
 def _held(value: Any, before: str = "", above: tuple[Any, ...] = ()) -> list[tuple[str, Tensor]]:
-    """The tensors of a module, or of modules in lists, tuples and dicts, and what to call them."""
+    """Tensors, alone or of a module, in lists, tuples and dicts too, and what to call them."""
+    if isinstance(value, Tensor):
+        return [] if type(value._data) is Traced else [(short(before[:-1]), value)]
     if isinstance(value, (list, tuple, dict)):
         if any(value is each for each in above):
             return []  # it holds itself
