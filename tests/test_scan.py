@@ -787,6 +787,10 @@ def adds_all_steps(x, h):
     return x, h + tgs.ones(5, 2, 4)
 
 
+def a_vector_times_a_matrix(x, h):
+    return x, h @ (h[:, :, None] * x[:, None, :])
+
+
 def another_dtype_inside(x, h):
     return x, h @ tgs.tensor(np.eye(4))
 
@@ -825,6 +829,7 @@ BAD = [
     (forgets_keepdims, tgs.ShapeError, r"subtract: .*\(2, 4\) and \(2,\).*line %3.*keepdims=True"),
     (adds_other_rows, tgs.ShapeError, r"add: .*\(2, 4\) and \(3, 4\) .* line %2 .*equal or 1$"),
     (adds_all_steps, tgs.TraceError, r"\(T, B, n\).*belongs into xs.*tgs.unroll"),
+    (a_vector_times_a_matrix, tgs.TraceError, r"mix rows.* h\[:, None, :\] on the left.*unroll"),
     (another_dtype_inside, tgs.TraceError, r"float64 and shape \(4, 4\).*line %2.*unroll"),
 ]
 

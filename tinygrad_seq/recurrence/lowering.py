@@ -111,7 +111,12 @@ def _product(name: str, tracer: Tracer, inputs: Sequence[Tensor], params: Any) -
     trace, a, b = tracer.trace, inputs[0]._data, inputs[1]._data
     if max(a.ndim, b.ndim) > 2:
         if any(type(each) is Traced and each.ndim == 2 for each in (a, b)):
-            tracer.refuse_mixing(name, inputs)
+            tracer.refuse(
+                name,
+                inputs,
+                ": it would mix rows; axis 0 is the batch, so a vector for each row, beside a "
+                "matrix for each row, is h[:, None, :] on the left and h[:, :, None] on the right",
+            )
         return product_of_lines(name, inputs, tracer.shares)
     if type(b) is Traced:
         tracer.refuse(name, inputs, ": its right side must be a tensor that the cell closes over")
