@@ -150,6 +150,17 @@ def test_a_matrix_for_each_head(rng, monkeypatch, most):
         np.testing.assert_allclose(here, expected, rtol=1e-9, atol=1e-11)
 
 
+def test_many_lines_are_not_multiplied_by_zeros(rng):
+    """A matrix of blocks for 100 lines would take 100 times the products."""
+    W = parameter(rng, 3, 3)
+
+    def cell(x, h):
+        return h @ W, h
+
+    text = [str(tgs.explain(cell, np.ones((2, 2, 1)), np.ones((2, n, 3)))) for n in (8, 100)]
+    assert [" = matmul(" in each for each in text] == [True, False]
+
+
 def test_a_matrix_for_lines_and_for_what_was_joined(rng):
     """Its pieces for the one are not its blocks for the other."""
     W = parameter(rng, 4, 3)

@@ -18,6 +18,7 @@ from tinygrad_seq.composites import expand_dims
 from tinygrad_seq.creation import eye
 from tinygrad_seq.elementwise import maximum, minimum, where
 from tinygrad_seq.errors import ShapeError
+from tinygrad_seq.recurrence import choices
 from tinygrad_seq.recurrence.choices import added_up, chosen, repeated_to, same_units, units_of
 from tinygrad_seq.recurrence.trace import ROLES, Traced, stand_in
 from tinygrad_seq.structural import along, linear, with_ones
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 PIECES = 4  # slices that a choice of units may be joined from
 MOST_IN_BLOCKS = 2**26  # numbers of a matrix that stands for the products of many lines
+MOST_LINES = 24  # that it stands for where units are chosen; of more, too much of it is zeros
 _ALL = slice(None)
 
 
@@ -62,8 +64,8 @@ def product_of_lines(name: str, inputs: Sequence[Tensor], shares: Shares) -> Ten
     x (B, m, k) times W (k, n) is the row of all lines times a matrix of blocks, I ⊗ W, and
     W (m, k) times x (B, k, n) is the row times Wᵀ ⊗ I. x (B, g, m, k) times W (g, k, n), heads that
     have a matrix each, is the same with other blocks. Between values of the step, and where the
-    matrix would be large, all numbers are multiplied that meet, (B, m, k, 1) times (B, 1, k, n),
-    and summed along k.
+    matrix would be large or have many blocks, all numbers are multiplied that meet, (B, m, k, 1)
+    times (B, 1, k, n), and summed along k.
     """
     a, b = inputs
     left = type(a._data) is not Traced  # the matrix is
@@ -81,7 +83,9 @@ def product_of_lines(name: str, inputs: Sequence[Tensor], shares: Shares) -> Ten
                 "aligned at the last, must be equal or 1"
             ) from None
     k, n = matrix.shape[-2:] if name != "linear" else matrix.shape[::-1]
-    if not closed_over or k * n * (prod(groups) * lines) ** 2 > MOST_IN_BLOCKS:
+    blocks = prod(groups) * lines
+    many = blocks > MOST_LINES and x.device in choices.UNIT_BY_UNIT
+    if not closed_over or many or k * n * blocks**2 > MOST_IN_BLOCKS:
         return structural.sum(expand_dims(a, -1) * expand_dims(b, -3), axis=-2)
     key = id(matrix), f"blocks of {name}", int(left), (groups, lines), recording.enabled
     if key not in shares:
