@@ -111,7 +111,8 @@ def made_from() -> str:
 def write_module(name: str, text: str) -> Path:
     """Write the text to a file of its own, unless it is there; its path.
 
-    Where the folder cannot be written to, a temporary one is used, with a warning.
+    Where the folder cannot be written to, a temporary one is used, with a warning; where that
+    cannot be either, the path is a mere name, for the text is compiled without its file.
     """
     mark = hashlib.sha256((made_from() + text).encode()).hexdigest()[:20]
     home = folder() / f"{name}_{mark}"
@@ -124,11 +125,12 @@ def write_module(name: str, text: str) -> Path:
         _bound(folder(), keep=home)
         return path
     except OSError as error:
-        home = _temporary() / f"{name}_{mark}"
-        home.mkdir(parents=True, exist_ok=True)
-        path = home / f"{name}.py"
-        _write(path, text.encode())
         say_not_kept(error)
+        home = _temporary() / f"{name}_{mark}"
+        path = home / f"{name}.py"
+        with suppress(OSError):
+            home.mkdir(parents=True, exist_ok=True)
+            _write(path, text.encode())
         return path
 
 
@@ -163,8 +165,11 @@ def say_not_kept(error: Exception) -> None:
 
 @cache
 def _temporary() -> Path:
-    """A folder for as long as this process lives."""
-    made, owner = Path(tempfile.mkdtemp(prefix="tinygrad_seq_")), os.getpid()
+    """A folder for as long as this process lives, or one that nobody can make."""
+    try:
+        made, owner = Path(tempfile.mkdtemp(prefix="tinygrad_seq_")), os.getpid()
+    except OSError:  # nothing can be written anywhere
+        return Path(os.devnull, "tinygrad_seq")
 
     def remove() -> None:
         if os.getpid() == owner:  # and not in a forked child, which goes first

@@ -332,6 +332,24 @@ def test_a_full_disk(monkeypatch, tmp_path):
     assert path.read_text() == "x = 2\n"
 
 
+@pytest.mark.parametrize("folders", [True, False], ids=["folders", "no folders"])
+def test_nothing_can_be_written_anywhere(monkeypatch, tmp_path, folders):
+    monkeypatch.setenv("TINYGRAD_SEQ_CACHE", str(tmp_path))
+    monkeypatch.setattr(build, "_temporary", cache(build._temporary.__wrapped__))
+
+    def refused(*_, **options):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(build, "_write", refused)
+    if not folders:
+        monkeypatch.setattr(build.tempfile, "mkdtemp", refused)
+    with pytest.warns(RuntimeWarning, match="cannot be kept in .*Read-only file system"):
+        put = build.load("put", PUT, {"put": 2})["put"]
+    word = np.zeros(1, np.int64)
+    put(memory.address(word), 7)
+    assert word[0] == 7
+
+
 PUT = """from tinygrad_seq.kernels.threads import set_word
 
 
