@@ -355,7 +355,10 @@ def callable_here(*functions: Any) -> tuple[Any, ...]:
 
 @contextmanager
 def said(what: str) -> Any:
-    """While the block compiles for longer than a moment, say what."""
+    """Nobody else compiles in the block, and if it does so for longer than a moment, it is said.
+
+    Who has waited here finds that done, perhaps, which it came for.
+    """
     over = threading.Event()
 
     def watch() -> None:
@@ -368,12 +371,13 @@ def said(what: str) -> Any:
         kept = "for this process alone" if where in _full else f"once; kept in {where}"
         print(f"tinygrad_seq: compiling {what}, {kept}", file=sys.stderr)
 
-    with suppress(RuntimeError):  # no thread is to be had, and nothing is said
-        threading.Thread(target=watch, daemon=True).start()
-    try:
-        yield
-    finally:
-        over.set()
+    with _lock:
+        with suppress(RuntimeError):  # no thread is to be had, and nothing is said
+            threading.Thread(target=watch, daemon=True).start()
+        try:
+            yield
+        finally:
+            over.set()
 
 
 # Functions that kernels share ------------------------------------------------------------------

@@ -108,10 +108,14 @@ class Runner:
         """The compiled function of a direction."""
         if direction not in self.functions:
             with build.said(f"{self.plan.name}, {direction}"):
-                if direction == "forward" and self.plan.backward is not None:
-                    build.divide(self.plan.dtype, [self._module("backward")])
-                self.functions[direction] = build.load(*self._module(direction))[direction]
+                if direction not in self.functions:
+                    self.functions[direction] = self._compiled(direction)
         return self.functions[direction]
+
+    def _compiled(self, direction: str) -> Any:
+        if direction == "forward" and self.plan.backward is not None:
+            build.divide(self.plan.dtype, [self._module("backward")])
+        return build.load(*self._module(direction))[direction]
 
     def _module(self, direction: str) -> build.Module:
         name = f"{self.plan.name}_{direction}"

@@ -74,7 +74,9 @@ class Runner:
             kernels = cuda_source.kernel_texts(self.plan, direction, self.rules, form)
             text = cuda_source.module_text(self.plan, kernels)
             name = f"{self.plan.name}_{direction}_cuda"
-            self._kernels[key] = cuda_build.load(name, text, kernels)
+            with build.said(name):
+                if key not in self._kernels:
+                    self._kernels[key] = cuda_build.load(name, text, kernels)
         return self._kernels[key]
 
     def _layout(self, direction: str, inputs: Inputs, steps: int, keep: bool) -> Layout:

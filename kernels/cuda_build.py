@@ -299,13 +299,12 @@ def marked(text: str) -> str:
 
 def load(name: str, text: str, kernels: list[Any]) -> dict[str, tuple[Any, list[str], bool]]:
     """The kernels of a text, compiled, the names of their words, and whether they are divided."""
-    with build.said(name):
-        module = build.module(name, marked(text))
-        made = Simulated if SIMULATED else Compiled
-        return {
-            each.name: (made(getattr(module, each.name), len(each.words)), each.words, each.divided)
-            for each in kernels
-        }
+    module = build.module(name, marked(text))
+    made = Simulated if SIMULATED else Compiled
+    return {
+        each.name: (made(getattr(module, each.name), len(each.words)), each.words, each.divided)
+        for each in kernels
+    }
 
 
 class Simulated:

@@ -507,6 +507,30 @@ def test_python_threads_scan_at_once(rng):
         assert all(np.array_equal(each, expected[k]) for each in answers)
 
 
+def test_threads_that_want_the_same_code_compile_it_once(monkeypatch, rng):
+    monkeypatch.setattr(compiled, "_runners", {})
+    monkeypatch.setattr(following, "_precedents", {})
+    cell, xs = tgs.nn.RNNCell(2, 3, rng=rng), np.ones((2, 2, 2), "f4")
+    load, loaded, together = build.load, [], threading.Barrier(4)
+
+    def slowly(name, *given):
+        loaded.append(name)
+        time.sleep(0.2)
+        return load(name, *given)
+
+    def scans():
+        together.wait()
+        tgs.scan(cell, xs)
+
+    monkeypatch.setattr(build, "load", slowly)
+    threads = [threading.Thread(target=scans) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert loaded.count("RNNCell_forward") == 1
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize(("I", "H"), [(3, 17), (40, 64), (1, 33), (70, 96), (9, 160)])
 @pytest.mark.parametrize("far", [False, True])
