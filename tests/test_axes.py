@@ -245,3 +245,19 @@ def test_a_sum_of_conditions_along_no_axis_counts(rng):
     xs, h0 = rng.standard_normal((2, 2, 3)), np.ones((2, 3))
     for driver in (tgs.unroll, tgs.scan):
         driver(cell, xs, h0)
+
+
+def test_what_is_padded_keeps_its_dtype(rng):
+    def cell(x, h):
+        around = [(0, 0), (1, 0), (0, 2)]
+        inside = tgs.pad(x > 0, around, 5)  # any number but 0 is True
+        beside = tgs.pad(x[:, 0] > 0, [(0, 0), (0, 1)])
+        whole = tgs.pad((x > 0).to("int64"), around, 3)
+        parts = tgs.where(~inside, 0.5, whole.to("float64")), tgs.where(beside, 1.0, h)
+        return (*parts, tgs.pad(tgs.sum(x, axis=(1, 2)), [(0, 0)])), h
+
+    x, h = rng.standard_normal((3, 2, 2, 3)), rng.standard_normal((2, 4))
+    for here, expected in zip(
+        found(tgs.scan, cell, [], x, h), found(tgs.unroll, cell, [], x, h), strict=True
+    ):
+        np.testing.assert_allclose(here, expected, rtol=1e-12)

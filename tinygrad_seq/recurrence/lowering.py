@@ -358,13 +358,18 @@ def _pad(tracer: Tracer, inputs: Sequence[Tensor], params: Any) -> Tensor:
     B = tracer.trace.B
     if widths[0] != (0, 0):
         tracer.refuse_mixing("pad", inputs)
+    if x.ndim == 1:  # the batch is all it has
+        return same(tracer, x._data, x.shape)
+    value = np.asarray(value).astype(x.dtype)  # of a condition any number but 0 is True
     if x.ndim == 2:
         before, after = (tracer.constant(np.full((B, n), value)) for n in widths[1])
-        return _join(tracer, [before, x, after], (B, x.shape[1] + sum(widths[1])))
-    units, beside = units_of(x.shape), tracer.constant(np.full((B, 1), value))
-    order = np.pad(units, widths[1:], constant_values=units.size)
-    made = _join(tracer, [x, beside], (B, units.size + 1))
-    return chosen(tracer, made._data, order, (B, *order.shape))
+        made = _join(tracer, [before, x, after], (B, x.shape[1] + sum(widths[1])))
+    else:
+        units, beside = units_of(x.shape), tracer.constant(np.full((B, 1), value))
+        order = np.pad(units, widths[1:], constant_values=units.size)
+        joined = _join(tracer, [x, beside], (B, units.size + 1))
+        made = chosen(tracer, joined._data, order, (B, *order.shape))
+    return stand_in(tracer, made._data.slot, made.shape, x.dtype)
 
 
 LOWERED: dict[str, Callable[[Tracer, Sequence[Tensor], Any], Tensor]] = {
