@@ -261,3 +261,17 @@ def test_what_is_padded_keeps_its_dtype(rng):
         found(tgs.scan, cell, [], x, h), found(tgs.unroll, cell, [], x, h), strict=True
     ):
         np.testing.assert_allclose(here, expected, rtol=1e-12)
+
+
+def test_the_largest_of_conditions_and_whole_numbers_along_one_of_several_axes(rng):
+    def cell(given, h):
+        x, k = given
+        some, most, least = tgs.max(x > 0, axis=1), tgs.max(k, axis=2), tgs.min(k, axis=1)
+        return tgs.where(some, 1.0, h) * most.sum(axis=1, keepdims=True) + least, h
+
+    x, k = rng.standard_normal((3, 2, 3, 4)), rng.integers(-5, 5, (3, 2, 3, 4))
+    h = rng.standard_normal((2, 4))
+    for here, expected in zip(
+        leaves(tgs.scan(cell, (x, k), h)), leaves(tgs.unroll(cell, (x, k), h)), strict=True
+    ):
+        np.testing.assert_array_equal(here.numpy(), expected.numpy())

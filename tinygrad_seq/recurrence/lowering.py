@@ -160,7 +160,11 @@ def _reduce(name: str, tracer: Tracer, inputs: Sequence[Tensor], params: Any) ->
     if len(axes) == x.ndim - 1:
         return tracer.row(name, (x.slot,), shape, dtype, single=True)
     if name != "sum":
-        return _extremum(name, inputs[0], axes, keepdims)
+        value = inputs[0]
+        if x.dtype.kind != "f":  # whole numbers and conditions are floats in the step
+            value = tracer.detach(stand_in(tracer, x.slot, x.shape, tracer.trace.dtype))
+        made = _extremum(name, value, axes, keepdims)
+        return stand_in(tracer, made._data.slot, shape, dtype)
     return added_up(tracer, x, np.broadcast_to(units_of(kept), x.shape[1:]), shape, dtype)
 
 
