@@ -208,6 +208,25 @@ def test_ties_along_an_axis_share_the_gradient_equally(rng):
     assert gradients[1][0, 1].tolist() == [[0.5, 1 / 3], [0.0, 1 / 3], [0.5, 1 / 3]]
 
 
+@pytest.mark.parametrize("top", [np.inf, -np.inf])
+def test_an_infinite_extremum_along_an_axis_has_its_gradient(top, rng):
+    x = rng.standard_normal((1, 2, 3, 2))
+    x[0, :, :2, 0], x[0, 1, :, 1] = top, top
+
+    def cell(x, h):
+        ys = [extremum(x, axis=axis) for extremum in (tgs.max, tgs.min) for axis in (1, 2)]
+        return tuple(ys), h
+
+    gradients = []
+    for drive in (tgs.unroll, tgs.scan):
+        given = tgs.tensor(x, requires_grad=True)
+        ys = drive(cell, given, np.zeros((2, 1)))[0]
+        sum(tgs.sum(k * y) for k, y in enumerate(ys, 1)).backward()
+        gradients.append([*(y.numpy() for y in ys), given.grad.numpy()])
+    for here, expected in zip(*gradients, strict=True):
+        np.testing.assert_allclose(here, expected, rtol=1e-15)
+
+
 def test_a_tensor_read_off_the_tape_keeps_its_gradient(rng):
     """One that is broadcast for a step is no constant because it was first read in no_grad."""
     W = parameter(rng, 3, 1)

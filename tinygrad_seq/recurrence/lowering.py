@@ -171,7 +171,8 @@ def _reduce(name: str, tracer: Tracer, inputs: Sequence[Tensor], params: Any) ->
 def _extremum(name: str, x: Tensor, axes: tuple[int, ...], keepdims: bool) -> Tensor:
     """The largest or smallest values along some axes, by halves; ties share the gradient equally.
 
-    What it is off the tape, and on it a zero that has the derivative.
+    What it is off the tape, and on it something that has the derivative and changes nothing: a
+    zero, or beside an infinite one the same again.
     """
     fold, value = maximum if name == "max" else minimum, x.detach()
     for axis in axes:
@@ -181,9 +182,9 @@ def _extremum(name: str, x: Tensor, axes: tuple[int, ...], keepdims: bool) -> Te
             value = fold(*(value[along(axis, part)] for part in parts))
     if x.dtype.kind == "f" and x._data.slot not in x._data.tracer.trace.frozen:
         tied = x == value
-        zero = structural.sum(where(tied & (abs(x) < np.inf), x - x.detach(), 0.0), axes, True)
+        more = where(tied, where(abs(x) < np.inf, x - x.detach(), x), 0.0)
         count = structural.sum(where(tied, 1.0, 0.0), axes, True)  # none are where one is NaN
-        value = value + zero / maximum(count, 1.0)
+        value = value + structural.sum(more, axes, True) / maximum(count, 1.0)
     return value if keepdims else value.reshape([n for k, n in enumerate(x.shape) if k not in axes])
 
 
