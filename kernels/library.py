@@ -74,11 +74,11 @@ def take(a, row, M, units, runs, N, c, ldc, add):
         source, to = a + r * row * ITEM, c + r * ldc * ITEM
         if L == 1:
             for k in range(runs):
-                x = scalar(source, int(scalar(units, k)))
+                x = scalar(source, word(units, k))
                 put_scalar(to, k, scalar(to, k) + x if add else x)
         else:
             for k in range(runs):
-                x, y = source + int(scalar(units, k)) * ITEM, to + k * L * ITEM
+                x, y = source + word(units, k) * ITEM, to + k * L * ITEM
                 for i in range(0, L, LANES):
                     v = load(x, i, L - i)
                     store(y, i, load(y, i, L - i) + v if add else v, L - i)
@@ -93,13 +93,13 @@ def take_back(a, row, M, units, runs, N, c, ldc, K, add):
             zero_row(to, K)
         if L == 1:
             for k in range(runs):
-                j = int(scalar(units, k))
+                j = word(units, k)
                 put_scalar(to, j, scalar(to, j) + scalar(source, k))
         else:
             k = 0
             while k < runs:  # those one after another that go to the same place, at once
-                first, j = k, int(scalar(units, k))
-                while k < runs and int(scalar(units, k)) == j:
+                first, j = k, word(units, k)
+                while k < runs and word(units, k) == j:
                     k += 1
                 x, y = source + first * L * ITEM, to + j * ITEM
                 for i in range(0, L, LANES):
@@ -115,7 +115,7 @@ def spread(a, row, M, units, runs, N, c, ldc, add):
     for r in range(M):
         source, to = a + r * row * ITEM, c + r * ldc * ITEM
         for k in range(runs):
-            x, y = repeat(source + int(scalar(units, k)) * ITEM), to + k * L * ITEM
+            x, y = repeat(source + word(units, k) * ITEM), to + k * L * ITEM
             for i in range(0, L, LANES):
                 store(y, i, load(y, i, L - i) + x if add else x, L - i)
 
@@ -131,7 +131,7 @@ def spread_back(a, row, M, units, runs, N, c, ldc, K, add):
             x, total = source + k * L * ITEM, constant(0.0)
             for i in range(0, L, LANES):
                 total = part_sum(total, load(x, i, L - i), L - i)
-            y = to + int(scalar(units, k)) * ITEM
+            y = to + word(units, k) * ITEM
             store(y, 0, load(y, 0, 1) + row_sum(total), 1)
 '''
 

@@ -266,6 +266,17 @@ def test_a_sum_of_conditions_along_no_axis_counts(rng):
         driver(cell, xs, h0)
 
 
+def test_units_are_chosen_of_more_than_float32_can_count():
+    n = 2**24 + 12
+    x, order = np.zeros((1, 1, n), "float32"), [n - 1, n - 3, n - 5, n - 7, n - 9]
+    x[0, 0, order] = np.arange(1, 6)
+    given = tgs.tensor(x, requires_grad=True)
+    ys, _ = tgs.scan(lambda x, h: (x[:, order], h), given, np.zeros((1, 1), "float32"))
+    np.testing.assert_array_equal(ys.numpy(), [[np.arange(1, 6)]])
+    tgs.sum(ys * ys).backward()
+    np.testing.assert_array_equal(given.grad.numpy(), 2 * x)
+
+
 def test_what_is_padded_keeps_its_dtype(rng):
     def cell(x, h):
         around = [(0, 0), (1, 0), (0, 2)]

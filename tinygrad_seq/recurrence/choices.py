@@ -80,7 +80,7 @@ def _choice(
         op, role = "matmul", MATRIX
         array = np.arange(there) == units[:, None] if back else np.arange(here)[:, None] == units
         back = ""
-    operand = tracer.capture(tracer.constant(array), role)
+    operand = tracer.capture(tracer.constant(array, role), role)
     return tracer.product(op + back, x, operand, shape, dtype)
 
 

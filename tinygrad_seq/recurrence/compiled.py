@@ -23,7 +23,7 @@ from tinygrad_seq.recurrence.arguments import Cell, Given, check_arguments
 from tinygrad_seq.recurrence.derive import Needs, differentiate
 from tinygrad_seq.recurrence.following import trace_again
 from tinygrad_seq.recurrence.stepwise import no_steps, run_steps
-from tinygrad_seq.recurrence.trace import BESIDE, Step, as_used, exact_up_to
+from tinygrad_seq.recurrence.trace import BESIDE, UNITS, Step, as_used, exact_up_to
 from tinygrad_seq.recurrence.tracing import trace_cell
 from tinygrad_seq.rules import RULES, Operation
 from tinygrad_seq.tape import Bundle, Entry, Piece, recording
@@ -231,7 +231,9 @@ class Call:
             if not self.own_resets
             else [_ready(s._data, self.dtype) for s in self.reset_states],
             captured=[
-                _capture_ready(as_used(t._data, role), self.dtype, role is not BESIDE)
+                t._data
+                if role is UNITS
+                else _capture_ready(as_used(t._data, role), self.dtype, role is not BESIDE)
                 for t, role in zip(self.captured, step.trace.roles, strict=True)
             ],
             numbers=step.numbers,

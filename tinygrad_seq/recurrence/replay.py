@@ -73,7 +73,9 @@ def run_rows(step: Step, captured: Sequence[Tensor], x: Any, state: Any) -> tupl
     values: list[Any] = []
     for slot, (op, inputs, detail) in enumerate(trace.rows[: step.length]):
         if op in sources:
-            value = sources[op][detail].to(trace.dtype)  # integers too, as in the kernel
+            value = sources[op][detail]
+            if op != "units":
+                value = value.to(trace.dtype)  # integers too, as in the kernel
             if op == "matrix":
                 value = as_used(value, trace.roles[detail])
             if op in ("x", "state") and value.ndim != 2:

@@ -72,8 +72,7 @@ class Tracer(Source):
         # Rows of products, by the operation, its two rows, their width (the same units can begin
         # runs of several lengths), and whether gradients go through.
         self.products: dict[tuple[str, int, int, int, bool], int] = {}
-        # Of arrays that the step reads, by what is in them and their shape.
-        self.constants: dict[tuple[bytes, tuple[int, ...]], Tensor] = {}
+        self.constants: dict[Any, Tensor] = {}  # of arrays, by what is in them, dtype and shape
         self.events: list[Any] | None = [] if noted else None  # what was asked for, in order
         self.leaves: list[Tensor] = []  # inputs and states, if it is noted
         self.body = 0  # rows when the cell had returned
@@ -116,10 +115,10 @@ class Tracer(Source):
         trace.roles.append(role)
         return slot
 
-    def constant(self, array: np.ndarray) -> Tensor:
-        """An array that the step reads, in its dtype and where its inputs are."""
-        array = array.astype(self.trace.dtype)
-        key = array.tobytes(), array.shape
+    def constant(self, array: np.ndarray, role: str = BESIDE) -> Tensor:
+        """An array that the step reads, where its inputs are; numbers of units are integers."""
+        array = array.astype(np.int64 if role is UNITS else self.trace.dtype)
+        key = array.tobytes(), array.dtype, array.shape
         if key not in self.constants:
             self.constants[key] = wrap(devices.to_device(array, self.trace.device), None)
         return self.constants[key]
