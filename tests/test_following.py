@@ -123,6 +123,28 @@ def test_choices_of_units_are_those_of_this_call(rng):
     assert followed == [False, True, True, False, True, True]
 
 
+def test_what_is_detached(rng):
+    """A softmax takes the largest value off the tape, along a row or along one of several axes."""
+    detached = [0, 1, 1, 0, 0, 1]
+
+    def cell(x, h):
+        h = tgs.tanh(x + h)
+        if detached[0]:
+            h = h + h.detach()
+        wide = tgs.softmax(h[:, None] * x[:, :, None], axis=1).max(axis=2)
+        h = tgs.softmax(h, axis=-1) + wide
+        return h, h
+
+    followed = []
+    for _ in range(len(detached)):
+        xs, state = rng.standard_normal((3, 2, 4)), rng.standard_normal((2, 4))
+        followed.append(is_traced_as_ever(cell, given_to(cell, xs, state), F8))
+        found = [drive(cell, xs, state)[1].numpy() for drive in (tgs.scan, tgs.unroll)]
+        np.testing.assert_allclose(*found, rtol=1e-12)
+        detached.append(detached.pop(0))
+    assert followed == [False, False, True, False, True, False]
+
+
 def test_what_a_cell_closes_over_is_that_of_this_call(rng):
     held = {"W": None, "b": None, "n": 0.0}
 

@@ -88,7 +88,7 @@ def same_units(tracer: Tracer, x: Traced, shape: Shape, dtype: Any) -> Tensor:
     """The same row as a value of another shape or dtype."""
     made = stand_in(tracer, x.slot, shape, dtype)
     stays = recording.enabled or x.slot in tracer.trace.frozen
-    return made if stays else tracer.detach(made)
+    return made if stays else tracer.freeze(made)
 
 
 def repeated_to(tracer: Tracer, x: Traced, shape: Shape) -> Tensor:

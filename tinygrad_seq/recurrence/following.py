@@ -31,7 +31,12 @@ from tinygrad_seq.creation import Rng, new_seed
 from tinygrad_seq.recurrence.arguments import Cell, Given
 from tinygrad_seq.recurrence.choices import as_row, full_shape
 from tinygrad_seq.recurrence.draws import Source, check_drawn_anew, drawn
-from tinygrad_seq.recurrence.lowering import Shares, product_of_lines, product_of_parts
+from tinygrad_seq.recurrence.lowering import (
+    Shares,
+    extremum,
+    product_of_lines,
+    product_of_parts,
+)
 from tinygrad_seq.recurrence.trace import BESIDE, CAPTURED, ROLES, Step, Trace, Traced
 from tinygrad_seq.recurrence.tracing import (
     Event,
@@ -43,7 +48,7 @@ from tinygrad_seq.recurrence.tracing import (
     tracing,
 )
 from tinygrad_seq.rules import RULES
-from tinygrad_seq.structural import CONCAT, LINEAR, MATMUL, STACK
+from tinygrad_seq.structural import CONCAT, LINEAR, MATMUL, MAX, MIN, STACK
 from tinygrad_seq.tape import recording
 from tinygrad_seq.tensors import Tensor, is_traced, wrap
 from tinygrad_seq.trees import leaves, map_leaves, rebuild
@@ -53,7 +58,7 @@ EXACT = 2**24  # whole numbers up to here are float32's too
 PATIENCE = 8  # how often, one after another, a cell may do something else before it is let be
 
 # What several events may be made of, see ``_several``.
-SEVERAL = (MATMUL, LINEAR, RULES["scalar_power"])
+SEVERAL = (MATMUL, LINEAR, MAX, MIN, RULES["scalar_power"])
 
 _NOWHERE = Tracer(Trace(0, np.dtype("float32")))
 _precedents: dict[Any, Precedent] = {}
@@ -266,8 +271,9 @@ class _Forms:
         self.forms: list[Form] = []
         events = tracer.events or []
         begins = [event.begin for event in events] + [tracer.body]
-        if tracer.trace.frozen or begins[0] != self.at:
-            raise LookupError
+        detached = {event.made._data.slot for event in events if event.op == "detach"}
+        if tracer.trace.frozen != detached or begins[0] != self.at:
+            raise LookupError  # what no_grad freezes is no event
         for event, end in zip(events, begins[1:], strict=True):
             form = event if isinstance(event, Form) else self._form(event, end)
             self.forms.append(form)
@@ -452,6 +458,8 @@ class Precedent(Source):
         if form.op is RULES["scalar_power"]:
             return power_of(*inputs)
         name = form.op.name
+        if form.op in (MAX, MIN):
+            return extremum(name, inputs[0], *form.params)
         if max(each.ndim for each in inputs) > 2:
             return product_of_lines(name, inputs, self.shares)
         parts: tuple[Tensor, ...] = self.parts[inputs[0]._data.slot]
@@ -518,7 +526,12 @@ class Precedent(Source):
         return self.depart().invert(x)
 
     def detach(self, x: Tensor) -> Tensor:
-        return self.depart().detach(x)
+        form = self.forms[self.at]
+        if form.op != "detach" or form.inputs[0] is not x:
+            return self.depart().detach(x)
+        self.at += 1
+        assert form.made is not None
+        return form.made
 
 
 def _same_leaves(a: Any, b: Any) -> bool:

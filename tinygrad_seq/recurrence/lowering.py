@@ -160,15 +160,16 @@ def _reduce(name: str, tracer: Tracer, inputs: Sequence[Tensor], params: Any) ->
     if len(axes) == x.ndim - 1:
         return tracer.row(name, (x.slot,), shape, dtype, single=True)
     if name != "sum":
-        value = inputs[0]
-        if x.dtype.kind != "f":  # whole numbers and conditions are floats in the step
-            value = tracer.detach(stand_in(tracer, x.slot, x.shape, tracer.trace.dtype))
-        made = _extremum(name, value, axes, keepdims)
+        if x.dtype.kind == "f":
+            return extremum(name, inputs[0], axes, keepdims)
+        # Whole numbers and conditions are floats in the step.
+        value = tracer.freeze(stand_in(tracer, x.slot, x.shape, tracer.trace.dtype))
+        made = extremum(name, value, axes, keepdims)
         return stand_in(tracer, made._data.slot, shape, dtype)
     return added_up(tracer, x, np.broadcast_to(units_of(kept), x.shape[1:]), shape, dtype)
 
 
-def _extremum(name: str, x: Tensor, axes: tuple[int, ...], keepdims: bool) -> Tensor:
+def extremum(name: str, x: Tensor, axes: tuple[int, ...], keepdims: bool) -> Tensor:
     """The largest or smallest values along some axes, by halves; ties share the gradient equally.
 
     What it is off the tape, and on it something that has the derivative and changes nothing: a
@@ -183,7 +184,7 @@ def _extremum(name: str, x: Tensor, axes: tuple[int, ...], keepdims: bool) -> Te
     if x.dtype.kind == "f" and x._data.slot not in x._data.tracer.trace.frozen:
         tied = x == value
         more = where(tied, where(abs(x) < np.inf, x - x.detach(), x), 0.0)
-        count = structural.sum(where(tied, 1.0, 0.0), axes, True)  # none are where one is NaN
+        count = structural.sum(tied.astype(x.dtype), axes, True)  # none are where one is NaN
         value = value + structural.sum(more, axes, True) / maximum(count, 1.0)
     return value if keepdims else value.reshape([n for k, n in enumerate(x.shape) if k not in axes])
 
@@ -364,7 +365,7 @@ def _pad(tracer: Tracer, inputs: Sequence[Tensor], params: Any) -> Tensor:
     if widths[0] != (0, 0):
         tracer.refuse_mixing("pad", inputs)
     if x.ndim == 1:  # the batch is all it has
-        return same(tracer, x._data, x.shape)
+        return same_units(tracer, x._data, x.shape, x.dtype)
     value = np.asarray(value).astype(x.dtype)  # of a condition any number but 0 is True
     if x.ndim == 2:
         before, after = (tracer.constant(np.full((B, n), value)) for n in widths[1])

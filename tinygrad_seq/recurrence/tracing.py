@@ -46,7 +46,7 @@ DOUBLE = np.dtype("float64")
 class Event(NamedTuple):
     """Something that a cell asked its tracer for, and what it got; for ``following.py``."""
 
-    op: Any  # an Operation, the name of a comparison, or "uniform"
+    op: Any  # an Operation, the name of a comparison, "uniform" or "detach"
     inputs: Sequence[Any]
     params: tuple[Any, ...]
     begin: int  # how many rows there were
@@ -412,6 +412,14 @@ class Tracer(Source):
         return stand_in(self, slot, shape, dtype)
 
     def detach(self, x: Tensor) -> Tensor:
+        self._check_own((x,))
+        begin, made = len(self.trace.rows), self.freeze(x)
+        if self.events is not None:
+            self.events.append(Event("detach", (x,), (), begin, begin + 1, made))
+        return made
+
+    def freeze(self, x: Tensor) -> Tensor:
+        """The same value, through which no gradient goes."""
         data, trace = x._data, self.trace
         single = trace.single[data.slot]
         made = self.row("detach", (data.slot,), data.shape, data.dtype, single=single)
