@@ -7,8 +7,8 @@ processor. So nothing there is ever out of date, only unused, and what was unuse
 when the folder grows beyond a bound. Beside the text stands the compiled code of each function,
 with a digest of it, for damaged code would run.
 
-Imports machine, simd, worker, NumPy, Numba and llvmlite; when asked, library (texts of the shared
-functions) and threads.
+Imports forking, machine, simd, worker, NumPy, Numba and llvmlite; when asked, library (texts of the
+shared functions) and threads.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ from numba.core.compiler_lock import global_compiler_lock
 from numba.core.serialize import dumps
 from numba.extending import intrinsic
 from tinygrad_seq.kernels import machine, worker
+from tinygrad_seq.kernels.forking import alone
 from tinygrad_seq.kernels.simd import I64, WORD
 
 OPTIONS = {"error_model": "numpy", "boundscheck": False}
@@ -51,25 +52,15 @@ LATER = 1.0  # seconds after which a compile says that it is going on
 DIGEST = hashlib.sha256().digest_size
 OURS = re.compile(r".*_[0-9a-f]{20}")  # the folder of one text
 
-_lock = threading.RLock()
-
 
 def _forget() -> None:
     """In a forked child nobody is compiling, whatever other threads of the parent did."""
-    global _lock
-    _lock = threading.RLock()
     _compiling.clear()
     global_compiler_lock._lock = threading.RLock()
 
 
 if hasattr(os, "register_at_fork"):
-    # A fork waits until no other thread compiles: Python and LLVM have locks of their own, which a
-    # child would find taken for ever.
-    os.register_at_fork(
-        before=lambda: _lock.acquire(),
-        after_in_parent=lambda: _lock.release(),
-        after_in_child=_forget,
-    )
+    os.register_at_fork(after_in_child=_forget)
 
 
 def folder() -> Path:
@@ -233,7 +224,7 @@ class Module(NamedTuple):
 
 def load(name: str, text: str, functions: Mapping[str, int]) -> dict[str, Any]:
     """The functions of a text, compiled; each takes as many integers as ``functions`` says."""
-    with _lock:
+    with alone():
         path = write_module(name, text)
         with compiling():
             worker.wait(path)
@@ -242,7 +233,7 @@ def load(name: str, text: str, functions: Mapping[str, int]) -> dict[str, Any]:
 
 def module(name: str, text: str) -> ModuleType:
     """The module of a text, its functions as they are written."""
-    with _lock:
+    with alone():
         return _import(write_module(name, text), text)
 
 
@@ -306,7 +297,7 @@ _compiling: list[bool] = []  # as many as compile now
 def compiling(kept: bool = False) -> Iterator[None]:
     """Nobody else compiles in the block, no process forks, and ``said`` says so, if it is not only
     loading what is kept."""
-    with _lock:
+    with alone():
         _compiling.append(not kept)
         try:
             yield
@@ -371,7 +362,7 @@ def said(what: str) -> Any:
         kept = "for this process alone" if where in _full else f"once; kept in {where}"
         print(f"tinygrad_seq: compiling {what}, {kept}", file=sys.stderr)
 
-    with _lock:
+    with alone():
         with suppress(RuntimeError):  # no thread is to be had, and nothing is said
             threading.Thread(target=watch, daemon=True).start()
         try:
@@ -389,7 +380,7 @@ NOWHERE = 1  # an address that nobody calls
 
 def shared(name: str, dtype: str) -> Any:
     """A function of ``library.py``, compiled once for all kernels."""
-    with _lock:
+    with alone():
         if (name, dtype) not in _SHARED:
             from tinygrad_seq.kernels import library
 

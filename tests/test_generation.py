@@ -72,7 +72,7 @@ class TestStepper:
             step.state = tgs.zeros(1, 3)
         with pytest.raises(tgs.ShapeError, match="state is "):
             step.state = (tgs.zeros(1, 4), tgs.zeros(1, 4))
-        with pytest.raises(tgs.ShapeError, match=r"x has shape \(7, 1, 3\), expected that of one"):
+        with pytest.raises(tgs.ShapeError, match=r"x of one step has shape \(7, 1, 3\)"):
             tgs.Stepper(cell, np.ones((7, 1, 3), "f4"))
         with pytest.raises(tgs.ShapeError, match="x has no rows"):
             tgs.Stepper(cell, np.ones((0, 3), "f4"))

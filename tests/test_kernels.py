@@ -26,6 +26,7 @@ from tinygrad_seq.kernels import (
     build,
     cpu,
     division,
+    forking,
     gemm,
     layout,
     machine,
@@ -580,7 +581,7 @@ def test_a_fork_waits_for_a_compile_in_another_thread():
     begun, done = threading.Event(), []
 
     def compiles():
-        with build._lock:
+        with forking.alone():
             begun.set()
             time.sleep(0.3)
             done.append(True)
@@ -590,11 +591,11 @@ def test_a_fork_waits_for_a_compile_in_another_thread():
     begun.wait()
     child = os.fork()
     if not child:
-        os._exit(0 if done and build._lock.acquire(timeout=1) else 1)
+        os._exit(0 if done and forking.alone().acquire(timeout=1) else 1)
     assert os.waitpid(child, 0)[1] == 0
     thread.join()
-    assert build._lock.acquire(timeout=1)
-    build._lock.release()
+    assert forking.alone().acquire(timeout=1)
+    forking.alone().release()
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
@@ -613,6 +614,28 @@ def test_a_forked_child_finds_no_lock_taken(rng):
         if not child:
             os._exit(sum(not getattr(m, name).acquire(blocking=False) for m, name in locks))
         assert os.waitpid(child, 0)[1] == 0
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_a_fork_while_another_thread_imports_the_kernels():
+    """Whose modules the child finds imported, and not for ever in the hands of nobody."""
+    code = """
+import os, sys, threading, time, numpy as np, tinygrad_seq as tgs
+def scan():
+    return tgs.scan(tgs.nn.RNNCell(2, 3, rng=0), np.ones((3, 2, 2), "float32"))[0].numpy()
+thread = threading.Thread(target=scan)
+thread.start()
+while "numba" not in sys.modules:
+    time.sleep(0.001)
+child = os.fork()
+if not child:
+    scan()
+    os._exit(0)
+thread.join()
+assert os.waitpid(child, 0)[1] == 0
+"""
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], timeout=100)
+    assert done.returncode == 0
 
 
 def test_a_system_that_gives_no_threads(monkeypatch, rng):

@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from tinygrad_seq.errors import TapeError
+from tinygrad_seq.kernels.forking import alone
 from tinygrad_seq.listing import Line, Tape
 from tinygrad_seq.structural import ARRAYS, EachInput
 from tinygrad_seq.tape import Entry, Piece, reachable, recording, walk
@@ -137,7 +138,8 @@ class _Watch(Tape):
         """Compute as the line of this entry was computed."""
         if entry not in self._flushed:
             return nullcontext()
-        from tinygrad_seq.kernels import cpu
+        with alone():
+            from tinygrad_seq.kernels import cpu
 
         flushing: AbstractContextManager[None] = cpu.flushing()
         return flushing

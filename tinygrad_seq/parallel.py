@@ -15,6 +15,7 @@ from contextvars import copy_context
 from typing import TYPE_CHECKING
 
 from tinygrad_seq.errors import whole
+from tinygrad_seq.kernels.forking import alone
 
 if TYPE_CHECKING:
     from concurrent.futures import Future, ThreadPoolExecutor
@@ -27,14 +28,16 @@ def set_num_threads(n: int) -> None:
 
     Raises ValueError for what is no integer from 1 on.
     """
-    from tinygrad_seq.kernels import threads
+    with alone():
+        from tinygrad_seq.kernels import threads
 
     threads.set_num_threads(whole(n, "set_num_threads"))
 
 
 def get_num_threads() -> int:
     """How many threads there may be: as set, or the cores that this process may use."""
-    from tinygrad_seq.kernels import threads
+    with alone():
+        from tinygrad_seq.kernels import threads
 
     count: int = threads.get_num_threads()
     return count

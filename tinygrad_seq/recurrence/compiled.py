@@ -8,8 +8,6 @@ running the rows step by step there. Imports the engine and its own room.
 
 from __future__ import annotations
 
-import os
-import threading
 from collections.abc import Callable, Sequence
 from functools import cache
 from math import prod
@@ -19,6 +17,7 @@ import numpy as np
 
 from tinygrad_seq import devices
 from tinygrad_seq.errors import WAY_OUT, DeviceError, TraceError, whole
+from tinygrad_seq.kernels.forking import alone
 from tinygrad_seq.recurrence.arguments import Cell, Given, check_arguments
 from tinygrad_seq.recurrence.derive import Needs, differentiate
 from tinygrad_seq.recurrence.following import trace_again
@@ -36,17 +35,6 @@ if TYPE_CHECKING:
 SINGLE_OR_DOUBLE = (np.dtype("float32"), np.dtype("float64"))
 LONGEST_NAME = 40  # characters
 _runners: dict[Any, Any] = {}
-_lock = threading.Lock()
-
-
-def _forget() -> None:
-    """In a forked child nobody is planning, whatever other threads of the parent did."""
-    global _lock
-    _lock = threading.Lock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget)
 
 
 def scan(
@@ -116,7 +104,8 @@ def _by_steps(cell: Cell, given: Given, reverse: bool) -> tuple[Any, Any]:
     """What kernels would compute, step by step on the tape."""
     if given.x_leaves[0].device != devices.CPU:
         return run_steps(cell, given, reverse)
-    from tinygrad_seq.kernels import cpu
+    with alone():
+        from tinygrad_seq.kernels import cpu
 
     outer, recording.flushes = recording.flushes, True
     try:
@@ -298,7 +287,7 @@ def _runner(step: Step, needs: Needs | None, cell: Any, x: Any) -> Any:
     key = (structure, needs, devices.device_of(x))
     runner = _runners.get(key)
     if runner is None:
-        with _lock:
+        with alone():
             runner = _runners.get(key)
             if runner is None:
                 runner = _runners[key] = _new_runner(step, needs, _name(cell), x)
