@@ -39,7 +39,7 @@ SYMBOLS, MEMORY, HIDDEN = 16, 32, 64
 
 
 class MatrixMemory(nn.Module):
-    """x (B, inputs), a state S (B, size, size), y (B, size)."""
+    """x (B, inputs), a state S (B, size, size), y (B, size), in the dtype of the parameters."""
 
     def __init__(self, inputs: int, size: int, rule: str = "delta", rng: Any = None) -> None:
         self.size, self.rule = size, rule
@@ -47,7 +47,7 @@ class MatrixMemory(nn.Module):
         self.rate = nn.Linear(inputs, 1, rng=rng)
 
     def initial_state(self, batch_size: int) -> tgs.Tensor:
-        return tgs.zeros(batch_size, self.size, self.size)
+        return tgs.zeros(batch_size, self.size, self.size, dtype=self.rate.weight.dtype)
 
     def forward(self, x: tgs.Tensor, S: tgs.Tensor) -> tuple[tgs.Tensor, tgs.Tensor]:
         k, v, q = tgs.split(self.project(x), 3, axis=-1)

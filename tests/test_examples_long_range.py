@@ -61,6 +61,8 @@ def test_matrix_memory(tmp_path, capsys):
     assert "matrix, delta          3,633" in capsys.readouterr().out
     found = main_of("matrix_memory")("--pairs 2 --updates 2 --rule sum --no-plot".split())
     assert [*found] == ["LSTM", "GRU", "matrix, sum"]
+    module = runpy.run_path(str(ROOT / "examples" / "matrix_memory.py"))
+    assert module["MatrixMemory"](4, 3).to("float64").initial_state(2).dtype == np.float64
 
 
 class TestPublished:

@@ -280,10 +280,10 @@ def functional_call(
     """``module(*args, **kwargs)`` with these tensors in the place of parameters and buffers.
 
     ``tensors`` have the names of ``state_dict`` and may be computed from others, so that gradients
-    go on to what they were computed from: weights after a step of gradient descent (MAML), weights
-    that were dropped or normalised, or averages of them. What is not named stays as it is, unless
-    it is tied to what is. ``args`` is a tuple, or the only argument. So a module becomes a function
-    of its parameters, which ``grad``, ``vjp`` and ``jvp`` take::
+    go on to what they were computed from: weights after a step of gradient descent (MAML: Finn,
+    Abbeel, Levine 2017), weights that were dropped or normalised, or averages of them. What is not
+    named stays as it is, unless it is tied to what is. ``args`` is a tuple, or the only argument.
+    So a module becomes a function of its parameters, which ``grad``, ``vjp`` and ``jvp`` take::
 
         def of(p):
             return loss(nn.functional_call(model, p, x), y)
@@ -291,7 +291,8 @@ def functional_call(
         gradients = tgs.grad(of)(dict(model.named_parameters()))
 
     Raises ValueError for unknown names and another kind of dtype, ShapeError for other shapes.
-    Buffers that the module itself updates are updated in what is given.
+    Buffers that the module itself updates are updated in what is given. The module holds what is
+    given until the call is over: other threads must not use it meanwhile.
     """
     if not isinstance(module, Module):
         kind = type(module).__name__

@@ -69,7 +69,8 @@ def check_arguments(
         reset_state = state
     else:
         reset_state = _state(start, B, own, driver)
-        _check_like(state, reset_state, f"{driver}: state", "initial_state gives")
+        hint = "; tgs.zeros is float32 unless given the parameters' dtype=, or convert the state"
+        _check_like(state, reset_state, f"{driver}: state", "initial_state gives", hint)
     state_leaves = leaves(state)
     _check_devices(x_leaves, state_leaves, driver)
     if reset_state is not state:

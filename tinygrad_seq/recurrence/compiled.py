@@ -62,10 +62,10 @@ def scan(
 
     The cell is traced without values, once in each call. It may use the package's elementwise
     operations, products, cuts, joins and reductions, and random numbers (``rand``, ``randn``,
-    ``nn.Dropout``), in float32 or float64. Axis 0 of each value of a step is the batch, and rows
-    do not mix: (B, n) times (B, n) is one such product, (B, n) times a tensor (n, m) that the cell
-    closes over is not, nor is (B, k, n) times (B, n, m). ``cumsum``, and (B, k, n) times a tensor
-    (n, m), are products with matrices that hold zeros, and so is on a GPU what puts units in
+    ``nn.Dropout``), in float32 or float64. Axis 0 of each value of a step is the batch, and rows do
+    not mix: (B, n) may be multiplied with a tensor (n, m) that the cell closes over, and (B, k, n)
+    with (B, n, m), but (B, n) not with another value of two axes. ``cumsum``, and (B, k, n) times a
+    tensor (n, m), are products with matrices that hold zeros, and so is on a GPU what puts units in
     another order, ``x[:, order]`` of more than 4 pieces, a transpose, what of a value of several
     axes is cut, joined or padded, repeated along an axis or summed along one of them: a value that
     is not finite spoils its row then. Whatever else it does, a branch on a value for instance,
