@@ -233,7 +233,9 @@ class Runner:
         layout = self._layout("backward", inputs, steps, True)
         work = memory.Block(layout.bytes["work"])
         made = *dxs, *(totals or [None] * len(inputs.states))
-        outs = [memory.empty((m.shape[0], m.distance), self.dtype) for m in layout.matrices]
+        outs = [
+            memory.empty((m.groups * m.shape[0], m.distance), self.dtype) for m in layout.matrices
+        ]
         more = bases.of_backward(dlast, dys, _beyond(rows), made, outs)
         captured: dict[int, Array] = {}
         if kept.block is None and steps:
@@ -353,7 +355,11 @@ class Runner:
         for matrix, out in zip(layout.matrices, outs, strict=True):
             width = matrix.shape[1]
             found = out if matrix.distance == width else np.ascontiguousarray(out[:, :width])
-            _add(captured, matrix.k, found.T if matrix.g_first else found)
+            if matrix.groups > 1 and matrix.g_first:
+                turned = found.reshape(matrix.groups, *matrix.shape).swapaxes(1, 2)
+                _add(captured, matrix.k, turned.reshape(-1, matrix.shape[0]))
+            else:
+                _add(captured, matrix.k, found.T if matrix.g_first else found)
         for k, array in captured.items():
             shape = inputs.captured[k].shape
             if array.shape != shape:

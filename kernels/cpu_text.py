@@ -39,6 +39,7 @@ SHARED = {  # functions of library.py, and what they are given
     "add_row": "source, to, n",
     "copy_row": "source, to, n",
     "product": "a, row, M, b, K, wide, c, ldc, add, in_tiles",  # as gemm.product_text says
+    "product_of_lines": "a, row, M, width, b, K, N, groups, bytes, c, ldc",
     "take": "a, row, M, units, runs, N, c, ldc, add",
     "take_back": "a, row, M, units, runs, N, c, ldc, K, add",
     "spread": "a, row, M, units, runs, N, c, ldc, add",
@@ -413,6 +414,11 @@ class CpuWriter(Writer):
             else:
                 N = self.width(stage.slot)
                 self.add(depth, f"{stage.choice}({what}, {N}, to, {out}, {add})")
+            return
+        if stage.lines:
+            what = f"p, {distance}, {rows}, {self.width(stage.a)}, {self.word(matrix)}"
+            sizes = [self.word(f"{matrix}_{each}") for each in ("K", "N", "groups", "bytes")]
+            self.add(depth, f"product_of_lines({what}, {', '.join(sizes)}, to, {out})")
             return
         wide = self.word(f"{matrix}_wide")
         b = f"{self.word(matrix)}, {self.width(stage.a)}, {wide}"

@@ -77,7 +77,8 @@ def divide(plan: Plan, direction: str, steps: int, parts: int, sizes: Sizes) -> 
     if backward:  # a segment fills the slabs of a part
         far = bytes_of_sums(plan, sizes) >= FAR_SUMS and not in_tiles
         slabs = gemm.FAR_SLABS if far else 1
-        segment = max(1, min(steps, -(-gemm.KC * slabs // -(-B // parts))))
+        rows = -(-B // parts) * _fewest_lines(plan, sizes)  # of a step, that are summed over
+        segment = max(1, min(steps, -(-gemm.KC * slabs // max(rows, 1))))
     return Division(
         threads=threads,
         tasks=tasks,
@@ -132,11 +133,37 @@ def bytes_of_sums(plan: Plan, sizes: Sizes) -> int:
     return sum(K * N for K, N in matrices) * np.dtype(plan.dtype).itemsize
 
 
+def count_groups(plan: Plan, sizes: Sizes) -> dict[int, int]:
+    """Of each matrix that lines are multiplied by, how many groups of lines have one of their own.
+
+    a is L lines of K units, what comes of them L lines of N, and (groups K, N) the matrices.
+    """
+    found, widths = {}, sizes.widths
+    for slot, row in enumerate(plan.rows[: plan.forward_count]):
+        if row.op == "matmul_lines":
+            a, matrix = row.inputs
+            k = plan.rows[matrix].detail
+            K = widths[a] // (widths[slot] // widths[matrix])
+            found[k] = sizes.captured[k][0][0] // K
+    return found
+
+
+def lines_of(a: int, matrix: tuple[int, ...]) -> int:
+    """How many lines of a row of so many units are multiplied by a matrix of this shape."""
+    return max(1, a // max(1, matrix[0]))
+
+
+def _fewest_lines(plan: Plan, sizes: Sizes) -> int:
+    """Of the rows that gradients of matrices are summed over."""
+    outer = plan.gradients.outer
+    return min((lines_of(sizes.widths[a], sizes.captured[k][0]) for a, _, k in outer), default=1)
+
+
 def _count_threads(plan: Plan, steps: int, sizes: Sizes) -> int:
     flops = 0
-    for slot, row in enumerate(plan.rows[: plan.forward_count]):
-        if row.op == "matmul":
-            flops += 2 * sizes.widths[row.inputs[0]] * sizes.widths[slot]
+    for row in plan.rows[: plan.forward_count]:
+        if row.op in ("matmul", "matmul_lines"):
+            flops += 2 * sizes.widths[row.inputs[0]] * sizes.widths[row.inputs[1]]
     work = (flops + 50 * sum(sizes.widths)) * sizes.B * steps
     return min(sizes.threads, _chunks(sizes.B)) if work > WORTH_THREADS else 1
 
@@ -145,7 +172,8 @@ def _count_tasks(plan: Plan, threads: int, parts: int, sizes: Sizes) -> int:
     """One for each thread; where rows were dealt to parts, as many for each part.
 
     More where rows are so wide that those of a task would not stay near, if no product in a loop
-    is the quicker the more rows it has. The same forward and backward, which share what is kept.
+    is the quicker the more rows it has, as those of lines are not, which have enough of these. The
+    same forward and backward, which share what is kept.
     """
     most, count = _chunks(sizes.B), threads
     if sizes.ragged and parts > 1:
@@ -153,7 +181,8 @@ def _count_tasks(plan: Plan, threads: int, parts: int, sizes: Sizes) -> int:
         count = each if each <= most else threads // parts * parts
     programs = [plan.forward] if plan.backward is None else [plan.forward, plan.backward]
     stages = [stage for program in programs for stage in program.sections["loop"]]
-    if not any(isinstance(stage, Product) and not stage.choice for stage in stages):
+    products = [stage for stage in stages if isinstance(stage, Product)]
+    if all(stage.choice or stage.lines for stage in products):
         row = max(_bytes_of_row(plan, program, sizes) for program in programs)
         while 2 * count <= most and -(-sizes.B // count) * row > NEAR_ROWS:
             count *= 2

@@ -19,7 +19,15 @@ from typing import NamedTuple
 import numpy as np
 from tinygrad_seq.kernels import gemm, library, memory, simd, tiles
 from tinygrad_seq.kernels.bases import names, strided
-from tinygrad_seq.kernels.division import Sizes, chunk, divide, edges_of, steps_of_block
+from tinygrad_seq.kernels.division import (
+    Sizes,
+    chunk,
+    count_groups,
+    divide,
+    edges_of,
+    lines_of,
+    steps_of_block,
+)
 from tinygrad_seq.kernels.threads import (
     AFTER,
     BEGUN,
@@ -31,7 +39,7 @@ from tinygrad_seq.kernels.threads import (
     TO_STEP,
 )
 
-from tinygrad_seq.program import Plan, Product
+from tinygrad_seq.program import Place, Plan, Product
 
 Array = np.ndarray
 WORTH_PACKING = 20_000  # numbers in matrices from which on all threads pack
@@ -47,7 +55,9 @@ class MatrixGradient(NamedTuple):
     k: int  # which
     a: int  # the rows of the step whose values these are
     g: int
-    shape: tuple[int, int]
+    groups: int  # of lines, each with a matrix of its own
+    lines: int  # of a row that are of a group
+    shape: tuple[int, int]  # of the gradient for one group
     distance: int  # from row to row in memory: whole panels
     g_first: bool  # whether it is made as gᵀ a, which is its transpose
 
@@ -78,6 +88,7 @@ class Layout:
         self.plan, self.direction, self.program = plan, direction, plan.program(direction)
         self.steps, self.keep, self.sizes = steps, keep, sizes
         self.division = divide(plan, direction, steps, parts, sizes)
+        self.groups = count_groups(plan, sizes)
         self.threads = self.division.threads
         self.first_places = _first_places(edges_of(sizes.B, self.division.regions))
         self.dtype = np.dtype(plan.dtype)
@@ -238,7 +249,8 @@ class Layout:
         total, longest, division = 0, 0, self.division
         for buffer in self.program.scratch:
             unit = panel if buffer.panels else lanes
-            distance = -(-max(1, self.width(buffer.slot)) // unit) * unit
+            width = self.width(buffer.slot) + self._behind(Place("scratch", buffer.slot))
+            distance = -(-max(1, width) // unit) * unit
             if distance * self.item % 4096 == 0:
                 distance += lanes  # rows must not all fall into the same lines of the cache
             self.values[f"z{buffer.slot}"] = total
@@ -250,16 +262,25 @@ class Layout:
         self.values["scratch_bytes"] = total + apart
         self.take("scratch", (total + apart) * division.tasks)
 
+    def _behind(self, place: Place) -> int:
+        """The room behind a row for what a product leaves behind the last of its lines."""
+        stages = [stage for section in self.program.sections.values() for stage in section]
+        products = [stage for stage in stages if isinstance(stage, Product) and stage.lines]
+        of_lines = any(stage.into == place for stage in products)
+        return simd.lanes(self.plan.dtype) if of_lines else 0
+
     # The shared functions
 
     def _pack(self) -> None:
         """Memory for packed matrices, and the table of the packing."""
         panel, values, division = gemm.panel(self.plan.dtype), self.values, self.division
-        work = split = 0
+        count = work = split = 0
         names = ["pack_count", "pack_tasks"]
         for k, transposed in self.program.matrices:
             shape, strides = self.sizes.captured[k]
             (K, N), (row, column) = shape, (s // self.item for s in strides)
+            groups = self.groups.get(k, 1)
+            K, apart = K // groups, K // groups * strides[0]
             if transposed:
                 K, N, row, column = N, K, column, row
             panels = -(-N // panel)
@@ -269,16 +290,23 @@ class Layout:
             values |= {f"{name}_row": row, f"{name}_column": column}
             values |= {f"{name}_K": K, f"{name}_N": N, f"{name}_panels": panels}
             values[f"{name}_wide"] = -(-N // simd.lanes(self.plan.dtype))  # vectors
+            values[f"{name}_groups"] = groups
             packed = panels * K * panel * self.item
             if in_tiles:
                 packed = tiles.matrix_bytes(K, N)
                 split = max(split, tiles.split_bytes(K, division.rows * division.block))
-            self.take(name, packed)
-            names += [f"capture{k}", f"{name}_row", f"{name}_column", f"{name}_K", f"{name}_N"]
-            names += [name, f"{name}_panels", f"{name}_tiles"]
-            work += K * N
+            values[f"{name}_bytes"] = packed
+            at = self.take(name, packed * groups)
+            for group in range(groups):
+                source, to = f"capture{k}_{group}", f"{name}_{group}"
+                values[source], self.counted_from[source] = group * apart, f"capture{k}"
+                values[to], self.counted_from[to] = at + group * packed, "work block"
+                names += [source, f"{name}_row", f"{name}_column", f"{name}_K", f"{name}_N"]
+                names += [to, f"{name}_panels", f"{name}_tiles"]
+            count += groups
+            work += groups * K * N
         if self.program.matrices:
-            values["pack_count"] = len(self.program.matrices)
+            values["pack_count"] = count
             values["pack_tasks"] = division.tasks if work > WORTH_PACKING else 1
             self._table("pack", names)
             values["split_bytes"] = split
@@ -288,11 +316,15 @@ class Layout:
         """Whether a matrix is packed for tiles: by shapes alone, so that sums are the same."""
         if not self.division.in_tiles:
             return False
-        stages = self.program.sections["loop"]
-        in_loop = any(
-            isinstance(stage, Product) and (stage.matrix, stage.transposed) == (k, transposed)
+        stages = [stage for section in self.program.sections.values() for stage in section]
+        those = [
+            stage
             for stage in stages
-        )
+            if isinstance(stage, Product) and (stage.matrix, stage.transposed) == (k, transposed)
+        ]
+        if any(stage.lines for stage in those):  # tiles leave more behind
+            return False
+        in_loop = any(stage in self.program.sections["loop"] for stage in those)
         given = self.plan, self.direction, 1, self.division.segment, self.sizes  # 1: by one task
         return tiles.worth(self.sizes.B * (1 if in_loop else steps_of_block(*given)), K, N)
 
@@ -303,7 +335,7 @@ class Layout:
         for k, after in enumerate(plan.gradients.after):
             if after is not None:
                 width, panel = self.width(plan.state_slots[k]), gemm.panel(plan.dtype)
-                distance = -(-width // panel) * panel
+                distance = -(-(width + self._behind(Place("before", k))) // panel) * panel
                 self.values[f"dstate{k}_row"] = distance * self.item
                 self._take_array(f"dstate{k}", (2 * B, distance))  # now, and a step later
                 self.values[f"dreset{k}"] = 0  # nowhere
@@ -321,10 +353,14 @@ class Layout:
     def _outer(self) -> None:
         """The table of the large products: those that share g stand together."""
         values, dtype, division, B = self.values, self.plan.dtype, self.division, self.sizes.B
-        by_g: dict[tuple[int, bool], list[MatrixGradient]] = {}
-        for a, g, k in self.plan.gradients.outer:
-            matrix = self._matrix(a, g, k)
-            by_g.setdefault((g, matrix.g_first), []).append(matrix)
+        # Numbers of matrices, by g, how many groups and lines it is, which group, and the order.
+        by_g: dict[tuple[int, int, int, int, bool], list[int]] = {}
+        for n, each in enumerate(self.plan.gradients.outer):
+            matrix = self._matrix(*each)
+            self.matrices.append(matrix)
+            for group in range(matrix.groups):
+                key = matrix.g, matrix.groups, matrix.lines, group, matrix.g_first
+                by_g.setdefault(key, []).append(n)
         names = _named("outer", library.T_WORDS)
         values["outer_parts"], values["outer_slabs"] = division.parts, division.slabs
         for part, (first, last) in enumerate(pairwise(edges_of(B, division.parts))):
@@ -332,7 +368,8 @@ class Layout:
             found = {"first": first, "last": last, "low": low, "rows": high - low}
             values |= {f"part{part}_{name}": int(value) for name, value in found.items()}
             names += _named(f"part{part}", library.P_WORDS)
-        rows = min(gemm.KC, -(-B // division.parts) * division.segment)
+        rows = -(-B // division.parts) * division.segment
+        rows = min(gemm.KC, rows * max((m.lines for m in self.matrices), default=1))
         in_tiles = division.in_tiles and rows >= tiles.SPAN
 
         def packed(columns: int) -> int:
@@ -341,51 +378,49 @@ class Layout:
             return gemm.packed_bytes(dtype, columns)
 
         g_bytes = a_bytes = 0
-        for (g, g_first), matrices in by_g.items():
-            G, name = self.width(g), f"outer{g}_{int(g_first)}"
-            names += self._operand(name, g, library.G_WORDS)
-            widths = [self.width(matrix.a) for matrix in matrices]
-            values[f"{name}_width"] = G
+        joined: list[str] = []
+        for (g, groups, lines, group, g_first), numbers in by_g.items():
+            matrices = [self.matrices[n] for n in numbers]
+            G = matrices[0].shape[0 if g_first else 1]
+            widths = [matrix.shape[1 if g_first else 0] for matrix in matrices]
+            name = f"outer{g}_{groups}_{lines}_{group}_{int(g_first)}"
+            names += self._operand(name, g, G, group * lines, library.G_WORDS)
+            values[f"{name}_lines"] = lines
             by = library.BY_G if self._by_wide_side(G, widths) else library.BY_A
             values[f"{name}_how"] = library.TURNED if g_first else by
             values[f"{name}_count"] = len(matrices)
             g_bytes = max(g_bytes, packed(G if in_tiles else min(G, gemm.AT_ONCE)))
             begin = 0  # where each a is packed, one after the other
-            for matrix in matrices:
-                name = f"outer_m{len(self.matrices)}"
-                self.matrices.append(matrix)
-                names += self._operand(name, matrix.a, library.A_WORDS)
-                values[f"{name}_width"] = self.width(matrix.a)
+            for n, matrix, width in zip(numbers, matrices, widths, strict=True):
+                name, out = f"outer_m{n}_{group}", f"outer_m{n}_out"
+                names += self._operand(name, matrix.a, width, group * lines, library.A_WORDS)
+                size = matrix.shape[0] * matrix.distance
+                values[f"{name}_out"], self.counted_from[f"{name}_out"] = (
+                    group * size * self.item,
+                    out,
+                )
                 values[f"{name}_out_row"] = matrix.distance
                 shape = division.parts - 1, matrix.shape[0], matrix.distance
                 self._take_array(f"{name}_parts", shape)  # of the parts but the first
+                values[f"{name}_size"] = size
+                joined += [f"{name}_out", f"{name}_parts", f"{name}_size"]
                 values[f"{name}_packed"] = begin
-                begin += packed(self.width(matrix.a))
+                begin += packed(width)
             a_bytes = max(a_bytes, begin)
         if self.matrices:
             values["outer_tasks"], values["outer_count"] = division.tasks, len(by_g)
             values["outer_g_bytes"], values["outer_a_bytes"] = g_bytes, a_bytes
-            numbers = (16 * division.slabs + 8) * gemm.KC
-            values["outer_bytes"] = numbers + (g_bytes + a_bytes) * division.slabs + gemm.LINE
+            listed = (16 * division.slabs + 8) * gemm.KC
+            values["outer_bytes"] = listed + (g_bytes + a_bytes) * division.slabs + gemm.LINE
             at = self.take("outer_scratch", values["outer_bytes"] * division.tasks)
             values["outer_tiles"] = 0
             if in_tiles:  # the last line of a task's scratch says what shape the tiles have
                 values["outer_tiles"] = at + values["outer_bytes"] - gemm.LINE
                 self.counted_from["outer_tiles"] = "work block"
             self._table("outer", names)
-            self._join()
-
-    def _join(self) -> None:
-        """The table of what adds up the sums of the parts of the batch."""
-        if self.division.parts == 1:
-            return
-        values = self.values
-        values["join_others"], values["join_count"] = self.division.parts - 1, len(self.matrices)
-        names = ["outer_tasks", "join_others", "join_count"]
-        for n, matrix in enumerate(self.matrices):
-            values[f"join{n}_size"] = matrix.shape[0] * matrix.distance
-            names += [f"outer_m{n}_out", f"outer_m{n}_parts", f"join{n}_size"]
-        self._table("join", names)
+            if division.parts > 1:  # whose sums are added up in the end
+                values["join_others"], values["join_count"] = division.parts - 1, len(joined) // 3
+                self._table("join", ["outer_tasks", "join_others", "join_count", *joined])
 
     def _by_wide_side(self, G: int, widths: Sequence[int]) -> bool:
         """Whether products aᵀ g are better divided by columns of g, of which each task packs its
@@ -411,30 +446,38 @@ class Layout:
             return max(m, 4) * (-(-n // lanes) * lanes)
 
         (K, N), strides = self.sizes.captured[k]
+        lines, groups = lines_of(self.width(a), (K, N)), self.groups.get(k, 1)
+        K //= groups
         g_first = strides[0] < strides[1]
         if 2 * cost(K, N) < cost(N, K) or 2 * cost(N, K) < cost(K, N):
             g_first = cost(N, K) < cost(K, N)
         shape = (N, K) if g_first else (K, N)
-        return MatrixGradient(k, a, g, shape, -(-shape[1] // panel) * panel, g_first)
+        distance = -(-shape[1] // panel) * panel
+        return MatrixGradient(k, a, g, groups, lines, shape, distance, g_first)
 
-    def _operand(self, name: str, slot: int, words: Sequence[str]) -> list[str]:
+    def _operand(
+        self, name: str, slot: int, width: int, before: int, words: Sequence[str]
+    ) -> list[str]:
         """The names of an operand's words, the first of which say where its rows are: those of an
         array of the caller by step and row; those of a record by place, some to a step, and row.
+        Of each row the lines, so wide, that come after so many before.
         """
         row, values = self.plan.rows[slot], self.values
-        found = {"user": 0, "kept": 0, "places": 0}
+        found = {"user": 0, "kept": 0, "places": 0, "width": width}
+        begin, where = before * width * self.item, f"{row.op}{row.detail}"
         at: dict[str, str] = {}  # words that the kernels of the loop have too
         if row.op == "x":
             found["user"] = 1
-            at = dict(zip(("base", "step", "row"), strided(f"x{row.detail}"), strict=True))
+            at = dict(zip(("step", "row"), strided(where)[1:], strict=True))
         elif row.op == "state":
-            k = row.detail
-            at = {"base": f"state{k}", "places": f"state{k}_places", "step": "slots"}
+            at = {"places": f"{where}_places", "step": "slots"}
             found |= {"kept": 1, "row": self.width(slot) * self.item}
         else:
+            where, begin = "grads", begin + values[f"grads{slot}"]
             at = {"places": "grads_steps", "row": "grads_bytes"}
-            found |= {"base": values["grads"] + values[f"grads{slot}"], "step": 1}
-            self.counted_from[f"{name}_base"] = "work block"
+            found["step"] = 1
+        found["base"] = begin + values.get(where, 0)
+        self.counted_from[f"{name}_base"] = self.counted_from.get(where, where)
         values |= {f"{name}_{word}": value for word, value in found.items()}
         return [at.get(word, f"{name}_{word}") for word in words]
 

@@ -20,6 +20,7 @@ MODULES = {
     "tiles": tiles.FUNCTIONS,  # where there are any
     "packing": {"pack": 3, "pack_groups": 9, "pack_panels": 9},
     "products": {"product": 10, "gram": 10},
+    "lines": {"product_of_lines": 11},
     "outer": {"outer": 3, "join": 3},
 }
 
@@ -27,9 +28,9 @@ MODULES = {
 # a that goes with it. An operand is an array of the caller (``user``) or a record of the run.
 T_WORDS = "active active_bytes tasks scratch bytes g_bytes a_bytes slabs tiles count parts".split()
 P_WORDS = "k0 batch begin onward first last low rows".split()
-O_WORDS = "base user step row kept places".split()
-G_WORDS = [*O_WORDS, "width", "how", "count"]
-A_WORDS = [*O_WORDS, "width", "out", "out_row", "parts", "packed"]
+O_WORDS = "base user step row kept places width".split()
+G_WORDS = [*O_WORDS, "lines", "how", "count"]
+A_WORDS = [*O_WORDS, "out", "out_row", "parts", "packed"]
 BY_A, TURNED, BY_G = range(3)  # how the products of a g are made and divided; see outer
 
 
@@ -175,35 +176,46 @@ def pack(table, task, phase):
 
 
 
-def row_address(operand, s, r, s0, part):
-    """The address of row r at step s: of an array of the caller, or of a record of the run.
+def strides_of(operand, s0, part):
+    """How an operand's rows are found: where they begin, bytes from step to step, row to row and
+    line to line, and for an array of the caller where its rows and steps are, 0 for a record.
 
     What is kept has all steps of the run, another record those from s0 on. The rows of a part that
     lie together begin with ``low``; of each step there are ``rows``.
     """
     base, step, distance = word(operand, O_BASE), word(operand, O_STEP), word(operand, O_ROW)
+    line = word(operand, O_WIDTH) * ITEM
     if word(operand, O_USER):
         batch, begin, onward = word(part, P_BATCH), word(part, P_BEGIN), word(part, P_ONWARD)
-        return base + (word(begin, r) + s * onward) * step + word(batch, r) * distance
+        return base, step, distance, line, batch, begin, onward
     if word(operand, O_KEPT):
         s0 = word(part, P_K0)
     low, rows = word(part, P_LOW), word(part, P_ROWS)
-    return base + (low * word(operand, O_PLACES) + (s - s0) * step * rows + r - low) * distance
+    base += (low * (word(operand, O_PLACES) - 1) - s0 * step * rows) * distance
+    return base, step * rows * distance, distance, line, 0, 0, 0
+
+
+def row_address(strides, listed, k):
+    """The address of the k-th row that is listed: two words, its step, and its row and line."""
+    base, step, distance, line, batch, begin, onward = strides
+    s, r = word(listed, 2 * k), word(listed, 2 * k + 1) & LOW
+    if batch:
+        s, r = word(begin, r) + s * onward, word(batch, r)
+    return base + s * step + r * distance + (word(listed, 2 * k + 1) >> HALF) * line
 
 
 def pack_groups(operand, listed, count, low, high, to, s0, part, in_tiles):
     """Columns low to high of ``count`` rows, GROUP of them side by side, row after row.
 
-    ``listed`` has two words for each of these, its step and its row.
     Whole vectors are stored: what goes beyond a row is written over by the next one, and there is
     room for that of the last.
     """
     if in_tiles:
         split_groups(operand, listed, count, low, high, to, s0, part)
         return
+    strides = strides_of(operand, s0, part)
     for k in range(count):
-        s, r = word(listed, 2 * k), word(listed, 2 * k + 1)
-        row = row_address(operand, s, r, s0, part)
+        row = row_address(strides, listed, k)
         for m in range(low, high, GROUP):
             out = to + ((m - low) * (KC + 1) + k * GROUP) * ITEM
             for v in range(0, GROUP, LANES):
@@ -215,9 +227,9 @@ def pack_panels(operand, listed, count, low, high, to, s0, part, in_tiles):
     if in_tiles:
         split_panels(operand, listed, count, high, to, s0, part)
         return
+    strides = strides_of(operand, s0, part)
     for k in range(count):
-        s, r = word(listed, 2 * k), word(listed, 2 * k + 1)
-        row = row_address(operand, s, r, s0, part)
+        row = row_address(strides, listed, k)
         for n in range(low, high, PANEL):
             out = to + ((n - low) * KC + k * PANEL) * ITEM
             for v in range(0, PANEL, LANES):
@@ -249,6 +261,32 @@ def gram(p_slab, q_slab, low, high, N, count, out, distance, add, in_tiles):
                 block(group, 1, GROUP, rows, panel, count, to, distance, adds, ahead, step)
 '''
 
+_LINES = '''
+
+
+def product_of_lines(a, row, M, width, b, K, N, groups, size, c, ldc):
+    """Each line of a row of a times b: lines of K numbers, ``width`` in all, to lines of N.
+
+    They are of so many groups, and the matrix of a group is ``size`` bytes after that of the one
+    before. What is written beyond a line is written over by the next one, and there is room for
+    that of the last.
+    """
+    lines, wide = width // K // groups, (N + LANES - 1) // LANES
+    for group in range(groups):
+        source, to = a + group * lines * K * ITEM, c + group * lines * N * ITEM
+        matrix = b + group * size
+        if lines > M and N == wide * LANES:  # nothing is: the lines of a row as rows
+            for r in range(M):
+                product(source, K, lines, matrix, K, wide, to, N, 0, 0)
+                source += row * ITEM
+                to += ldc * ITEM
+        else:
+            for _ in range(lines):
+                product(source, row, M, matrix, K, wide, to, ldc, 0, 0)
+                source += K * ITEM
+                to += N * ITEM
+'''
+
 _OUTER = '''
 
 
@@ -266,8 +304,8 @@ def columns_of(a, how, unit, share, shares):
     return share_of(word(a, A_WIDTH), unit, share, shares)
 
 
-def next_rows(listed, most, active, first, last, s, r, s1):
-    """Write down steps and rows from s and r on; how many, and where the next ones begin."""
+def next_rows(listed, most, active, first, last, lines, s, r, line, s1):
+    """Write down steps, rows and lines from these on; how many, and where the next ones begin."""
     total = 0
     while s < s1 and total < most:
         rows = min(word(active, s), last)
@@ -275,13 +313,16 @@ def next_rows(listed, most, active, first, last, s, r, s1):
             s = s1
         while r < rows and total < most:
             put_word(listed, 2 * total, s)
-            put_word(listed, 2 * total + 1, r)
+            put_word(listed, 2 * total + 1, r + (line << HALF))
             total += 1
-            r += 1
+            line += 1
+            if line == lines:
+                line = 0
+                r += 1
         if r >= rows:
             s += 1
             r = first
-    return total, s, r
+    return total, s, r, line
 
 
 def products_with(table, task, phase, number, share, shares, g):
@@ -292,7 +333,7 @@ def products_with(table, task, phase, number, share, shares, g):
     bytes_, slabs = word(table, T_BYTES), word(table, T_SLABS)
     g_bytes, a_bytes = word(table, T_G_BYTES), word(table, T_A_BYTES)  # of a packed slab
     listed = word(table, T_SCRATCH) + task * bytes_
-    g_packed = listed + 16 * KC * slabs + 8 * KC  # after numbers of rows, and addresses of some
+    g_packed = listed + LISTED * slabs + 8 * KC  # after what says which rows, and addresses of some
     a_packed = g_packed + g_bytes * slabs
     in_tiles = word(table, T_TILES)  # not 0: with tiles, whose shapes are written down there
     in_tiles += task * bytes_ if in_tiles else 0
@@ -300,18 +341,19 @@ def products_with(table, task, phase, number, share, shares, g):
     g_columns = AT_ONCE // slabs if in_tiles == 0 else ALL  # at once
     q_columns = PANEL if slabs > 1 else ALL  # whose sums stay near from one slab to the next
     first, last = word(part, P_FIRST), word(part, P_LAST)  # rows
-    G, how, a_count = word(g, G_WIDTH), word(g, G_HOW), word(g, G_COUNT)
+    G, lines, how, a_count = word(g, G_WIDTH), word(g, G_LINES), word(g, G_HOW), word(g, G_COUNT)
     begin, end = 0, G
     if how != BY_A:
         begin, end = share_of(G, unit if how == TURNED else PANEL, share, shares)
-    s, r, going = s0, first, begin < end
+    s, r, line, going = s0, first, 0, begin < end
     while going:
-        total, s, r = next_rows(listed, KC * slabs, active, first, last, s, r, s1)
+        most = KC * slabs
+        total, s, r, line = next_rows(listed, most, active, first, last, lines, s, r, line, s1)
         count = min(max((total + KC - 1) // KC, 1 - add), slabs)  # one without rows is zeros
         for i in range(a_count * count):
             a, slab = g + 8 * (G_WORDS + A_WORDS * (i // count)), i % count
             low, high = columns_of(a, how, unit, share, shares)
-            of, K = listed + 16 * KC * slab, min(total - KC * slab, KC)
+            of, K = listed + LISTED * slab, min(total - KC * slab, KC)
             to = a_packed + word(a, A_PACKED) + slab * a_bytes
             if how == TURNED:
                 pack_panels(a, of, K, 0, high, to, s0, part, in_tiles)
@@ -320,7 +362,7 @@ def products_with(table, task, phase, number, share, shares, g):
         for n in range(begin, end * (count > 0), g_columns):
             rest = min(n + g_columns, end)
             for slab in range(count):
-                of, K = listed + 16 * KC * slab, min(total - KC * slab, KC)
+                of, K = listed + LISTED * slab, min(total - KC * slab, KC)
                 to = g_packed + slab * g_bytes
                 if how == TURNED:
                     pack_groups(g, of, K, n, rest, to, s0, part, in_tiles)
@@ -396,7 +438,7 @@ def _without_tiles(source: str) -> str:
 
 
 # Called by the functions of the same module alone.
-HELPERS = "sweep row_address share_of columns_of next_rows products_with".split()
+HELPERS = "sweep strides_of row_address share_of columns_of next_rows products_with".split()
 HELPERS += tiles.HELPERS
 
 
@@ -417,6 +459,8 @@ PANEL, ROWS, ITEM, KC = gemm.panel("{dtype}"), gemm.ROWS, {np.dtype(dtype).items
 APART, AT_ONCE, ALL = gemm.APART, gemm.AT_ONCE, 2**62
 BY_A, TURNED, BY_G = range(3)
 {_numbers()}GROUP, LINES, repeat = gemm.group("{dtype}"), tiles.LINES, _v.repeat
+LISTED = 16 * KC  # bytes that say which rows of a slab, and lines of these, in half a word each
+HALF, LOW = 32, 2**32 - 1
 globals().update(gemm.micro_kernels("{dtype}"))
 '''
     if used:
@@ -428,7 +472,8 @@ globals().update(gemm.micro_kernels("{dtype}"))
             for name in functions:
                 made += f'{name} = external("{name}", "{dtype}")\n'
     source = {"blocks": gemm.block_text() + _ROWS, "products": gemm.product_text(dtype) + _GRAM}
-    source |= {"choices": _CHOICES, "tiles": tiles.TEXT, "packing": _PACKING, "outer": _OUTER}
+    source |= {"choices": _CHOICES, "tiles": tiles.TEXT, "packing": _PACKING}
+    source |= {"lines": _LINES, "outer": _OUTER}
     if used:
         source["packing"] = tiles.PACKING + _PACKING
     else:

@@ -231,13 +231,12 @@ def gram_in_tiles(p_slab, q_slab, low, high, N, count, out, distance, add, at):
 PACKING = f'''
 
 
-def find_rows(operand, listed, first, count, rows, s0, part):
+def find_rows(strides, listed, first, count, rows):
     """The addresses of the rows of a span, 0 for those that are not there."""
     for k in range({SPAN}):
         at = 0
         if first + k < count:
-            s, r = word(listed, 2 * (first + k)), word(listed, 2 * (first + k) + 1)
-            at = row_address(operand, s, r, s0, part)
+            at = row_address(strides, listed, first + k)
         put_word(rows, k, at)
 
 
@@ -251,9 +250,10 @@ def split_tile(rows, n, left, tile, distance):
 
 def split_groups(operand, listed, count, low, high, to, s0, part):
     """Columns low to high of ``count`` rows, split, as the side of a."""
-    spans, rows = (count + {SPAN - 1}) // {SPAN}, listed + 16 * KC
+    spans, rows = (count + {SPAN - 1}) // {SPAN}, listed + LISTED
+    strides = strides_of(operand, s0, part)
     for s in range(spans):
-        find_rows(operand, listed, {SPAN} * s, count, rows, s0, part)
+        find_rows(strides, listed, {SPAN} * s, count, rows)
         for m in range(low, high, {LINES}):
             tile = to + ((m - low) // {LINES} * spans + s) * {A_SPAN}
             split_tile(rows, m, high - m, tile, {TILE})
@@ -263,9 +263,10 @@ def split_groups(operand, listed, count, low, high, to, s0, part):
 
 def split_panels(operand, listed, count, N, to, s0, part):
     """All columns of ``count`` rows, split, as the side of b."""
-    spans, rows = (count + {SPAN - 1}) // {SPAN}, listed + 16 * KC
+    spans, rows = (count + {SPAN - 1}) // {SPAN}, listed + LISTED
+    strides = strides_of(operand, s0, part)
     for s in range(spans):
-        find_rows(operand, listed, {SPAN} * s, count, rows, s0, part)
+        find_rows(strides, listed, {SPAN} * s, count, rows)
         for n in range(0, N, {COLUMNS}):
             tile = to + (n // {COLUMNS} * spans + s) * {B_SPAN}
             split_tile(rows, n, N - n, tile, {2 * TILE})

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 import tinygrad_seq as tgs
 from tinygrad_seq.recurrence import choices, compiled, lowering
@@ -118,19 +120,16 @@ def test_a_matrix_for_each_row_with_checkpoints_and_from_before(rng):
     assert flow[0].norm.shape == (9,)
 
 
-def test_products_of_lines_where_a_matrix_of_blocks_would_be_large(rng, monkeypatch):
-    cell, parameters = heads(rng, 10, 5)
-    x, state = rng.standard_normal((3, 2, 10)), rng.standard_normal((2, 2, 5))
-    want = found(tgs.unroll, cell, parameters, x, state)
-    monkeypatch.setattr(lowering, "MOST_IN_BLOCKS", 0)
-    for here, expected in zip(found(tgs.scan, cell, parameters, x, state), want, strict=True):
-        np.testing.assert_allclose(here, expected, rtol=1e-9, atol=1e-11)
+@pytest.mark.parametrize("how", ["of lines", "of blocks", "of numbers"])
+def test_a_matrix_for_each_head(rng, monkeypatch, how):
+    """On the right and on the left, of more heads than the values have and of fewer.
 
-
-@pytest.mark.parametrize("most", [lowering.MOST_IN_BLOCKS, 0])
-def test_a_matrix_for_each_head(rng, monkeypatch, most):
-    """On the right and on the left, of more heads than the values have and of fewer."""
-    monkeypatch.setattr(lowering, "MOST_IN_BLOCKS", most)
+    Where units are not chosen, as on a GPU, a matrix of blocks stands for all of the lines, and
+    where that would be large, all numbers are multiplied that meet.
+    """
+    if how != "of lines":
+        monkeypatch.setattr(choices, "UNIT_BY_UNIT", [])
+        monkeypatch.setattr(lowering, "MOST_IN_BLOCKS", 2**20 * (how == "of blocks"))
     W, U, V = parameter(rng, 2, 5, 5), parameter(rng, 2, 4, 5), parameter(rng, 2, 3, 3)
     both = parameter(rng, 3, 3)
 
@@ -139,7 +138,7 @@ def test_a_matrix_for_each_head(rng, monkeypatch, most):
         return h, h
 
     x, h = rng.standard_normal((3, 2, 4)), rng.standard_normal((2, 2, 3, 5))
-    assert (" = matmul(" in str(tgs.explain(cell, x, h))) == bool(most)
+    assert ("matmul_lines" in str(tgs.explain(cell, x, h))) == (how == "of lines")
     with pytest.raises(tgs.ShapeError, match="axes before the last two"):
         tgs.scan(cell, x, rng.standard_normal((2, 3, 3, 5)))
     for here, expected in zip(
@@ -150,15 +149,87 @@ def test_a_matrix_for_each_head(rng, monkeypatch, most):
         np.testing.assert_allclose(here, expected, rtol=1e-9, atol=1e-11)
 
 
-def test_many_lines_are_not_multiplied_by_zeros(rng):
-    """A matrix of blocks for 100 lines would take 100 times the products."""
-    W = parameter(rng, 3, 3)
+LINE = st.sampled_from([2, 3, 8, 16, 17, 31, 33, 64])
+
+
+@given(
+    *(st.sampled_from([2, 3]), st.sampled_from([2, 5, 20]), LINE, LINE),
+    *(st.sampled_from([1, 2, 9]), st.sampled_from(["float32", "float64"])),
+    st.sampled_from(["plain", "lengths", "resets", "checkpoint", "reverse"]),
+)
+@example(1, 1, 1, 1, 1, "float64", "resets")
+@example(2, 1, 300, 2, 2, "float32", "plain")
+@example(2, 1, 8, 8, 2, "float64", "plain")
+def test_lines_times_a_matrix(groups, m, k, n, B, dtype, options):
+    """One for all, or one for each group, on the right and on the left, in and before the loop."""
+    T, rng = 7, np.random.default_rng([groups, m, k, n, B])
+    shapes = (n, k), (groups, k, n), (groups, m, m), (k, n), (k, groups * m * n)
+    parameters = [
+        tgs.tensor((rng.standard_normal(shape) * 0.4).astype(dtype), requires_grad=True)
+        for shape in shapes
+    ]
+    one, each, left, of_x, of_all = parameters
 
     def cell(x, h):
-        return h @ W, h
+        both = (x[:, 0, 0] @ of_all).reshape(B, groups, m, n) + h @ each  # of one gradient
+        h = tgs.tanh(left @ both + x @ of_x) / np.sqrt(k)
+        return h, tgs.linear(h, one.T) * 0.5
 
-    text = [str(tgs.explain(cell, np.ones((2, 2, 1)), np.ones((2, n, 3)))) for n in (8, 100)]
-    assert [" = matmul(" in each for each in text] == [True, False]
+    x = rng.standard_normal((T, B, groups, m, k)).astype(dtype)
+    h = rng.standard_normal((B, groups, m, k)).astype(dtype)
+    chosen = {
+        "plain": {},
+        "lengths": {"lengths": rng.integers(0, T + 1, B)},
+        "resets": {"resets": rng.random((T, B)) < 0.3},
+        "checkpoint": {"checkpoint": 3},
+        "reverse": {"reverse": True},
+    }[options]
+    tolerance = (
+        {"rtol": 2e-3, "atol": 2e-4} if dtype == "float32" else {"rtol": 1e-8, "atol": 1e-10}
+    )
+    compiled_ones = found(tgs.scan, cell, parameters, x, h, **chosen)
+    chosen.pop("checkpoint", None)
+    for here, expected in zip(
+        compiled_ones,
+        found(tgs.unroll, cell, parameters, x, h, **chosen),
+        strict=True,
+    ):
+        np.testing.assert_allclose(here, expected, **tolerance)
+
+
+def test_lines_do_not_touch_each_other(rng):
+    """What a product leaves behind a line is written over by the next: NaN, too."""
+    W = parameter(rng, 5, 3)
+
+    def cell(x, h):
+        return x @ W, h
+
+    x = rng.standard_normal((4, 3, 6, 5))
+    x[1, 2, 3, 1], x[2, 0, 5, 4] = np.nan, np.inf
+    here, there = (drive(cell, x, np.ones((3, 1)))[0] for drive in (tgs.scan, tgs.unroll))
+    np.testing.assert_allclose(here.numpy(), there.numpy(), rtol=1e-12)
+    assert np.isfinite(here.numpy()[1, 2]).sum() == 15
+
+
+def test_lines_have_the_same_bits_whatever_is_beside_them(rng):
+    W = parameter(rng, 40, 48)
+
+    def cell(x, h):
+        h = tgs.tanh(x @ W + h)
+        return h, h
+
+    x, h = rng.standard_normal((4, 9, 6, 40)), rng.standard_normal((9, 6, 48))
+    whole, _ = tgs.scan(cell, x, h)
+    threads = tgs.get_num_threads()
+    try:
+        for count in (1, 2, 3):
+            tgs.set_num_threads(count)
+            np.testing.assert_array_equal(tgs.scan(cell, x, h)[0].numpy(), whole.numpy())
+    finally:
+        tgs.set_num_threads(threads)
+    for row in (0, 8):  # alone, all lines of a row are multiplied at once
+        alone, _ = tgs.scan(cell, x[:, row : row + 1], h[row : row + 1])
+        np.testing.assert_array_equal(alone.numpy()[:, 0], whole.numpy()[:, row])
 
 
 def test_a_matrix_for_lines_and_for_what_was_joined(rng):

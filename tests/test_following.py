@@ -145,6 +145,30 @@ def test_what_is_detached(rng):
     assert followed == [False, False, True, False, True, False]
 
 
+def test_products_of_lines_are_with_the_matrices_of_this_call(rng):
+    held, followed = {}, []
+
+    def cell(x, h):
+        h = tgs.tanh(held["left"] @ (h @ held["each"]) + tgs.linear(x, held["one"]))
+        return held["turned"] @ h, h
+
+    for groups in (2, 2, 2, 1, 2):
+        shapes = {"each": (groups, 5, 5), "left": (3, 3), "one": (5, 4), "turned": (2, 3, 3)}
+        for name, shape in shapes.items():
+            held[name] = tgs.tensor(rng.standard_normal(shape), requires_grad=True)
+        xs, state = rng.standard_normal((4, 2, 2, 3, 4)), rng.standard_normal((2, 2, 3, 5))
+        followed.append(is_traced_as_ever(cell, given_to(cell, xs, state), F8))
+        gradients = []
+        for drive in (tgs.scan, tgs.unroll):
+            for tensor in held.values():
+                tensor.grad = None
+            drive(cell, xs, state)[0].sum().backward()
+            gradients.append([tensor.grad.numpy() for tensor in held.values()])
+        for here, expected in zip(*gradients, strict=True):
+            np.testing.assert_allclose(here, expected, rtol=1e-10)
+    assert followed == [False, True, True, False, False]
+
+
 def test_what_a_cell_closes_over_is_that_of_this_call(rng):
     held = {"W": None, "b": None, "n": 0.0}
 

@@ -16,7 +16,9 @@ REDUCTIONS = ("sum", "max", "min")
 # in runs of units that follow one another, or in runs of one unit each.
 CHOICES = ("take", "spread")
 _PRODUCTS = [f"{op}{back}" for op in ("matmul", *CHOICES) for back in ("", "_transposed")]
-PRODUCTS = (*_PRODUCTS, *(f"add_{op}" for op in _PRODUCTS))
+# Of lines, which leave more behind them than they are long, none goes on from another.
+LINES = ("matmul_lines", "matmul_lines_transposed")
+PRODUCTS = (*_PRODUCTS, *(f"add_{op}" for op in _PRODUCTS), *LINES)
 JOINTS = ("concat", "assemble")
 
 
@@ -32,6 +34,9 @@ class Row(NamedTuple):
     uniform                                       ()
     matmul, matmul_transposed, and with add_      None; inputs are rows, matrix and, for add_, what
                                                   the product is added to
+    matmul_lines, matmul_lines_transposed         None; each row is lines, and each line is
+                                                  multiplied; lines of several groups have a matrix
+                                                  each, one under the other
     take, spread, and as above                    None; the same with the first units of runs for
                                                   a matrix, see ``recurrence/choices.py``
     slice                                         None: ``Trace.starts`` says where it begins;
@@ -93,7 +98,8 @@ class Target(NamedTuple):
 class Product:
     """A matrix product: rows of ``a`` times a packed matrix, written or added to a place.
 
-    Or a choice of units in runs, take or spread: then the tensor has the first of each.
+    Or lines of a row times it, one after another. Or a choice of units in runs, take or spread:
+    then the tensor has the first of each.
     """
 
     slot: int
@@ -103,6 +109,7 @@ class Product:
     into: Place  # scratch, or the gradient of a state
     adds: bool  # to what stands there
     choice: str = ""
+    lines: bool = False
 
 
 @dataclass

@@ -145,7 +145,7 @@ class _Reader:
         learned = any(self.rows[k].op != "number" and fixed[k] != "constant" for k in fixed)
         infix, called = INFIX.get(row.op), CALLED.get(row.op, row.op)
         ends: list[str] = []
-        if row.op == "matmul":
+        if row.op in ("matmul", "matmul_lines"):
             matrix = fixed[row.inputs[1]]
             text = f"{matrix[:-1]} ·" if matrix.endswith("ᵀ") else f"· {matrix}"
         elif row.op == "slice":

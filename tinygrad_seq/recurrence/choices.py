@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from tinygrad_seq.recurrence.tracing import Tracer
 
 Shape = tuple[int, ...]
-UNIT_BY_UNIT = [devices.CPU]  # where kernels choose units; others multiply
+UNIT_BY_UNIT = [devices.CPU]  # where kernels choose units, and go line by line; others multiply
 
 
 def units_of(shape: Shape) -> np.ndarray:

@@ -170,7 +170,7 @@ class _Walk:
         if op.endswith("_transposed"):  # a choice gone back through
             forth = op.removesuffix("_transposed")
             self._give(source, self._row(forth, (g._data.slot, inputs[1]), None, source))
-        elif op in ("matmul", *CHOICES):
+        elif op in ("matmul", "matmul_lines", *CHOICES):
             matrix = inputs[1]
             if source in moving:
                 back = self._row(f"{op}_transposed", (g._data.slot, matrix), None, source)

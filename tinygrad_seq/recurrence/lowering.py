@@ -23,21 +23,31 @@ from tinygrad_seq.recurrence.choices import added_up, chosen, repeated_to, same_
 from tinygrad_seq.recurrence.trace import ROLES, Traced, stand_in
 from tinygrad_seq.structural import along, linear, with_ones
 from tinygrad_seq.tape import recording
-from tinygrad_seq.tensors import Tensor
+from tinygrad_seq.tensors import Tensor, apply
 
 if TYPE_CHECKING:
     from tinygrad_seq.recurrence.tracing import Tracer
 
 PIECES = 4  # slices that a choice of units may be joined from
 MOST_IN_BLOCKS = 2**26  # numbers of a matrix that stands for the products of many lines
-MOST_LINES = 24  # that it stands for where units are chosen; of more, too much of it is zeros
 _ALL = slice(None)
 
 
 # Products ------------------------------------------------------------------------------------
 
-# What matrices were cut or put into in a call, and the matrix, whose id may be another's later.
-Shares = dict[tuple[int, str, int, Any, bool], tuple[Tensor, Tensor]]
+# What was made of matrices in a call, and the matrix, whose id may be another's later.
+Shares = dict[tuple[Any, ...], tuple[Tensor, Tensor]]
+IN_GROUPS = ("in groups",)  # of lines: the matrices of a product stand one under the other
+
+
+def _once(
+    shares: Shares, how: tuple[Any, ...], matrix: Tensor, make: Callable[[], Tensor]
+) -> Tensor:
+    """What is made of a matrix, once for all who want it."""
+    key = id(matrix), how, recording.enabled
+    if key not in shares:
+        shares[key] = matrix, make()
+    return shares[key][1]
 
 
 def product_of_parts(name: str, parts: Sequence[Tensor], matrix: Tensor, shares: Shares) -> Tensor:
@@ -46,11 +56,8 @@ def product_of_parts(name: str, parts: Sequence[Tensor], matrix: Tensor, shares:
     first = 0
     for part in parts:
         after = first + part.shape[1]
-        key = id(matrix), name, first, after, recording.enabled
-        if key not in shares:  # a matrix that is used again is cut once
-            cut = matrix[first:after] if name == "matmul" else matrix[:, first:after]
-            shares[key] = matrix, cut
-        share = shares[key][1]
+        cut = slice(first, after) if name == "matmul" else (_ALL, slice(first, after))
+        share = _once(shares, (name, first, after), matrix, partial(matrix.__getitem__, cut))
         product = part @ share if name == "matmul" else linear(part, share)
         total = product if total is None else total + product
         first = after
@@ -61,11 +68,11 @@ def product_of_parts(name: str, parts: Sequence[Tensor], matrix: Tensor, shares:
 def product_of_lines(name: str, inputs: Sequence[Tensor], shares: Shares) -> Tensor:
     """A product of values of several axes: of lines with a matrix, or with one for each group.
 
-    x (B, m, k) times W (k, n) is the row of all lines times a matrix of blocks, I ⊗ W, and
-    W (m, k) times x (B, k, n) is the row times Wᵀ ⊗ I. x (B, g, m, k) times W (g, k, n), heads that
-    have a matrix each, is the same with other blocks. Between values of the step, and where the
-    matrix would be large or have many blocks, all numbers are multiplied that meet, (B, m, k, 1)
-    times (B, 1, k, n), and summed along k.
+    x (B, m, k) times W (k, n) is a row of the step, the product of its lines, and so is
+    x (B, g, m, k) times W (g, k, n), heads that have a matrix each. W x is (xᵀ Wᵀ)ᵀ. On a GPU they
+    are the row of all lines times a matrix of blocks, I ⊗ W and Wᵀ ⊗ I. Between values of the step,
+    with a matrix of one column, and where one of blocks would be large, all numbers are multiplied
+    that meet, (B, m, k, 1) times (B, 1, k, n), and summed along k.
     """
     a, b = inputs
     left = type(a._data) is not Traced  # the matrix is
@@ -83,17 +90,45 @@ def product_of_lines(name: str, inputs: Sequence[Tensor], shares: Shares) -> Ten
                 "aligned at the last, must be equal or 1"
             ) from None
     k, n = matrix.shape[-2:] if name != "linear" else matrix.shape[::-1]
-    blocks = prod(groups) * lines
-    many = blocks > MOST_LINES and x.device in choices.UNIT_BY_UNIT
-    if not closed_over or many or k * n * blocks**2 > MOST_IN_BLOCKS:
+    count = prod(groups) * lines
+    of_lines = x.device in choices.UNIT_BY_UNIT
+    if closed_over and of_lines and k * n * count and (left or n > 1):
+        if left and matrix.ndim == 2:
+            return _turned(linear(_turned(x), matrix))
+        if left:
+            turned = _once(shares, ("turned",), matrix, partial(_turned, matrix))
+            return _turned(_turned(x) @ turned)
+        if matrix.ndim == 2:
+            return _lines(name, x._data.tracer, x._data, matrix, n)
+        if x.shape[1:-2] != groups:
+            x = structural.broadcast_to(x, (len(x), *groups, *x.shape[-2:]))
+
+        def one_under_the_other() -> Tensor:
+            full = structural.broadcast_to(matrix, (*groups, k, n))
+            return full.reshape(prod(groups) * k, n)
+
+        under = _once(shares, ("one under the other", groups), matrix, one_under_the_other)
+        return apply(structural.MATMUL, (x, under), IN_GROUPS)
+    if not closed_over or of_lines or k * n * count**2 > MOST_IN_BLOCKS:
         return structural.sum(expand_dims(a, -1) * expand_dims(b, -3), axis=-2)
-    key = id(matrix), f"blocks of {name}", int(left), (groups, lines), recording.enabled
-    if key not in shares:
-        shares[key] = matrix, _blocks(a if left else b, groups, lines, left)
+    key = f"blocks of {name}", left, groups, lines
+    make = partial(_blocks, a if left else b, groups, lines, left)
+    blocks = _once(shares, key, matrix, make)
     if x.shape[1:-2] != groups:
         x = structural.broadcast_to(x, (len(x), *groups, *x.shape[-2:]))
-    made = x.reshape(len(x), prod(x.shape[1:])) @ shares[key][1]
+    made = x.reshape(len(x), prod(x.shape[1:])) @ blocks
     return made.reshape((len(x), *groups, k, lines) if left else (*x.shape[:-1], n))
+
+
+def _turned(x: Tensor) -> Tensor:
+    """The last two axes the other way round."""
+    return structural.permute_dims(x, (*range(x.ndim - 2), x.ndim - 1, x.ndim - 2))
+
+
+def _lines(name: str, tracer: Tracer, x: Traced, matrix: Tensor, n: int) -> Tensor:
+    """Each line of x times a matrix, or times that of its group, which gives lines of n."""
+    operand, shape = tracer.capture(matrix, ROLES[name]), (*x.shape[:-1], n)
+    return tracer.product("matmul_lines", x, operand, shape, tracer.trace.dtype)
 
 
 def _blocks(matrix: Tensor, groups: tuple[int, ...], lines: int, left: bool) -> Tensor:
@@ -113,6 +148,8 @@ def _blocks(matrix: Tensor, groups: tuple[int, ...], lines: int, left: bool) -> 
 
 def _product(name: str, tracer: Tracer, inputs: Sequence[Tensor], params: Any) -> Tensor:
     trace, a, b = tracer.trace, inputs[0]._data, inputs[1]._data
+    if params == IN_GROUPS:
+        return _lines(name, tracer, a, inputs[1], b.shape[1])
     if max(a.ndim, b.ndim) > 2:
         if any(type(each) is Traced and each.ndim == 2 for each in (a, b)):
             tracer.refuse(
@@ -193,16 +230,14 @@ def _cumsum(tracer: Tracer, inputs: Sequence[Tensor], params: Any) -> Tensor:
     x, (axis,) = inputs[0], params
     if not axis:
         tracer.refuse_mixing("cumsum", inputs)
-    n = prod(x.shape[1:])
-    ones = np.eye(n).reshape(n, *x.shape[1:]).cumsum(axis)
-    made = _product("matmul", tracer, [_flat(x), tracer.constant(ones.reshape(n, n))], ())
+    n, order = x.shape[axis], list(range(x.ndim))
+    if n < 2 or not x.size:
+        return same_units(tracer, x._data, x.shape, x.dtype)
+    order[axis], order[-1] = order[-1], order[axis]
+    along = _permute(tracer, [x], (order,)) if axis < x.ndim - 1 else x
+    made = _product("matmul", tracer, [along, tracer.constant(np.triu(np.ones((n, n))))], ())
+    made = _permute(tracer, [made], (order,)) if axis < x.ndim - 1 else made
     return stand_in(tracer, made._data.slot, x.shape, x.dtype)
-
-
-def _flat(x: Tensor) -> Tensor:
-    """A value of the step as it stands in its row, (B, n)."""
-    data = x._data
-    return stand_in(data.tracer, data.slot, (len(x), prod(x.shape[1:])), data.dtype)
 
 
 def _broadcast_to(tracer: Tracer, inputs: Sequence[Tensor], params: Any) -> Tensor:

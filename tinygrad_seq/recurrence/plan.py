@@ -20,6 +20,7 @@ from collections.abc import Iterable
 from tinygrad_seq.program import (
     CHOICES,
     JOINTS,
+    LINES,
     PRODUCTS,
     REDUCTIONS,
     Derivative,
@@ -241,7 +242,7 @@ class _Builder(Rows):
         self.direction, self.sums_apart = direction, sums_apart
         self.later: list[tuple[int, int]] = []  # sums of what is not computed in the loop
         # Better outside the loop. A choice of units takes no less time there.
-        self.apart = {"matmul", "matmul_transposed", "add_matmul", "add_matmul_transposed"}
+        self.apart = {"matmul", "matmul_transposed", "add_matmul", "add_matmul_transposed", *LINES}
         self.apart |= set(REDUCTIONS if sums_apart else ())
         self.targets: dict[int, list[Target]] = {}
         self.places: dict[int, Place] = {}
@@ -499,7 +500,7 @@ class _Builder(Rows):
                     op, which = self.op(slot), self.trace.rows[matrix].detail
                     choice = next((each for each in CHOICES if each in op), "")
                     how = op.endswith("transposed"), self.places[slot], bool(first), choice
-                    stages.append(Product(slot, operand, which, *how))
+                    stages.append(Product(slot, operand, which, *how, op in LINES))
             computed = [s for s in here if self.op(s) in COMPUTED or self.op(s) in REDUCTIONS]
             if computed:
                 stages.append(Rowwise(self._passes(computed)))

@@ -115,6 +115,10 @@ def _compute(op: str, operands: list[Any], trace: Any, slot: int) -> Tensor:
     x = operands[0]
     if op == "matmul":
         return matmul(x, operands[1])
+    if op == "matmul_lines":
+        matrix = operands[1]
+        lines = x.reshape(trace.B, x.shape[1] // matrix.shape[0], matrix.shape[0])
+        return matmul(lines, matrix).reshape(trace.B, trace.widths[slot])
     if op.startswith(CHOICES):
         choice, width = op.removesuffix("_transposed"), trace.widths[slot]
         starts = devices.to_host(operands[1]._data)

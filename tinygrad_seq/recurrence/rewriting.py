@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from tinygrad_seq.program import JOINTS, PRODUCTS, Place, Target
+from tinygrad_seq.program import JOINTS, LINES, PRODUCTS, Place, Target
 from tinygrad_seq.recurrence.trace import COMPUTED, Trace
 
 
@@ -135,6 +135,7 @@ class Rows:
             terms = sorted(self.inputs[slot], key=lambda k: (k in moved, self.rank.get(k, 0)))
             alone = [
                 self.op(k) in PRODUCTS
+                and self.op(k) not in LINES
                 and k not in read
                 and [r for r in self.inputs if k in self.inputs[r]] == [slot]
                 for k in terms
