@@ -15,7 +15,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-from recurrent import CELLS, data
+from recurrent import CELLS, data, functions
 from recurrent import jax as in_jax
 
 Runs = dict[str, Callable[[], Any]]
@@ -36,19 +36,6 @@ def divided(division: Any) -> dict[str, int]:
         "streamed": len(division.streamed),
         "by steps": division.by_steps,
     }
-
-
-def functions() -> Any:
-    import tinygrad_seq as tgs
-
-    return SimpleNamespace(
-        sigmoid=tgs.sigmoid,
-        tanh=tgs.tanh,
-        relu=tgs.relu,
-        sqrt=tgs.sqrt,
-        split=lambda z, n: tgs.split(z, n, axis=-1),
-        mean=lambda z: tgs.mean(z, axis=-1, keepdims=True),
-    )
 
 
 def layer_cell(name: str, H: int) -> Any:
@@ -83,8 +70,7 @@ class Ours:
             for k, v in kind.parameters(H, H).items()
         }
         named = SimpleNamespace(**self.parameters)
-        zeros = [tgs.tensor(np.zeros((B, H), dtype)).to(device) for _ in range(kind.states)]
-        self.state = tuple(zeros)
+        self.state = kind.first(lambda shape: tgs.zeros(shape, dtype=dtype).to(device), B, H)
 
         def step(x: Any, state: Any) -> Any:
             return kind.step(m, named, x, state)
@@ -164,13 +150,16 @@ class TorchFunctions:
         import torch
 
         self.sigmoid, self.tanh, self.relu = torch.sigmoid, torch.tanh, torch.relu
-        self.sqrt, self.chunk = torch.sqrt, torch.chunk
+        self.sqrt, self.exp, self.chunk, self.concat = torch.sqrt, torch.exp, torch.chunk, torch.cat
 
     def split(self, z: Any, n: int) -> Any:
         return self.chunk(z, n, -1)
 
     def mean(self, z: Any) -> Any:
         return z.mean(-1, keepdim=True)
+
+    def sum(self, z: Any) -> Any:
+        return z.sum(-1)
 
 
 def without_tf32() -> None:
@@ -201,7 +190,9 @@ class InTorch:
         self.xs = x.requires_grad_()
         # Apart from one another, and in want of a gradient as later states are: PyTorch compiles
         # anew for inputs that differ in this.
-        self.zeros = [torch.zeros(B, H, dtype=x.dtype, device=device) for _ in range(2)]
+        self.zeros = CELLS[name].first(
+            lambda shape: torch.zeros(shape, dtype=x.dtype, device=device), B, H
+        )
         for each in self.zeros if compiler else []:
             each.requires_grad_()
         self.parameters: dict[str, Any]
@@ -243,8 +234,7 @@ class InTorch:
 
         def run() -> Any:
             recorded = torch.is_grad_enabled()
-            zeros = self.zeros[: kind.states]
-            state: Any = tuple(zero if recorded else zero.detach() for zero in zeros)
+            state: Any = tuple(zero if recorded else zero.detach() for zero in self.zeros)
             ys = []
             for t in range(0, T, steps):
                 y, state = each(self.xs[t : t + steps], state, p)

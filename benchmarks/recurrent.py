@@ -119,6 +119,46 @@ def delta_rule(m: Any, p: Any, x: Any, state: Any) -> Any:
     return m.sum(S * q[:, :, None, :]).reshape((len(x), -1)), (S,)
 
 
+def heads(m: Any, p: Any, x: Any, state: Any) -> Any:
+    """An LSTM of four heads, each with a matrix for its own units (Beck et al. 2024)."""
+    h, c = state
+    z = (x @ p.W + p.b).reshape((len(x), 4, -1)) + (h[:, :, None] @ p.U)[:, :, 0]
+    i, f, g, o = m.split(z, 4)
+    c = m.sigmoid(f) * c + m.sigmoid(i) * m.tanh(g)
+    h = m.sigmoid(o) * m.tanh(c)
+    return h.reshape((len(x), -1)), (h, c)
+
+
+def convolution(m: Any, p: Any, x: Any, state: Any) -> Any:
+    """A convolutional LSTM, windows of three places in a circle (Shi et al. 2015)."""
+    h, c = state
+    places = h.shape[1]
+    circle = m.concat([h[:, -1:], h, h[:, :1]], 1)
+    near = m.concat([circle[:, k : k + places] for k in range(3)], -1)
+    z = (x @ p.W).reshape((len(x), places, -1)) + near @ p.U + p.b
+    i, f, g, o = m.split(z, 4)
+    c = m.sigmoid(f) * c + m.sigmoid(i) * m.tanh(g)
+    h = m.sigmoid(o) * m.tanh(c)
+    return h.reshape((len(x), -1)), (h, c)
+
+
+def functions() -> Any:
+    """What the cells call, here."""
+    import tinygrad_seq as tgs
+
+    return SimpleNamespace(
+        sigmoid=tgs.sigmoid,
+        tanh=tgs.tanh,
+        relu=tgs.relu,
+        sqrt=tgs.sqrt,
+        exp=tgs.exp,
+        concat=tgs.concat,
+        split=lambda z, n: tgs.split(z, n, axis=-1),
+        mean=lambda z: tgs.mean(z, axis=-1, keepdims=True),
+        sum=lambda z: tgs.sum(z, axis=-1),
+    )
+
+
 class CellOf:
     """A cell, its states and the shapes of its parameters."""
 
@@ -136,7 +176,7 @@ class CellOf:
         made = {}
         for name, text in self.shapes.items():
             shape = tuple(eval(text, {"I": I, "H": H}))
-            made[name] = (rng.standard_normal(shape) / np.sqrt(shape[0])).astype("f4")
+            made[name] = (rng.standard_normal(shape) / np.sqrt(shape[-2:][0])).astype("f4")
         return made
 
 
@@ -156,6 +196,10 @@ CELLS = {
         highway, 1, W="(I, 2*H)", U="(H, 2*H)", V="(H, 2*H)", b="(2*H,)", bv="(2*H,)"
     ),
     "delta_rule": CellOf(delta_rule, 1, "(B, 8, H//8, H//8)", W="(I, 3*H)", r="(I, 8)"),
+    "heads": CellOf(heads, 2, "(B, 4, H//4)", W="(I, 4*H)", U="(4, H//4, H)", b="(4*H,)"),
+    "convolution": CellOf(
+        convolution, 2, "(B, H//16, 16)", W="(I, 4*H)", U="(3*16, 4*16)", b="(4*16,)"
+    ),
 }
 FUSED = ("lstm", "gru", "rnn")
 PEERS = {
@@ -164,6 +208,7 @@ PEERS = {
     "peephole": ("torch", "jax"),
     **dict.fromkeys(("minimal_gated", "multiplicative", "indrnn"), ("jax",)),
     **dict.fromkeys(("layer_norm_lstm", "highway", "delta_rule"), ("jax",)),
+    **dict.fromkeys(("heads", "convolution"), ("jax",)),
 }
 
 
@@ -191,17 +236,7 @@ def ours(name: str, row: tuple[int, ...]) -> Runs:
     else:
         kind = CELLS[name]
         p = {k: tgs.tensor(v, requires_grad=True) for k, v in kind.parameters(I, H).items()}
-        m = SimpleNamespace(
-            sigmoid=tgs.sigmoid,
-            tanh=tgs.tanh,
-            relu=tgs.relu,
-            sqrt=tgs.sqrt,
-            split=lambda z, n: tgs.split(z, n, axis=-1),
-            mean=lambda z: tgs.mean(z, axis=-1, keepdims=True),
-            sum=lambda z: tgs.sum(z, axis=-1),
-            exp=tgs.exp,
-        )
-        named = SimpleNamespace(**p)
+        m, named = functions(), SimpleNamespace(**p)
         parameters = list(p.values())
         state = kind.first(tgs.zeros, B, H)
 
@@ -249,6 +284,7 @@ def torch(name: str, row: tuple[int, ...]) -> Runs:
             mean=lambda z: z.mean(-1, keepdim=True),
             sum=lambda z: z.sum(-1),
             exp=torch.exp,
+            concat=torch.cat,
         )
         named, parameters = SimpleNamespace(**p), list(p.values())
 
@@ -291,6 +327,7 @@ def jax(name: str, row: tuple[int, ...]) -> Runs:
         mean=lambda z: z.mean(-1, keepdims=True),
         sum=lambda z: z.sum(-1),
         exp=jnp.exp,
+        concat=jnp.concatenate,
     )
 
     def run(p: Any, x: Any) -> Any:

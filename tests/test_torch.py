@@ -122,7 +122,7 @@ def of_scan(kind, values, lengths, reverse, checkpoint):
     x, dy, *rest = (tgs.tensor(a, requires_grad=True) for a in values["arrays"])
     states, weights = tuple(rest[: kind.states]), rest[kind.states :]
     p = {k: tgs.tensor(v, requires_grad=True) for k, v in values["parameters"].items()}
-    m, named = cells_on_gpu.functions(), SimpleNamespace(**p)
+    m, named = recurrent.functions(), SimpleNamespace(**p)
 
     def cell(x, state):
         return kind.step(m, named, x, state)
@@ -148,8 +148,10 @@ def test_cells_agree(name, dtype):
         ((3, 1, 1, 1), [3], False, None),
     ]
     for (T, B, I, H), lengths, reverse, checkpoint in cases:
+        H = H if kind.state == "(B, H)" else 32  # or it is divided into heads or places
         rng = np.random.default_rng(0)
-        shapes = [(T, B, I), (T, B, H), *[(B, H)] * 2 * kind.states]
+        states = kind.first(tuple, B, H)
+        shapes = [(T, B, I), (T, B, H), *states, *states]
         values = {
             "arrays": [rng.standard_normal(shape).astype(dtype) for shape in shapes],
             "parameters": {k: v.astype(dtype) for k, v in kind.parameters(I, H).items()},
