@@ -145,6 +145,24 @@ def test_what_is_detached(rng):
     assert followed == [False, False, True, False, True, False]
 
 
+def test_conditions_and_what_they_choose_among(rng):
+    """Numbers are those of this call, though where() had made tensors of them."""
+    held, followed = {}, []
+
+    def cell(x, h):
+        up = x > held["above"]
+        gate = tgs.where(up, held["high"], 0.0) + up * 0.5 + (~up).to("int64") * h
+        return gate + up * h + (up & (h > 0)), tgs.tanh(gate)
+
+    for k in (1, 2, 3, np.float32(1.5), 4):
+        held.update(above=0.1 * float(k), high=k)
+        xs, state = rng.standard_normal((4, 2, 3)), rng.standard_normal((2, 3))
+        followed.append(is_traced_as_ever(cell, given_to(cell, xs, state), F8))
+        here, there = (drive(cell, xs, state)[0].numpy() for drive in (tgs.scan, tgs.unroll))
+        np.testing.assert_allclose(here, there, rtol=1e-12)
+    assert followed == [False, True, True, False, False]  # an array is no number
+
+
 def test_products_of_lines_are_with_the_matrices_of_this_call(rng):
     held, followed = {}, []
 

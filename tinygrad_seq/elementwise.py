@@ -25,6 +25,7 @@ from tinygrad_seq.tensors import (
     as_tensor,
     beside,
     boxed,
+    converted,
     float_dtype,
     is_traced,
     promote,
@@ -116,9 +117,9 @@ def _general(rule: Rule, *inputs: Any) -> Tensor:
     for k, operand in enumerate(operands):
         if isinstance(operand, Tensor) and operand.dtype.kind in "iub":
             if made_float:
-                operands[k] = wrap(operand._data.astype(DEFAULT_FLOAT), None)
+                operands[k] = converted(operand, DEFAULT_FLOAT)
             elif operand.dtype.kind == "b" and rule.name not in ("maximum", "minimum"):
-                operands[k] = wrap(operand._data.astype(np.int64), None)
+                operands[k] = converted(operand, np.int64)
     return apply(rule, operands)
 
 

@@ -367,7 +367,7 @@ def astype(x: TensorLike, dtype: DTypeLike) -> Tensor:
     wanted = check_dtype(dtype)
     if wanted == x.dtype:
         return x
-    if wanted not in FLOATS:
+    if wanted not in FLOATS and not is_traced((x,)):
         return wrap(x._data.astype(wanted), None)
     return apply(ASTYPE, (x,), (wanted,))
 

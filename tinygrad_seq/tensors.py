@@ -629,6 +629,11 @@ def promote(tensors: Sequence[Any]) -> list[Any]:
     if target is None:
         return list(tensors)
     return [
-        wrap(t._data.astype(target), None) if type(t) is Tensor and t.dtype.kind in "iub" else t
-        for t in tensors
+        converted(t, target) if type(t) is Tensor and t.dtype.kind in "iub" else t for t in tensors
     ]
+
+
+def converted(x: Tensor, dtype: DTypeLike) -> Tensor:
+    """Integers or booleans in another dtype, through which no gradient goes."""
+    # A tracer is asked, so that it can be asked for the same again.
+    return x.astype(dtype) if is_traced((x,)) else wrap(x._data.astype(dtype), None)

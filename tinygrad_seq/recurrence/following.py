@@ -43,6 +43,7 @@ from tinygrad_seq.recurrence.tracing import (
     Tracer,
     begin_trace,
     finish_trace,
+    is_number,
     power_of,
     trace_cell,
     tracing,
@@ -160,6 +161,18 @@ class Number:
         return type(given) is float or (type(given) is int and abs(given) <= EXACT)
 
 
+class Scalar(Number):
+    """In the place of a tensor of no axes that was taken for a number."""
+
+    def __init__(self, tensor: Tensor, of_step: np.dtype[Any]) -> None:
+        self.dtype, self.of_step = tensor.dtype, of_step
+
+    def fits(self, given: Any, captures: dict[Any, int]) -> bool:
+        if type(given) is not Tensor or type(given._data) is Traced:
+            return False
+        return given.dtype is self.dtype and is_number(given, self.of_step)
+
+
 class Exactly(Number):
     """In the place of one whose value decides what happens, as that of an exponent does."""
 
@@ -266,6 +279,7 @@ class _Forms:
     def __init__(self, tracer: Tracer) -> None:
         self.captures, self.at = tracer.captures, len(tracer.leaves)
         self.rows, self.roles = tracer.trace.rows, tracer.trace.roles
+        self.dtype = tracer.trace.dtype
         self.captured = tracer.captured
         self.known = {id(tensor) for tensor in tracer.leaves}  # the values of the step so far
         self.forms: list[Form] = []
@@ -321,6 +335,8 @@ class _Forms:
         if event.op in (CONCAT, STACK):  # whose parts may be taken apart again
             raise LookupError
         role = BESIDE if type(event.op) is str else ROLES.get(event.op.name, BESIDE)
+        if role is BESIDE and is_number(given, self.dtype):
+            return Scalar(given, self.dtype)
         full = full_shape(given.shape, event.made.shape) if role is BESIDE else None
         slot = self.captures[id(given), full or role]
         return Captured(given, slot, role, full, slot >= self.at)
@@ -523,7 +539,7 @@ class Precedent(Source):
         return x if dtype == x.dtype else self.depart().cast(x, dtype)
 
     def invert(self, x: Tensor) -> Tensor:
-        return self.depart().invert(x)
+        return self.compare("equal", x, 0.0) if x.dtype == np.bool_ else self.depart().invert(x)
 
     def detach(self, x: Tensor) -> Tensor:
         form = self.forms[self.at]

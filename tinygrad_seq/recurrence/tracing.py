@@ -259,7 +259,7 @@ class Tracer(Source):
     def invert(self, x: Tensor) -> Tensor:
         if x.dtype != np.bool_:
             self.refuse("~", (x,), ": it must be a condition")
-        return self._elementwise("equal", (x, 0.0), np.dtype(bool))
+        return self.compare("equal", x, 0.0)
 
     def _check_own(self, inputs: Sequence[Any]) -> None:
         for value in inputs:
@@ -329,9 +329,8 @@ class Tracer(Source):
                 data = repeated_to(self, data, shape)._data
             slot: int = data.slot
             return slot
-        tracked = value._entry is not None and value._entry.requires_grad
-        if not value.ndim and not tracked and value.dtype not in (self.trace.dtype, DOUBLE):
-            return self._weak(data)  # most likely made of a Python number
+        if is_number(value, self.trace.dtype):
+            return self._weak(data)
         return self.capture(value, full=full_shape(value.shape, shape))
 
     def _check_exact(self, value: int) -> None:
@@ -434,6 +433,12 @@ class Tracer(Source):
         """What was captured, as a row that the step computes: 0 + x."""
         inputs = self.number(0.0), capture
         return self.trace.add("add", inputs, (True, False), self.trace.widths[capture])
+
+
+def is_number(value: Tensor, dtype: np.dtype[Any]) -> bool:
+    """Whether what a step of this dtype reads was most likely made of a Python number."""
+    tracked = value._entry is not None and value._entry.requires_grad
+    return not value.ndim and not tracked and value.dtype not in (dtype, DOUBLE)
 
 
 def power_of(x: Tensor, n: float) -> Tensor:
