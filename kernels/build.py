@@ -376,6 +376,7 @@ def said(what: str) -> Any:
 _SHARED: dict[tuple[str, str], Any] = {}
 _working: list[bool] = []  # not empty in a worker, which compiles calls of what it does not have
 NOWHERE = 1  # an address that nobody calls
+LONG = 500  # lines that take longer to compile than a worker to begin
 
 
 def shared(name: str, dtype: str) -> Any:
@@ -394,18 +395,29 @@ def shared(name: str, dtype: str) -> Any:
 
 
 def divide(dtype: str, modules: Sequence[Module]) -> None:
-    """If nothing is kept yet, let a worker compile these modules and others that are needed late,
-    while those that are needed first are compiled here."""
+    """Let a worker compile these modules while what is needed first is compiled here: if nothing is
+    kept yet, with others that are needed late; later, if they are long."""
     if config.DISABLE_JIT or machine.cores() < 2 or not worker.possible():
         return
     from tinygrad_seq.kernels import library, threads
 
     first = write_module(f"blocks_{dtype}", library.text(dtype, "blocks"))
-    if folder() not in first.parents or Kept(first, "block").path.is_file():
+    if folder() not in first.parents:
         return
-    outer = Module(f"outer_{dtype}", library.text(dtype, "outer"), library.MODULES["outer"])
-    given = [threads.MODULE, outer, *modules]
-    worker.begin([(write_module(each.name, each.text), each.functions) for each in given])
+    given = list(modules)
+    if not Kept(first, "block").path.is_file():
+        outer = Module(f"outer_{dtype}", library.text(dtype, "outer"), library.MODULES["outer"])
+        given = [threads.MODULE, outer, *modules]
+    elif sum(each.text.count("\n") for each in modules) < LONG:
+        return
+    files = [(write_module(each.name, each.text), each.functions) for each in given]
+    new = [
+        (path, functions)
+        for path, functions in files
+        if not all(Kept(path, name).path.is_file() for name in functions)
+    ]
+    if new:
+        worker.begin(new)
 
 
 def work_on(modules: Sequence[tuple[str, Mapping[str, int]]]) -> None:

@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-LONGEST = 30.0  # seconds that anybody waits for a sign of it
+LONGEST = 30.0  # seconds that anybody waits for a sign of it, and a millisecond for each byte
 WORK = """
 import json, sys
 given = json.load(sys.stdin)
@@ -85,8 +85,10 @@ def wait(path: Path) -> None:
     """Until the worker, if it is to compile this file, has done so or is not there any more."""
     event = _awaited.get(str(path))
     while event is not None and not event.is_set():
-        before = _done()
-        if not event.wait(LONGEST) and _done() == before:
+        before, size = _done(), 0
+        with suppress(OSError):
+            size = path.stat().st_size
+        if not event.wait(LONGEST + size / 1000) and _done() == before:
             end()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -38,6 +39,7 @@ def cell(x, h):
     h = tgs.tanh(x + h @ W)
     return h, h
 
+{long_cell}
 found = []
 for drive in (tgs.scan, tgs.unroll):
     ys, _ = drive(cell, x, h)
@@ -49,10 +51,10 @@ print(*ran_here)
 """
 
 
-def first_step(folder, prelude=""):
+def first_step(folder, prelude="", long_cell=""):
     """The names of the functions that a first step in an empty folder compiles itself."""
     done = subprocess.run(
-        [sys.executable, "-c", FIRST_STEP.format(prelude=prelude)],
+        [sys.executable, "-c", FIRST_STEP.format(prelude=prelude, long_cell=long_cell)],
         env={**os.environ, "TINYGRAD_SEQ_CACHE": str(folder)},
         capture_output=True,
         text=True,
@@ -69,6 +71,17 @@ def test_a_first_step_has_a_share_compiled_by_a_worker(tmp_path):
     assert "forward" in here
     assert not {"backward", "outer", "serve"} & set(here)
     assert first_step(tmp_path) == []
+
+
+@compiling
+@pytest.mark.skipif(machine.cores() < 2, reason="there is one core")
+def test_what_is_long_is_divided_later_too(tmp_path):
+    first_step(tmp_path)
+    long = "cell = lambda x, h, old=cell: old(tgs.sin(x), tgs.cos(h))"
+    assert first_step(tmp_path, long_cell=long) == ["forward", "backward"]
+    for folder in tmp_path.glob("_lambda_*"):
+        shutil.rmtree(folder)
+    assert first_step(tmp_path, "build.LONG = 100", long) == ["forward"]
 
 
 @compiling
