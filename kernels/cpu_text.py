@@ -39,7 +39,7 @@ SHARED = {  # functions of library.py, and what they are given
     "add_row": "source, to, n",
     "copy_row": "source, to, n",
     "product": "a, row, M, b, K, wide, c, ldc, add, in_tiles",  # as gemm.product_text says
-    "product_of_lines": "a, row, M, width, b, K, N, groups, bytes, c, ldc",
+    "product_of_lines": "a, row, M, width, b, K, N, groups, size, c, ldc",  # as there
     "take": "a, row, M, units, runs, N, c, ldc, add",
     "take_back": "a, row, M, units, runs, N, c, ldc, K, add",
     "spread": "a, row, M, units, runs, N, c, ldc, add",

@@ -77,7 +77,7 @@ def divide(plan: Plan, direction: str, steps: int, parts: int, sizes: Sizes) -> 
     if backward:  # a segment fills the slabs of a part
         far = bytes_of_sums(plan, sizes) >= FAR_SUMS and not in_tiles
         slabs = gemm.FAR_SLABS if far else 1
-        rows = -(-B // parts) * _fewest_lines(plan, sizes)  # of a step, that are summed over
+        rows = -(-B // parts) * _fewest_lines(plan, sizes)  # of a step
         segment = max(1, min(steps, -(-gemm.KC * slabs // max(rows, 1))))
     return Division(
         threads=threads,
@@ -134,9 +134,10 @@ def bytes_of_sums(plan: Plan, sizes: Sizes) -> int:
 
 
 def count_groups(plan: Plan, sizes: Sizes) -> dict[int, int]:
-    """Of each matrix that lines are multiplied by, how many groups of lines have one of their own.
+    """Of each captured tensor that lines are multiplied by, how many matrices it is.
 
-    a is L lines of K units, what comes of them L lines of N, and (groups K, N) the matrices.
+    Each group of lines has one. a is L lines of K units, what comes of them L lines of N, and the
+    tensor (groups K, N).
     """
     found, widths = {}, sizes.widths
     for slot, row in enumerate(plan.rows[: plan.forward_count]):
@@ -149,12 +150,15 @@ def count_groups(plan: Plan, sizes: Sizes) -> dict[int, int]:
 
 
 def lines_of(a: int, matrix: tuple[int, ...]) -> int:
-    """How many lines of a row of so many units are multiplied by a matrix of this shape."""
+    """How many lines a row of ``a`` units has for a matrix of this shape, 1 if it is no lines.
+
+    Where matrices are one under the other, and this is the shape of all, those of each group.
+    """
     return max(1, a // max(1, matrix[0]))
 
 
 def _fewest_lines(plan: Plan, sizes: Sizes) -> int:
-    """Of the rows that gradients of matrices are summed over."""
+    """Of those that a row has for the gradients of matrices, which are summed over them."""
     outer = plan.gradients.outer
     return min((lines_of(sizes.widths[a], sizes.captured[k][0]) for a, _, k in outer), default=1)
 
@@ -172,7 +176,7 @@ def _count_tasks(plan: Plan, threads: int, parts: int, sizes: Sizes) -> int:
     """One for each thread; where rows were dealt to parts, as many for each part.
 
     More where rows are so wide that those of a task would not stay near, if no product in a loop
-    is the quicker the more rows it has, as those of lines are not, which have enough of these. The
+    is the quicker the more rows it has; one of lines is not, as a single row has many of them. The
     same forward and backward, which share what is kept.
     """
     most, count = _chunks(sizes.B), threads

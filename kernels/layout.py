@@ -55,9 +55,9 @@ class MatrixGradient(NamedTuple):
     k: int  # which
     a: int  # the rows of the step whose values these are
     g: int
-    groups: int  # of lines, each with a matrix of its own
-    lines: int  # of a row that are of a group
-    shape: tuple[int, int]  # of the gradient for one group
+    groups: int  # of lines, each with a matrix of its own, and a gradient
+    lines: int  # of each group in a row
+    shape: tuple[int, int]  # of the gradient of one group's matrix, as it is made
     distance: int  # from row to row in memory: whole panels
     g_first: bool  # whether it is made as gᵀ a, which is its transpose
 
@@ -263,7 +263,7 @@ class Layout:
         self.take("scratch", (total + apart) * division.tasks)
 
     def _behind(self, place: Place) -> int:
-        """The room behind a row for what a product leaves behind the last of its lines."""
+        """Room behind rows of a place: products of lines write whole vectors, beyond the last."""
         stages = [stage for section in self.program.sections.values() for stage in section]
         products = [stage for stage in stages if isinstance(stage, Product) and stage.lines]
         of_lines = any(stage.into == place for stage in products)
@@ -322,7 +322,7 @@ class Layout:
             for stage in stages
             if isinstance(stage, Product) and (stage.matrix, stage.transposed) == (k, transposed)
         ]
-        if any(stage.lines for stage in those):  # tiles leave more behind
+        if any(stage.lines for stage in those):  # tiles write further beyond
             return False
         in_loop = any(stage in self.program.sections["loop"] for stage in those)
         given = self.plan, self.direction, 1, self.division.segment, self.sizes  # 1: by one task
@@ -460,7 +460,8 @@ class Layout:
     ) -> list[str]:
         """The names of an operand's words, the first of which say where its rows are: those of an
         array of the caller by step and row; those of a record by place, some to a step, and row.
-        Of each row the lines, so wide, that come after so many before.
+
+        Of each row it is lines of ``width`` units, after the ``before`` lines of earlier groups.
         """
         row, values = self.plan.rows[slot], self.values
         found = {"user": 0, "kept": 0, "places": 0, "width": width}

@@ -267,15 +267,15 @@ _LINES = '''
 def product_of_lines(a, row, M, width, b, K, N, groups, size, c, ldc):
     """Each line of a row of a times b: lines of K numbers, ``width`` in all, to lines of N.
 
-    They are of so many groups, and the matrix of a group is ``size`` bytes after that of the one
-    before. What is written beyond a line is written over by the next one, and there is room for
-    that of the last.
+    They are of so many groups, as many lines each, and the packed matrix of a group is ``size``
+    bytes after that of the one before. Whole vectors are written: what goes beyond a line is
+    written over by the next one, and there is room for that of the last.
     """
     lines, wide = width // K // groups, (N + LANES - 1) // LANES
     for group in range(groups):
         source, to = a + group * lines * K * ITEM, c + group * lines * N * ITEM
         matrix = b + group * size
-        if lines > M and N == wide * LANES:  # nothing is: the lines of a row as rows
+        if lines > M and N == wide * LANES:  # nothing goes beyond: the lines of a row at once
             for r in range(M):
                 product(source, K, lines, matrix, K, wide, to, N, 0, 0)
                 source += row * ITEM

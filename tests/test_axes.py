@@ -233,7 +233,7 @@ def test_lines_have_the_same_bits_whatever_is_beside_them(rng):
 
 
 def test_a_matrix_for_lines_and_for_what_was_joined(rng):
-    """Its pieces for the one are not its blocks for the other."""
+    """For the one it is taken whole, for the other cut."""
     W = parameter(rng, 4, 3)
 
     def cell(x, h):

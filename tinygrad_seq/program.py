@@ -16,7 +16,8 @@ REDUCTIONS = ("sum", "max", "min")
 # in runs of units that follow one another, or in runs of one unit each.
 CHOICES = ("take", "spread")
 _PRODUCTS = [f"{op}{back}" for op in ("matmul", *CHOICES) for back in ("", "_transposed")]
-# Of lines, which leave more behind them than they are long, none goes on from another.
+# Products of lines write whole vectors, and what goes beyond a line the next one writes over. None
+# of them is added to another, where it would stay.
 LINES = ("matmul_lines", "matmul_lines_transposed")
 PRODUCTS = (*_PRODUCTS, *(f"add_{op}" for op in _PRODUCTS), *LINES)
 JOINTS = ("concat", "assemble")
@@ -34,9 +35,10 @@ class Row(NamedTuple):
     uniform                                       ()
     matmul, matmul_transposed, and with add_      None; inputs are rows, matrix and, for add_, what
                                                   the product is added to
-    matmul_lines, matmul_lines_transposed         None; each row is lines, and each line is
-                                                  multiplied; lines of several groups have a matrix
-                                                  each, one under the other
+    matmul_lines, matmul_lines_transposed         None; a row is lines of as many units as the
+                                                  matrix has rows, and each line is multiplied; or
+                                                  they are of groups, each with a matrix of its
+                                                  own, one under the other in the tensor
     take, spread, and as above                    None; the same with the first units of runs for
                                                   a matrix, see ``recurrence/choices.py``
     slice                                         None: ``Trace.starts`` says where it begins;
@@ -61,7 +63,9 @@ class Derivative(NamedTuple):
     after: tuple[int | None, ...]  # and those of the state after the step, None where not needed
     dx: tuple[int | None, ...]
     before: tuple[int | None, ...]  # of the state before the step
-    outer: tuple[tuple[int, int, int], ...]  # (a, g, k): captured matrix k gets aᵀ g
+    # (a, g, k): captured matrix k gets aᵀ g; of rows that are lines, summed over the lines, and the
+    # matrix of each group over the lines of that group
+    outer: tuple[tuple[int, int, int], ...]
     sums: tuple[tuple[int, int], ...]  # (g, k): captured tensor k gets g, summed over rows
     numbers: tuple[float, ...]  # which it adds to the cell's own
     totals: tuple[int | None, ...] = ()  # of the states that a step computes, if asked for
@@ -98,8 +102,8 @@ class Target(NamedTuple):
 class Product:
     """A matrix product: rows of ``a`` times a packed matrix, written or added to a place.
 
-    Or lines of a row times it, one after another. Or a choice of units in runs, take or spread:
-    then the tensor has the first of each.
+    With ``lines`` each line of a row is multiplied, by the matrix of its group if each has one.
+    Or it is a choice of units in runs, take or spread: then the tensor has the first of each.
     """
 
     slot: int

@@ -1,7 +1,8 @@
 """Values of several axes: how (B, a, b) is a row of a·b units, and what its axes come to.
 
 A step tape knows rows (B, n) alone. The shape of a value is kept beside its row, its units in the
-order in which NumPy has them, and only where axes matter is anything done: units are *chosen*. A
+order in which NumPy has them, and only where axes matter is anything done: units are *chosen*, or a
+product goes along the last axis, line by line (``lowering.product_of_lines``). A
 value repeated along an axis is a choice in which units stand several times, a transposed one is
 another order. A sum along some axes is such a choice gone back through: each unit is added to the
 one that it would have been chosen from.
@@ -28,7 +29,8 @@ if TYPE_CHECKING:
     from tinygrad_seq.recurrence.tracing import Tracer
 
 Shape = tuple[int, ...]
-UNIT_BY_UNIT = [devices.CPU]  # where kernels choose units, and go line by line; others multiply
+# Where kernels choose units, and multiply line by line; elsewhere both are products of whole rows.
+UNIT_BY_UNIT = [devices.CPU]
 
 
 def units_of(shape: Shape) -> np.ndarray:

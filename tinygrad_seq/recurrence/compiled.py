@@ -64,13 +64,15 @@ def scan(
     operations, products, cuts, joins and reductions, and random numbers (``rand``, ``randn``,
     ``nn.Dropout``), in float32 or float64. Axis 0 of each value of a step is the batch, and rows do
     not mix: (B, n) and (B, k, n) may be multiplied with a tensor (n, m) that the cell closes over,
-    and (B, k, n) with (B, n, m), but (B, n) not with another value of two axes. ``cumsum`` is a
-    product with a matrix that holds zeros, in which a value that is not finite spoils all that it
-    is summed up with. On a GPU so is (B, k, n) times a tensor (n, m), and what puts units in
-    another order, ``x[:, order]`` of more than 4 pieces, a transpose, what of a value of several
-    axes is cut, joined or padded, repeated along an axis or summed along one of them: there such a
-    value spoils its row. Whatever else it does, a branch on a value for instance,
-    raises a TraceError that names the line, and ``tgs.unroll`` runs it.
+    (B, g, k, n) with one (g, n, m), and (B, k, n) with (B, n, m), but (B, n) not with another value
+    of two axes. Whatever else it does, a branch on a value for instance, raises a TraceError that
+    names the line, and ``tgs.unroll`` runs it.
+
+    ``cumsum`` is a product with a matrix that holds zeros, so that a value that is not finite
+    spoils all of the sums along its axis. On a GPU such products are also those of (B, k, n) with a
+    tensor (n, m), and what puts units in another order, ``x[:, order]`` of more than 4 pieces, a
+    transpose, what of a value of several axes is cut, joined or padded, repeated along an axis or
+    summed along one of them: there such a value spoils its row.
 
     Compiled code is kept on disk; ``tgs.explain`` shows the plan, ``tgs.kernel_source`` the source.
 

@@ -37,7 +37,7 @@ _ALL = slice(None)
 
 # What was made of matrices in a call, and the matrix, whose id may be another's later.
 Shares = dict[tuple[Any, ...], tuple[Tensor, Tensor]]
-IN_GROUPS = ("in groups",)  # of lines: the matrices of a product stand one under the other
+IN_GROUPS = ("in groups",)  # params of a product of lines whose matrices are one under the other
 
 
 def _once(
