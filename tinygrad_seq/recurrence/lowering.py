@@ -93,42 +93,56 @@ def product_of_lines(name: str, inputs: Sequence[Tensor], shares: Shares) -> Ten
     count = prod(groups) * lines
     of_lines = x.device in choices.UNIT_BY_UNIT
     if closed_over and of_lines and k * n * count and (left or n > 1):
-        if left and matrix.ndim == 2:
-            return _turned(linear(_turned(x), matrix))
         if left:
-            turned = _once(shares, ("turned",), matrix, partial(_turned, matrix))
-            return _turned(_turned(x) @ turned)
-        if matrix.ndim == 2:
-            return _lines(name, x._data.tracer, x._data, matrix, n)
-        if x.shape[1:-2] != groups:
-            x = structural.broadcast_to(x, (len(x), *groups, *x.shape[-2:]))
-
-        def one_under_the_other() -> Tensor:
-            full = structural.broadcast_to(matrix, (*groups, k, n))
-            return full.reshape(prod(groups) * k, n)
-
-        under = _once(shares, ("one under the other", groups), matrix, one_under_the_other)
-        return apply(structural.MATMUL, (x, under), IN_GROUPS)
+            return _matrix_times(x, matrix, shares)
+        return _lines(name, x, matrix) if matrix.ndim == 2 else _groups(x, matrix, groups, shares)
     if not closed_over or of_lines or k * n * count**2 > MOST_IN_BLOCKS:
         return structural.sum(expand_dims(a, -1) * expand_dims(b, -3), axis=-2)
     key = f"blocks of {name}", left, groups, lines
     make = partial(_blocks, a if left else b, groups, lines, left)
     blocks = _once(shares, key, matrix, make)
-    if x.shape[1:-2] != groups:
-        x = structural.broadcast_to(x, (len(x), *groups, *x.shape[-2:]))
+    x = _with_groups(x, groups)
     made = x.reshape(len(x), prod(x.shape[1:])) @ blocks
     return made.reshape((len(x), *groups, k, lines) if left else (*x.shape[:-1], n))
 
 
-def _turned(x: Tensor) -> Tensor:
+def _lines(name: str, x: Tensor, matrix: Tensor) -> Tensor:
+    """Each line of x times a matrix, or times that of its group."""
+    tracer: Tracer = x._data.tracer
+    operand = tracer.capture(matrix, ROLES[name])
+    shape = (*x.shape[:-1], tracer.trace.widths[operand])
+    return tracer.product("matmul_lines", x._data, operand, shape, tracer.trace.dtype)
+
+
+def _groups(x: Tensor, matrix: Tensor, groups: tuple[int, ...], shares: Shares) -> Tensor:
+    """x (B, *groups, m, k) times a matrix (k, n) for each group."""
+
+    def one_under_the_other() -> Tensor:
+        k, n = matrix.shape[-2:]
+        return structural.broadcast_to(matrix, (*groups, k, n)).reshape(prod(groups) * k, n)
+
+    under = _once(shares, ("one under the other", groups), matrix, one_under_the_other)
+    return apply(structural.MATMUL, (_with_groups(x, groups), under), IN_GROUPS)
+
+
+def _matrix_times(x: Tensor, matrix: Tensor, shares: Shares) -> Tensor:
+    """W x = (xᵀ Wᵀ)ᵀ, a matrix for all or one for each group."""
+    if matrix.ndim == 2:
+        return _transposed(linear(_transposed(x), matrix))
+    transposed = _once(shares, ("transposed",), matrix, partial(_transposed, matrix))
+    return _transposed(_transposed(x) @ transposed)
+
+
+def _transposed(x: Tensor) -> Tensor:
     """The last two axes the other way round."""
     return structural.permute_dims(x, (*range(x.ndim - 2), x.ndim - 1, x.ndim - 2))
 
 
-def _lines(name: str, tracer: Tracer, x: Traced, matrix: Tensor, n: int) -> Tensor:
-    """Each line of x times a matrix, or times that of its group, which gives lines of n."""
-    operand, shape = tracer.capture(matrix, ROLES[name]), (*x.shape[:-1], n)
-    return tracer.product("matmul_lines", x, operand, shape, tracer.trace.dtype)
+def _with_groups(x: Tensor, groups: tuple[int, ...]) -> Tensor:
+    """x with all of the groups, repeated where it has fewer than the matrices."""
+    if x.shape[1:-2] == groups:
+        return x
+    return structural.broadcast_to(x, (len(x), *groups, *x.shape[-2:]))
 
 
 def _blocks(matrix: Tensor, groups: tuple[int, ...], lines: int, left: bool) -> Tensor:
@@ -149,7 +163,7 @@ def _blocks(matrix: Tensor, groups: tuple[int, ...], lines: int, left: bool) -> 
 def _product(name: str, tracer: Tracer, inputs: Sequence[Tensor], params: Any) -> Tensor:
     trace, a, b = tracer.trace, inputs[0]._data, inputs[1]._data
     if params == IN_GROUPS:
-        return _lines(name, tracer, a, inputs[1], b.shape[1])
+        return _lines(name, *inputs)
     if max(a.ndim, b.ndim) > 2:
         if any(type(each) is Traced and each.ndim == 2 for each in (a, b)):
             tracer.refuse(
