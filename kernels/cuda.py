@@ -367,8 +367,7 @@ class _Run:
         """The loop: after each product of the vendor's a kernel."""
         xp, layout = self.xp, self.layout
         self.view_bytes("clocks").fill(0)
-        loop = layout.program.sections["loop"]
-        stages = [stage for stage in loop if isinstance(stage, Product)]
+        stages = layout.program.products("loop")
         products = cuda_blas.Products(xp)
         given = []
         for stage in stages:

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from tinygrad_seq.kernels import gemm, tiles
 
-from tinygrad_seq.program import Plan, Product, Program
+from tinygrad_seq.program import Plan, Program
 
 Array = np.ndarray
 MOST_CHUNKS = 16  # of the batch
@@ -78,7 +78,7 @@ def divide(plan: Plan, direction: str, steps: int, parts: int, sizes: Sizes) -> 
         far = bytes_of_sums(plan, sizes) >= FAR_SUMS and not in_tiles
         slabs = gemm.FAR_SLABS if far else 1
         rows = -(-B // parts) * _fewest_lines(plan, sizes)  # of a step
-        segment = max(1, min(steps, -(-gemm.KC * slabs // max(rows, 1))))
+        segment = max(1, min(steps, -(-gemm.KC * slabs // rows)))
     return Division(
         threads=threads,
         tasks=tasks,
@@ -184,9 +184,8 @@ def _count_tasks(plan: Plan, threads: int, parts: int, sizes: Sizes) -> int:
         each = lcm(threads, parts)
         count = each if each <= most else threads // parts * parts
     programs = [plan.forward] if plan.backward is None else [plan.forward, plan.backward]
-    stages = [stage for program in programs for stage in program.sections["loop"]]
-    products = [stage for stage in stages if isinstance(stage, Product)]
-    if all(stage.choice or stage.lines for stage in products):
+    products = [each for program in programs for each in program.products("loop")]
+    if all(each.choice or each.lines for each in products):
         row = max(_bytes_of_row(plan, program, sizes) for program in programs)
         while 2 * count <= most and -(-sizes.B // count) * row > NEAR_ROWS:
             count *= 2
@@ -206,12 +205,11 @@ def _bytes_of_row(plan: Plan, program: Program, sizes: Sizes) -> int:
 
 def steps_of_block(plan: Plan, direction: str, tasks: int, segment: int, sizes: Sizes) -> int:
     """Steps of a block: enough rows for a product outside the loop, if so many tasks share them."""
-    sections = plan.program(direction).sections
-    stages = [*sections["early"], *sections["late"]]
-    if not stages:
+    program = plan.program(direction)
+    if not program.sections["early"] and not program.sections["late"]:
         return 1
-    products = [stage for stage in stages if isinstance(stage, Product)]
-    counts = [int(np.prod(sizes.captured[stage.matrix][0])) for stage in products]
+    products = program.products("early", "late")
+    counts = [int(np.prod(sizes.captured[each.matrix][0])) for each in products]
     far = max(counts, default=0) * np.dtype(plan.dtype).itemsize > NEAR_MATRIX
     rows = FAR_BLOCK_ROWS if far else BLOCK_ROWS
     return max(1, min(segment, -(-rows * tasks // sizes.B)))

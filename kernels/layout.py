@@ -264,9 +264,7 @@ class Layout:
 
     def _behind(self, place: Place) -> int:
         """Room behind rows of a place: products of lines write whole vectors, beyond the last."""
-        stages = [stage for section in self.program.sections.values() for stage in section]
-        products = [stage for stage in stages if isinstance(stage, Product) and stage.lines]
-        of_lines = any(stage.into == place for stage in products)
+        of_lines = any(each.lines and each.into == place for each in self.program.products())
         return simd.lanes(self.plan.dtype) if of_lines else 0
 
     # The shared functions
@@ -316,17 +314,15 @@ class Layout:
         """Whether a matrix is packed for tiles: by shapes alone, so that sums are the same."""
         if not self.division.in_tiles:
             return False
-        stages = [stage for section in self.program.sections.values() for stage in section]
-        those = [
-            stage
-            for stage in stages
-            if isinstance(stage, Product) and (stage.matrix, stage.transposed) == (k, transposed)
-        ]
-        if any(stage.lines for stage in those):  # tiles write further beyond
+
+        def those(*sections: str) -> list[Product]:
+            products = self.program.products(*sections)
+            return [p for p in products if (p.matrix, p.transposed) == (k, transposed)]
+
+        if any(each.lines for each in those()):  # tiles write further beyond
             return False
-        in_loop = any(stage in self.program.sections["loop"] for stage in those)
         given = self.plan, self.direction, 1, self.division.segment, self.sizes  # 1: by one task
-        return tiles.worth(self.sizes.B * (1 if in_loop else steps_of_block(*given)), K, N)
+        return tiles.worth(self.sizes.B * (1 if those("loop") else steps_of_block(*given)), K, N)
 
     def _results(self) -> None:
         """Memory for gradients that are added up on the way."""

@@ -155,6 +155,11 @@ class Program:
     gathered: list[int]  # leaves (x, dy) copied into scratch at the start of a block
     matrices: list[tuple[int, bool]]  # packed before: (captured tensor, transposed)
 
+    def products(self, *sections: str) -> list[Product]:
+        """The products of these sections, of all if none is named; choices among them."""
+        stages = [stage for name in sections or self.sections for stage in self.sections[name]]
+        return [stage for stage in stages if isinstance(stage, Product)]
+
 
 @dataclass
 class Plan:
