@@ -118,9 +118,13 @@ class Layout:
     def take(self, name: str, size: int, block: str = "work") -> int:
         """Reserve bytes; the word of this name is where they begin."""
         offset = self.bytes[block]
-        self.values[name], self.counted_from[name] = offset, f"{block} block"
+        self._counted(name, offset, f"{block} block")
         self.bytes[block] = offset + -(-size // memory.ALIGNMENT) * memory.ALIGNMENT
         return offset
+
+    def _counted(self, name: str, number: int, base: str) -> None:
+        """The word of this name is a number counted from a base."""
+        self.values[name], self.counted_from[name] = number, base
 
     def _take_array(self, name: str, shape: tuple[int, ...]) -> None:
         """Reserve memory for an array that the run looks into."""
@@ -278,7 +282,8 @@ class Layout:
             shape, strides = self.sizes.captured[k]
             (K, N), (row, column) = shape, (s // self.item for s in strides)
             groups = self.groups.get(k, 1)
-            K, apart = K // groups, K // groups * strides[0]
+            K //= groups
+            apart = K * strides[0]  # bytes from the matrix of a group to that of the next
             if transposed:
                 K, N, row, column = N, K, column, row
             panels = -(-N // panel)
@@ -297,8 +302,8 @@ class Layout:
             at = self.take(name, packed * groups)
             for group in range(groups):
                 source, to = f"capture{k}_{group}", f"{name}_{group}"
-                values[source], self.counted_from[source] = group * apart, f"capture{k}"
-                values[to], self.counted_from[to] = at + group * packed, "work block"
+                self._counted(source, group * apart, f"capture{k}")
+                self._counted(to, at + group * packed, "work block")
                 names += [source, f"{name}_row", f"{name}_column", f"{name}_K", f"{name}_N"]
                 names += [to, f"{name}_panels", f"{name}_tiles"]
             count += groups
@@ -349,11 +354,10 @@ class Layout:
     def _outer(self) -> None:
         """The table of the large products: those that share g stand together."""
         values, dtype, division, B = self.values, self.plan.dtype, self.division, self.sizes.B
+        self.matrices = [self._matrix(*each) for each in self.plan.gradients.outer]
         # Numbers of matrices, by g, how many groups and lines it is, which group, and the order.
         by_g: dict[tuple[int, int, int, int, bool], list[int]] = {}
-        for n, each in enumerate(self.plan.gradients.outer):
-            matrix = self._matrix(*each)
-            self.matrices.append(matrix)
+        for n, matrix in enumerate(self.matrices):
             for group in range(matrix.groups):
                 key = matrix.g, matrix.groups, matrix.lines, group, matrix.g_first
                 by_g.setdefault(key, []).append(n)
@@ -375,11 +379,12 @@ class Layout:
 
         g_bytes = a_bytes = 0
         joined: list[str] = []
-        for (g, groups, lines, group, g_first), numbers in by_g.items():
+        others = division.parts - 1  # whose sums are added to those of the first in the end
+        for which, ((g, _, lines, group, g_first), numbers) in enumerate(by_g.items()):
             matrices = [self.matrices[n] for n in numbers]
             G = matrices[0].shape[0 if g_first else 1]
             widths = [matrix.shape[1 if g_first else 0] for matrix in matrices]
-            name = f"outer{g}_{groups}_{lines}_{group}_{int(g_first)}"
+            name = f"outer_g{which}"
             names += self._operand(name, g, G, group * lines, library.G_WORDS)
             values[f"{name}_lines"] = lines
             by = library.BY_G if self._by_wide_side(G, widths) else library.BY_A
@@ -388,17 +393,12 @@ class Layout:
             g_bytes = max(g_bytes, packed(G if in_tiles else min(G, gemm.AT_ONCE)))
             begin = 0  # where each a is packed, one after the other
             for n, matrix, width in zip(numbers, matrices, widths, strict=True):
-                name, out = f"outer_m{n}_{group}", f"outer_m{n}_out"
+                name = f"outer_m{n}_{group}"
                 names += self._operand(name, matrix.a, width, group * lines, library.A_WORDS)
                 size = matrix.shape[0] * matrix.distance
-                values[f"{name}_out"], self.counted_from[f"{name}_out"] = (
-                    group * size * self.item,
-                    out,
-                )
-                values[f"{name}_out_row"] = matrix.distance
-                shape = division.parts - 1, matrix.shape[0], matrix.distance
-                self._take_array(f"{name}_parts", shape)  # of the parts but the first
-                values[f"{name}_size"] = size
+                self._counted(f"{name}_out", group * size * self.item, f"outer_m{n}_out")
+                values[f"{name}_out_row"], values[f"{name}_size"] = matrix.distance, size
+                self.take(f"{name}_parts", others * size * self.item)
                 joined += [f"{name}_out", f"{name}_parts", f"{name}_size"]
                 values[f"{name}_packed"] = begin
                 begin += packed(width)
@@ -411,11 +411,11 @@ class Layout:
             at = self.take("outer_scratch", values["outer_bytes"] * division.tasks)
             values["outer_tiles"] = 0
             if in_tiles:  # the last line of a task's scratch says what shape the tiles have
-                values["outer_tiles"] = at + values["outer_bytes"] - gemm.LINE
-                self.counted_from["outer_tiles"] = "work block"
+                tiles_at = at + values["outer_bytes"] - gemm.LINE
+                self._counted("outer_tiles", tiles_at, "work block")
             self._table("outer", names)
-            if division.parts > 1:  # whose sums are added up in the end
-                values["join_others"], values["join_count"] = division.parts - 1, len(joined) // 3
+            if others:
+                values["join_others"], values["join_count"] = others, len(joined) // 3
                 self._table("join", ["outer_tasks", "join_others", "join_count", *joined])
 
     def _by_wide_side(self, G: int, widths: Sequence[int]) -> bool:
@@ -473,9 +473,9 @@ class Layout:
             where, begin = "grads", begin + values[f"grads{slot}"]
             at = {"places": "grads_steps", "row": "grads_bytes"}
             found["step"] = 1
-        found["base"] = begin + values.get(where, 0)
-        self.counted_from[f"{name}_base"] = self.counted_from.get(where, where)
         values |= {f"{name}_{word}": value for word, value in found.items()}
+        base = self.counted_from.get(where, where)  # x is a base itself
+        self._counted(f"{name}_base", begin + values.get(where, 0), base)
         return [at.get(word, f"{name}_{word}") for word in words]
 
 
