@@ -138,7 +138,9 @@ def test_a_matrix_for_each_head(rng, monkeypatch, how):
         return h, h
 
     x, h = rng.standard_normal((3, 2, 4)), rng.standard_normal((2, 2, 3, 5))
-    assert ("matmul_lines" in str(tgs.explain(cell, x, h))) == (how == "of lines")
+    shown = str(tgs.explain(cell, x, h))
+    assert ("matmul_lines" in shown) == (how == "of lines")
+    assert shown.count(", line by line") == 4 * (how == "of lines")
     with pytest.raises(tgs.ShapeError, match="axes before the last two"):
         tgs.scan(cell, x, rng.standard_normal((2, 3, 3, 5)))
     for here, expected in zip(

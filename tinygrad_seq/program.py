@@ -253,8 +253,11 @@ def describe(plan: Plan) -> str:
         shared = ", ".join(f"%{slot}" for slot in plan.grads)
         lines.append(f"buffers for a segment of steps, going backward: {shared}")
     if plan.derivative is not None:
+        rows = plan.rows[: plan.forward_count]
+        of_lines = [(r.inputs[0], rows[r.inputs[1]].detail) for r in rows if r.op in LINES]
         for a, g, k in plan.derivative.outer:
-            lines.append(f"after each segment: gradient of matrix {k} += %{a}ᵀ %{g}")
+            how = ", line by line" if (a, k) in of_lines else ""
+            lines.append(f"after each segment: gradient of matrix {k} += %{a}ᵀ %{g}{how}")
         for g, k in plan.sums_later:
             lines.append(f"after each segment: gradient of capture {k} += Σ %{g}")
         for g, k in plan.derivative.sums:
