@@ -199,6 +199,33 @@ def test_lines_times_a_matrix(groups, m, k, n, B, dtype, options):
         np.testing.assert_allclose(here, expected, **tolerance)
 
 
+@pytest.mark.parametrize("groups", [(), (3,), (2, 3)])
+def test_second_derivatives_through_lines(rng, groups):
+    W, U = parameter(rng, *groups, 4, 5), parameter(rng, *groups, 5, 4)
+
+    def cell(x, h):
+        h = tgs.tanh(h @ W @ U + x)
+        return h, h
+
+    x, h = parameter(rng, 3, 2, 2, 3, 2, 4), parameter(rng, 2, 2, 3, 2, 4)
+
+    def size_of_gradient(drive):
+        def loss(*given):
+            nonlocal W, U
+            W, U, *arguments = given
+            return tgs.sum(tgs.square(drive(cell, *arguments)[0]))
+
+        def size(*given):
+            return sum(tgs.sum(g * g) for g in tgs.grad(loss, (0, 1, 2, 3))(*given))
+
+        return tgs.grad(size, (0, 1, 2, 3))(*tensors)
+
+    tensors = W, U, x, h
+    found = size_of_gradient(tgs.scan), size_of_gradient(tgs.unroll)
+    for here, expected in zip(*found, strict=True):
+        np.testing.assert_allclose(here.numpy(), expected.numpy(), rtol=1e-9, atol=1e-10)
+
+
 def test_lines_do_not_touch_each_other(rng):
     """What a product leaves behind a line is written over by the next: NaN, too."""
     W = parameter(rng, 5, 3)

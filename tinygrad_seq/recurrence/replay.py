@@ -116,9 +116,7 @@ def _compute(op: str, operands: list[Any], trace: Any, slot: int) -> Tensor:
     if op == "matmul":
         return matmul(x, operands[1])
     if op == "matmul_lines":
-        matrix = operands[1]
-        lines = x.reshape(trace.B, x.shape[1] // matrix.shape[0], matrix.shape[0])
-        return matmul(lines, matrix).reshape(trace.B, trace.widths[slot])
+        return _of_lines(x, operands[1], trace.widths[slot])
     if op.startswith(CHOICES):
         choice, width = op.removesuffix("_transposed"), trace.widths[slot]
         starts = devices.to_host(operands[1]._data)
@@ -137,6 +135,17 @@ def _compute(op: str, operands: list[Any], trace: Any, slot: int) -> Tensor:
         return broadcast_to(x, (trace.B, trace.widths[slot]))
     assert op in ("copy", "detach"), op
     return x  # type: ignore[no-any-return]
+
+
+def _of_lines(x: Tensor, matrix: Tensor, width: int) -> Tensor:
+    """Lines of K units times a matrix (groups K, N), to a row of so many units."""
+    (B, units), (rows, n) = x.shape, matrix.shape
+    k = units // (width // n)
+    if rows == k:  # one for all lines, in a single product
+        return matmul(x.reshape(B, units // k, k), matrix).reshape(B, width)
+    groups = rows // k
+    lines = x.reshape(B, groups, units // rows, k)
+    return matmul(lines, matrix.reshape(groups, k, n)).reshape(B, width)
 
 
 def _full(part: Tensor, B: int) -> Tensor:
