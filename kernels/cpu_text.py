@@ -55,6 +55,8 @@ class CpuWriter(Writer):
         super().__init__(plan, program, rules)
         self.distances: dict[str, str] = {}
         self.of_parts: list[tuple[str, str, str]] = []  # memory, its places, bytes of a row
+        # of a block, going on as blocks do, so that sums run the same way however long these are
+        self.steps = "range(b0, b1)" if self.forward else "range(b1 - 1, b0 - 1, -1)"
 
     def text(self) -> str:
         direction = self.program.direction
@@ -129,8 +131,7 @@ class CpuWriter(Writer):
         if sections["early"]:
             self.add(2, "# before the loop")
             self._block_section(sections["early"])
-        steps = "range(b0, b1)" if self.forward else "range(b1 - 1, b0 - 1, -1)"
-        self.add(2, f"for s in {steps}:")
+        self.add(2, f"for s in {self.steps}:")
         self.add(3, "m = min(word(active, s) - first, R)  # rows that have not ended")
         if self.forward:
             self._resets()
@@ -148,7 +149,7 @@ class CpuWriter(Writer):
     def _block_section(self, stages: Sequence[Stage]) -> None:
         for stage in stages:
             if isinstance(stage, Rowwise):
-                self.add(2, "for s in range(b0, b1):")
+                self.add(2, f"for s in {self.steps}:")
                 self.add(3, "m = min(word(active, s) - first, R)")
                 self._stage(stage)
             else:

@@ -423,6 +423,32 @@ def test_threads_change_no_bit(name, rng):
         tgs.set_num_threads(before)
 
 
+def test_threads_change_no_bit_of_what_is_summed_before_the_loop(rng, monkeypatch):
+    """Tasks with fewer rows do more steps at once there."""
+    monkeypatch.setattr(division, "WORTH_THREADS", 0)
+    W, U, bias = (
+        tgs.tensor(rng.standard_normal(shape, "f4"), requires_grad=True)
+        for shape in ((5, 4), (4, 4), (5,))
+    )
+
+    def cell(x, h):
+        h = tgs.tanh(tgs.tanh(x * bias) @ W + h @ U)
+        return h, h
+
+    x, state, found = rng.standard_normal((40, 16, 5), "f4"), np.zeros((16, 4), "f4"), []
+    before = tgs.get_num_threads()
+    try:
+        for threads in (1, 2, 3):
+            tgs.set_num_threads(threads)
+            bias.grad = None
+            tgs.scan(cell, x, state)[0].sum().backward()
+            found.append(bias.grad.numpy())
+    finally:
+        tgs.set_num_threads(before)
+    np.testing.assert_array_equal(found[1], found[0])
+    np.testing.assert_array_equal(found[2], found[0])
+
+
 def test_recording_changes_no_bit(rng):
     cell = CELLS["lstm"](rng, "float32", 5, 19)
     xs = rng.standard_normal((9, 4, 5), "f4")
