@@ -93,6 +93,7 @@ def test_the_readmes_ratios_are_those_of_the_tables():
     names = {"peephole LSTM": "peephole", "minimal gated unit": "minimal_gated"}
     names |= {"layer-norm LSTM": "layer_norm_lstm", "recurrent highway network": "highway"}
     names |= {"delta rule, eight matrices a row": "delta_rule"}
+    names |= {"LSTM of four heads": "heads", "convolutional LSTM": "convolution"}
     table = (ROOT / "README.md").read_text(encoding="utf-8").split("| cell | beside |")[1]
     rows = [line.strip("| ").split(" | ") for line in table.split("\n\n")[0].splitlines()[2:]]
     for k, end in enumerate(("-avx512", "", "-avx2")):
@@ -105,7 +106,15 @@ def test_the_readmes_ratios_are_those_of_the_tables():
             peer = "jax" if "JAX" in beside else "torch"
             mean, worst = ratios[k].split(", ")
             assert f"{peer} / ours: worst {worst}, geometric mean {mean}" in part, (cell, path)
-    assert len(rows) == 9
+    assert len(rows) == 11
+
+
+def test_the_readme_says_what_the_cells_of_the_literature_took():
+    found = (ROOT / "benchmarks/results/literature.md").read_text(encoding="utf-8").splitlines()
+    worst, mean = re.fullmatch(r"jax / ours: worst (.*), geometric mean (.*)", found[-1]).groups()
+    said = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    assert f"`jit` {mean} times as long in the geometric mean, {worst} times at least" in said
+    assert f"has {sum('e-1' in line for line in found)} cells of the literature" in said
 
 
 def test_no_module_has_a_public_functions_name():
