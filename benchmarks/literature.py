@@ -18,7 +18,6 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from math import exp, log
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -26,7 +25,7 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
-from report import heading
+from report import heading, summary
 
 from tinygrad_seq.comparing import alternate, milliseconds, ratio, serve
 
@@ -687,8 +686,7 @@ def main() -> None:
         lines.append("| " + " | ".join(row) + " |")
         print(lines[-1], flush=True)
     if ratios:
-        mean = exp(sum(map(log, ratios)) / len(ratios))
-        lines += ["", f"jax / ours: worst {min(ratios):.2f}, geometric mean {mean:.2f}"]
+        lines += ["", summary("jax", ratios)]
         print(lines[-1])
     Path(given.output).write_text("\n".join(lines) + "\n", encoding="utf-8")
     print(f"wrote {given.output}")

@@ -16,14 +16,13 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
-from math import exp, log
 from pathlib import Path
 from statistics import median
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-from report import heading
+from report import heading, summary
 
 from tinygrad_seq.comparing import alternate, milliseconds, ratio, serve
 
@@ -393,8 +392,7 @@ def table(name: str, rows: list[int], turns: int) -> list[str]:
                 cells += [f"{median(times[peer]):.2f}", f"{ratios[peer][-1]:.2f}"]
             lines.append("| " + " | ".join(cells) + " |")
         for peer, found in ratios.items():
-            mean = exp(sum(map(log, found)) / len(found))
-            lines += ["", f"{peer} / ours: worst {min(found):.2f}, geometric mean {mean:.2f}"]
+            lines += ["", summary(peer, found)]
         lines.append("")
         print("\n".join(lines[begin:]), flush=True)
     return lines

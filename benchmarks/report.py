@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from statistics import median
+from statistics import geometric_mean, median
 
 from tinygrad_seq.__main__ import info
 from tinygrad_seq.comparing import alternate, milliseconds, ratio, serve
@@ -33,6 +33,11 @@ def heading(title: str) -> list[str]:
     """Lines for the head of a report: when it was measured and on what."""
     lines = [f"# {title}, measured on {datetime.now(UTC):%Y-%m-%d}", ""]
     return lines + [f"- {name}: {text}" for name, text in {"cpu": cpu(), **info()}.items()]
+
+
+def summary(peer: str, ratios: Sequence[float]) -> str:
+    """What all ratios of a peer's times to ours come to."""
+    return f"{peer} / ours: worst {min(ratios):.2f}, geometric mean {geometric_mean(ratios):.2f}"
 
 
 def answer(programs: Mapping[str, Callable[[], Run]], name: str) -> None:
