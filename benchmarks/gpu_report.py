@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from statistics import median
+from statistics import geometric_mean, median
 
 from gpu_running import Outcome, Outcomes
 
 BARS = {"torch": 20.0, "compile": 2.0, "compile_step": 2.0, "jax": 2.0}  # of a cell of one's own
 LAYERS = ("lstm", "gru")
 CLOCK_PART = "barrier"
-
-
-def geometric_mean(values: Sequence[float]) -> float:
-    return math.exp(sum(map(math.log, values)) / len(values))
 
 
 def bar_of(cell: str, peer: str, H: int) -> float:
