@@ -81,7 +81,9 @@ def of_forward(
     saved: Sequence[Array] = (),
 ) -> list[int]:
     """``every`` so many steps states are saved; arrays are zeroed up to step T."""
-    made = [address(state) for state in (*reset_states, *states, *last)]
+    initial = [address(state) for state in states]
+    resets = initial if reset_states is states else [address(state) for state in reset_states]
+    made = resets + initial + [address(state) for state in last]
     made += [every, *map(address, saved)] if saved else [0] * (1 + len(last))
     made.append(T)
     for y in ys:

@@ -53,6 +53,16 @@ class Inputs:
     parts: int = 1  # of the batch; rows of different lengths are dealt to them then
     layouts: dict[Any, Layout] = field(default_factory=dict)  # by direction, steps, keep
 
+    def again(self, xs: list[Array], states: list[Array], captured: list[Array]) -> Inputs:
+        """Others of the same shapes and strides, without resets."""
+        made: Inputs = object.__new__(Inputs)
+        made.__dict__.update(self.__dict__)
+        made.xs, made.states, made.reset_states, made.captured = xs, states, states, captured
+        made.addresses = []
+        if made.sizes is not None and made.sizes.threads != threads.get_num_threads():
+            made.sizes = None
+        return made
+
 
 class _Layouts(NamedTuple):
     """What was made for some sizes."""
@@ -188,9 +198,10 @@ class Runner:
         self, inputs: Inputs, keep: bool
     ) -> tuple[list[Array], Sequence[Array], Kept | None]:
         """The outputs (T, B, n), the last states (B, n), and what is kept if ``keep``."""
-        rows, k = inputs.rows, inputs.checkpoint
-        ys = [memory.empty((rows.T, rows.B, n), self.dtype) for n in self._y_widths(inputs)]
-        last = [np.empty(state.shape, self.dtype) for state in inputs.states]
+        rows, k, dtype = inputs.rows, inputs.checkpoint, self.dtype
+        T, B, widths = rows.T, rows.B, inputs.widths
+        ys = [memory.empty((T, B, widths[slot]), dtype) for slot in self.plan.y_slots]
+        last = [np.empty(state.shape, dtype) for state in inputs.states]
         saved: Sequence[Array] = ()
         if keep and k is not None:
             count = max(-(-rows.steps // k) - 1, 0)  # checkpoints
@@ -349,21 +360,20 @@ class Runner:
         for k in self.summed:
             sums = layout.view(f"sum{k}", work)  # of rows, or of chunks of them
             if layout.values[f"sum{k}_b"]:
-                captured[k] = np.array(sums if order is None else sums[order])
+                found = np.array(sums if order is None else sums[order])
             else:
-                captured[k] = sums[0].copy() if len(sums) == 1 else np.add.reduce(sums)
-        for matrix, out in zip(layout.matrices, outs, strict=True):
-            width = matrix.shape[1]
-            found = out if matrix.distance == width else np.ascontiguousarray(out[:, :width])
-            if matrix.groups > 1 and matrix.g_first:
-                turned = found.reshape(matrix.groups, *matrix.shape).swapaxes(1, 2)
-                _add(captured, matrix.k, turned.reshape(-1, matrix.shape[0]))
-            else:
-                _add(captured, matrix.k, found.T if matrix.g_first else found)
-        for k, array in captured.items():
+                found = sums[0].copy() if len(sums) == 1 else np.add.reduce(sums)
             shape = inputs.captured[k].shape
-            if array.shape != shape:
-                captured[k] = array.reshape(shape)
+            captured[k] = found if found.shape == shape else found.reshape(shape)
+        for matrix, out in zip(layout.matrices, outs, strict=True):
+            k, width = matrix.k, matrix.shape[1]
+            found = out if matrix.distance == width else np.ascontiguousarray(out[:, :width])
+            if matrix.g_first and matrix.groups == 1:
+                found = found.T
+            elif matrix.g_first:
+                turned = found.reshape(matrix.groups, *matrix.shape).swapaxes(1, 2)
+                found = turned.reshape(-1, matrix.shape[0])
+            captured[k] = found if k not in captured else captured[k] + found
         return captured
 
     def _y_widths(self, inputs: Inputs) -> list[int]:
@@ -429,6 +439,3 @@ def _beyond(rows: Rows) -> int:
     return rows.T if rows.ragged else 0
 
 
-def _add(captured: dict[int, Array], k: int, gradient: Array) -> None:
-    before = captured.get(k)
-    captured[k] = gradient if before is None else before + gradient

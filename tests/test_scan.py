@@ -258,7 +258,7 @@ def test_a_cell_with_a_long_name():
 
 
 def test_gradcheck_takes_the_compiled_way(monkeypatch):
-    from tinygrad_seq.recurrence import compiled
+    from tinygrad_seq.recurrence import recorded
 
     W = tgs.tensor(np.eye(2), requires_grad=True)
     xs = np.random.default_rng(0).standard_normal((3, 2, 2))
@@ -267,9 +267,9 @@ def test_gradcheck_takes_the_compiled_way(monkeypatch):
         return tgs.scan(lambda x, h: (tgs.tanh(x @ W + h), h), x, np.zeros((2, 2)))[0]
 
     assert tgs.gradcheck(f, xs)
-    right = compiled._Run.pull
+    right = recorded.Run.pull
     monkeypatch.setattr(
-        compiled._Run, "pull", lambda *a: [g if g is None else g * 1.1 for g in right(*a)]
+        recorded.Run, "pull", lambda *a: [g if g is None else g * 1.1 for g in right(*a)]
     )
     with pytest.raises(AssertionError, match="central differences"):
         tgs.gradcheck(f, xs)

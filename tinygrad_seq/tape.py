@@ -253,7 +253,7 @@ def reachable(roots: Iterable[Entry], ends: set[Entry]) -> list[Entry]:
     It does not go beyond ``ends``, nor beyond entries that are older than all of them; those
     themselves are in the list. Raises TapeError for a part that was freed.
     """
-    oldest = min([end.index for end in ends], default=0)
+    oldest = min([end.index for end in ends]) if ends else 0
     seen = set(roots)
     stack = list(seen)
     while stack:

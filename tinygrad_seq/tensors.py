@@ -374,7 +374,10 @@ def alike(value: Any, like: Tensor, what: str) -> Tensor:
 
     Raises ShapeError or DeviceError if it is not; ``what`` is for the error.
     """
-    made = beside(value, (like,), what, like.dtype)
+    if type(value) is Tensor and type(value._data) is ndarray is type(like._data):
+        made = value  # quickly, for the commonest case
+    else:
+        made = beside(value, (like,), what, like.dtype)
     if made.shape != like.shape:
         raise ShapeError(f"{what}: shape {made.shape} was given, expected {like.shape}")
     if made.device != like.device:
@@ -397,7 +400,9 @@ def _same_kind(value: Any, like: Tensor, what: str) -> Tensor:
 
 def boxed(value: Any) -> Array:
     """An array: NumPy turns those without axes into scalars, and this undoes it."""
-    return np.asarray(value) if isinstance(value, np.generic) else value
+    if type(value) is ndarray or not isinstance(value, np.generic):
+        return value
+    return np.asarray(value)
 
 
 def array_of(value: Any, what: str) -> Array:
@@ -565,7 +570,10 @@ def apply(op: Operation, inputs: Sequence[Any], params: tuple[Any, ...] = ()) ->
         if type(y) is not ndarray:
             devices.check_one_device(op.name, op.inputs, arrays)
     if not needs or not recording.enabled:
-        return wrap(y, None)
+        made = wrap(y, None)
+        if tracer is not None:
+            tracer.note(op, inputs, params, made)
+        return made
     if None in parents:  # constants get an entry too, by which a change of their data is noticed
         parents = [entry_of(t) if type(t) is Tensor else None for t in inputs]
     saved: Sequence[Any] = params
@@ -577,7 +585,10 @@ def apply(op: Operation, inputs: Sequence[Any], params: tuple[Any, ...] = ()) ->
     entry = Entry(op, tuple(parents), saved, y.shape, y.dtype)
     for tape in recording.tapes:
         tape.add(entry, inputs, y)
-    return wrap(y, entry)
+    made = wrap(y, entry)
+    if tracer is not None:
+        tracer.note(op, inputs, params, made)
+    return made
 
 
 def is_traced(inputs: Sequence[Any]) -> bool:

@@ -81,7 +81,9 @@ def backward(
             )
         start = _ones_like(tensor)
     else:
-        start = alike(gradient, tensor, "backward: gradient").to(tensor.dtype)
+        start = alike(gradient, tensor, "backward: gradient")
+        if start.dtype != tensor.dtype:
+            start = start.to(tensor.dtype)
     retain = create_graph if retain_graph is None else retain_graph
     if create_graph:
         with set_recording(True):
@@ -110,8 +112,8 @@ def _accumulate(found: dict[Entry, Tensor]) -> None:
     with _accumulating:
         for leaf, gradient in found.items():
             assert isinstance(leaf, Leaf)
-            home = leaf.newest()
-            if gradient.dtype != home.dtype:  # the tensor was converted since
+            home = leaf if leaf.successor is None else leaf.newest()
+            if gradient.dtype is not home.dtype:  # the tensor was converted since
                 gradient = gradient.to(home.dtype)
             if home is not leaf and home.device is not None:  # or moved
                 gradient = gradient.to(home.device)

@@ -52,7 +52,10 @@ def rebuild(like: Any, values: Iterator[Any]) -> Any:
     if isinstance(like, dict):
         made = {key: rebuild(like[key], values) for key in _keys(like)}
         return {key: made[key] for key in like}
-    branches = [rebuild(branch, values) for branch in like]
+    branches = [
+        rebuild(branch, values) if isinstance(branch, (tuple, list, dict)) else next(values)
+        for branch in like  # a leaf has no call of its own
+    ]
     return type(like)(*branches) if hasattr(like, "_fields") else type(like)(branches)
 
 
@@ -60,8 +63,7 @@ def map_leaves(function: Callable[..., Any], tree: Any, *others: Any) -> Any:
     """``function`` of the leaves of trees of one structure, in that structure."""
     for other in others:
         check_same(tree, other, "map_leaves")
-    columns = [leaves(each) for each in (tree, *others)]
-    return rebuild(tree, iter([function(*row) for row in zip(*columns, strict=True)]))
+    return rebuild(tree, map(function, leaves(tree), *map(leaves, others)))
 
 
 def map_arrays(function: Callable[[Any], Any], data: Any) -> Any:

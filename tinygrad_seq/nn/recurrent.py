@@ -19,7 +19,8 @@ from tinygrad_seq.nn.cells import GRUCell, LSTMCell, RNNCell
 from tinygrad_seq.nn.layers import Dropout
 from tinygrad_seq.nn.module import Module
 from tinygrad_seq.recurrence import scan, unroll
-from tinygrad_seq.structural import concat, permute_dims, reshape, stack, sum
+from tinygrad_seq.recurrence.compiled import scan_layer
+from tinygrad_seq.structural import concat, permute_dims, stack, sum
 from tinygrad_seq.tensors import Tensor, TensorLike, as_tensor, host_array
 from tinygrad_seq.trees import (
     leaves,
@@ -27,11 +28,10 @@ from tinygrad_seq.trees import (
     map_columns,
     map_leaves,
     paths,
-    rebuild,
     structure,
 )
 
-BACKENDS = {"scan": scan, "tape": unroll}
+BACKENDS: dict[str, Any] = {"scan": scan, "tape": unroll}
 
 
 class Recurrent(Module):
@@ -130,7 +130,7 @@ class Recurrent(Module):
                     )
                 resets = resets.T
             ys = map_leaves(_swapped, ys)
-        drive = BACKENDS[self.backend]
+        drive = self._drive()
         more = {} if self.checkpoint is None else {"checkpoint": self.checkpoint}
         states, last = self.split_state(state), []
         for layer in range(self.num_layers):
@@ -201,6 +201,10 @@ class Recurrent(Module):
                 f"of {len(self.cells)}, one for each cell"
             )
         return state
+
+    def _drive(self) -> Any:
+        """What runs a cell over a sequence."""
+        return BACKENDS[self.backend]
 
     def _join_states(self, states: Sequence[Any]) -> Any:
         return tuple(states)
@@ -297,10 +301,13 @@ class _Stacked(Recurrent):
                 )
         return [map_leaves(lambda leaf, k=k: leaf[k], state) for k in range(len(self.cells))]
 
+    def _drive(self) -> Any:
+        quick = len(self.cells) == 1 and self.backend == "scan"
+        return scan_layer if quick else super()._drive()
+
     def _join_states(self, states: Sequence[Any]) -> Any:
-        if len(states) == 1:
-            alone = [reshape(leaf, (1, *leaf.shape)) for leaf in leaves(states[0])]
-            return rebuild(states[0], iter(alone))
+        if self._drive() is scan_layer:
+            return states[0]
         return map_columns(stack, list(states))
 
 

@@ -8,7 +8,10 @@ when and where each is computed, after ``rewriting.py`` has brought them into be
 kernels do the rest. What a plan consists of is in ``tinygrad_seq/program.py``. ``docs/scan.md``
 goes that way with a small cell.
 
-``following.py`` makes tracing faster and may be skipped: without it everything is the same.
+``ready.py`` brings arrays into the form that kernels read, ``recorded.py`` is a scan on the tape.
+
+``following.py`` makes tracing faster, and ``settled.py`` with ``reach.py`` says when there need be
+none; they may be skipped: without them everything is the same.
 ``draws.py`` is random numbers in a cell, ``stepping.py`` runs the kernels a step at a time,
 ``replay.py`` is for derivatives of derivatives, ``flow.py`` for the size of gradients at each step,
 ``naming.py`` and ``showing.py`` are for readers.

@@ -235,7 +235,7 @@ def check_returned(returned: Any, cell: Cell, given: Given) -> tuple[Any, Any]:
 
 def check_state(state: Any, before: Any, cell: Cell, given: Given, at: str = "") -> None:
     """Raise unless a state has the structure, shapes and dtypes of the state before it."""
-    if _alike(state, before):
+    if alike(state, before):
         return
     what = f"{given.driver}: {at}the cell {_name(cell)}{_where(cell)} returned a state that"
     for path, leaf in paths(state):
@@ -253,19 +253,19 @@ def check_state(state: Any, before: Any, cell: Cell, given: Given, at: str = "")
     )
 
 
-def _alike(a: Any, b: Any) -> bool:
+def alike(a: Any, b: Any) -> bool:
     """Whether two states are surely alike, found quickly."""
     if type(a) is not type(b):
         return False
     if type(a) is Tensor:
         return bool(a.shape == b.shape and a.dtype == b.dtype)
     if isinstance(a, tuple):
-        return len(a) == len(b) and all(map(_alike, a, b))
+        return len(a) == len(b) and all(map(alike, a, b))
     return False
 
 
 def _check_like(given: Any, like: Any, what: str, source: str, about_dtypes: str = "") -> None:
-    if _alike(given, like):
+    if alike(given, like):
         return
     if structure(given) != structure(like):
         raise ShapeError(f"{what} is {structure(given)}, but {source} {structure(like)}")

@@ -1,16 +1,14 @@
 """``scan``: a cell traced, differentiated, planned and run as compiled code.
 
-The cell is traced on every call, so nothing that it closes over can be out of date. Its rows are
-looked up; only if they were never seen is anything derived, planned and compiled. On the tape a
-scan is one entry, followed by one for each of its outputs. A derivative of its derivative is had by
-running the rows step by step there. Imports the engine and its own room.
+The cell is traced on every call, unless it is certain that it would do again what it did
+(``settled.py``), so nothing that it closes over can be out of date. Its rows are looked up; only if
+they were never seen is anything derived, planned and compiled. Imports the engine and its own room.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cache
-from math import prod
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,16 +16,20 @@ import numpy as np
 from tinygrad_seq import devices
 from tinygrad_seq.errors import WAY_OUT, DeviceError, TraceError, whole
 from tinygrad_seq.kernels.forking import alone
-from tinygrad_seq.recurrence.arguments import Cell, Given, check_arguments
+from tinygrad_seq.recurrence.arguments import Cell, Given, alike, check_arguments
 from tinygrad_seq.recurrence.derive import Needs, differentiate
 from tinygrad_seq.recurrence.following import trace_again
+from tinygrad_seq.recurrence.reach import kinds
+from tinygrad_seq.recurrence.ready import capture_ready, ready, rows_ready
+from tinygrad_seq.recurrence.recorded import Run, recorded
+from tinygrad_seq.recurrence.settled import settled
 from tinygrad_seq.recurrence.stepwise import no_steps, run_steps
-from tinygrad_seq.recurrence.trace import BESIDE, UNITS, Step, as_used, exact_up_to
+from tinygrad_seq.recurrence.trace import BESIDE, UNITS, Step, as_used
 from tinygrad_seq.recurrence.tracing import trace_cell
-from tinygrad_seq.rules import RULES, Operation
-from tinygrad_seq.tape import Bundle, Entry, Piece, recording
-from tinygrad_seq.tensors import FLOATS, Tensor, entry_of, is_traced, wrap
-from tinygrad_seq.trees import leaves, rebuild
+from tinygrad_seq.rules import RULES
+from tinygrad_seq.tape import recording
+from tinygrad_seq.tensors import FLOATS, Tensor, is_traced, wrap
+from tinygrad_seq.trees import leaves, map_leaves, rebuild
 
 if TYPE_CHECKING:
     from tinygrad_seq.program import Plan
@@ -60,7 +62,8 @@ def scan(
     times an infinite derivative, such as that of a square root at 0, is NaN, where ``unroll`` has
     no product at all.
 
-    The cell is traced without values, once in each call. It may use the package's elementwise
+    The cell is traced without values, once in a call, or not at all where all that it can read is
+    what it was. It may use the package's elementwise
     operations, products, cuts, joins and reductions, and random numbers (``rand``, ``randn``,
     ``nn.Dropout``), in float32 or float64. Axis 0 of each value of a step is the batch, and rows do
     not mix: (B, n) and (B, k, n) may be multiplied with a tensor (n, m) that the cell closes over,
@@ -78,18 +81,92 @@ def scan(
 
     Raises ShapeError or ValueError for arguments that do not fit.
     """
+    return _scan(cell, xs, state, lengths, resets, reverse, checkpoint, ())
+
+
+def scan_layer(
+    cell: Cell,
+    xs: Any,
+    state: Any = None,
+    *,
+    lengths: Any = None,
+    resets: Any = None,
+    reverse: bool = False,
+    checkpoint: int | None = None,
+) -> tuple[Any, Any]:
+    """``scan``, but for the last states, which are those of a stack of one: (1, B, ...)."""
+    return _scan(cell, xs, state, lengths, resets, reverse, checkpoint, (1,))
+
+
+def _scan(
+    cell: Cell,
+    xs: Any,
+    state: Any,
+    lengths: Any,
+    resets: Any,
+    reverse: bool,
+    checkpoint: int | None,
+    before: tuple[int, ...],
+) -> tuple[Any, Any]:
+    """``scan``; ``before`` are the lengths of axes that last states have before (B, ...)."""
     if checkpoint is not None:
         checkpoint = whole(checkpoint, "scan: checkpoint")
+    like = None
+    if lengths is None and resets is None and not recording.tapes and recording.flow is None:
+        like = _likeness(xs, state, bool(reverse), checkpoint, before)
+        call = _repeated(cell, xs, state, like)
+        if call is not None:
+            return call.run()
     given = check_arguments(cell, xs, state, lengths, resets, "scan")
     if recording.tracer is not None:
         _check_no_loop((*given.x_leaves, *given.state_leaves))
-    if given.T == 0:
-        return no_steps(cell, given), given.state
-    if given.B == 0:
-        return run_steps(cell, given, reverse)
-    if any(tape.by_steps for tape in recording.tapes):
-        return _by_steps(cell, given, reverse)
-    return Call(cell, given, reverse, checkpoint).run()
+    if not given.T or not given.B or any(tape.by_steps for tape in recording.tapes):
+        ys, last = _by_steps(cell, given, reverse)
+        return ys, map_leaves(lambda leaf: leaf.reshape(*before, *leaf.shape), last)
+    call = Call(cell, given, reverse, checkpoint, before)
+    made = call.run()
+    if like is not None:
+        _remember(call, like, state is None)
+    return made
+
+
+# Calls like earlier ones ---------------------------------------------------------------------
+
+
+def _likeness(xs: Any, state: Any, *options: Any) -> Any:
+    """What calls have in common if they are alike but for values; None if that is not simple."""
+    given = xs, *(() if state is None else state if type(state) is tuple else (state,))
+    for each in given:
+        if type(each) is not Tensor:
+            return None
+    return kinds(given), type(state), options
+
+
+def _repeated(cell: Any, xs: Any, state: Any, like: Any) -> Call | None:
+    """This call, if all of it was checked and found in an earlier one."""
+    known = settled(cell)
+    call: Call | None = None if known is None else known.calls.get(like)
+    if known is None or call is None:
+        return None
+    if state is None:
+        state = call.given.state
+        if not known.reach.is_own:  # a first state may be learned
+            state = cell.initial_state(call.given.B)
+            if not alike(state, call.given.state) or kinds(leaves(state)) != kinds(call.states):
+                return None
+    return call.again(cell, xs, state)
+
+
+def _remember(call: Call, like: Any, from_start: bool) -> None:
+    """Keep a call, without its tensors, for others that are like it."""
+    known = settled(call.cell)
+    if known is not None and call.step.known is not None and call.xs[0].device == devices.CPU:
+        kept = call.again(None, None, call.given.state if from_start else ())
+        kept.read, kept.plain = {}, call.is_plain()
+        known.remember_call(like, kept)
+
+
+# One call ------------------------------------------------------------------------------------
 
 
 def _check_no_loop(leaves: Sequence[Tensor]) -> None:
@@ -105,7 +182,9 @@ def _check_no_loop(leaves: Sequence[Tensor]) -> None:
 
 def _by_steps(cell: Cell, given: Given, reverse: bool) -> tuple[Any, Any]:
     """What kernels would compute, step by step on the tape."""
-    if given.x_leaves[0].device != devices.CPU:
+    if not given.T:
+        return no_steps(cell, given), given.state
+    if not given.B or given.x_leaves[0].device != devices.CPU:
         return run_steps(cell, given, reverse)
     with alone():
         from tinygrad_seq.kernels import cpu
@@ -157,9 +236,11 @@ class Call:
         given: Given,
         reverse: bool = False,
         checkpoint: int | None = None,
+        before: tuple[int, ...] = (),
         trace: Callable[..., Step] = trace_again,
     ) -> None:
         self.cell, self.given, self.reverse, self.checkpoint = cell, given, reverse, checkpoint
+        self.before = before  # the axes (B, ...) of last states
         self.dtype = _dtype(given)
         self.step = trace(cell, given, self.dtype)
         self.xs, self.states = given.x_leaves, given.state_leaves
@@ -167,6 +248,9 @@ class Call:
         self.own_resets = given.resets is not None and given.reset_state is not given.state
         self.reset_states = leaves(given.reset_state) if self.own_resets else self.states
         self.captured = self.step.captured
+        # In calls that are like an earlier one: what those have read, without arrays, by needs.
+        self.read: dict[Needs | None, Any] | None = None
+        self.plain = False  # whether that was the very arrays of the tensors
         if self.step.precedent is None:  # otherwise they are where they were then
             self._check_device()
 
@@ -179,6 +263,17 @@ class Call:
                     f"on {tensor.device}; move one with cell.to({device!r}), xs.to(...)"
                 )
 
+    def again(self, cell: Any, xs: Any, state: Any) -> Call:
+        """The same call for other tensors of the same kinds."""
+        made: Call = object.__new__(Call)
+        made.__dict__.update(self.__dict__)
+        states = leaves(state)
+        made.step = self.step.known.again()
+        made.captured = made.step.captured
+        made.given = Given(xs, state, state, [xs], states, *self.given[5:])
+        made.cell, made.xs, made.states, made.reset_states = cell, [xs], states, states
+        return made
+
     def inputs(self) -> list[Tensor]:
         """All tensors that the results depend on."""
         given = [*self.xs, *self.states, *self.captured]
@@ -189,15 +284,17 @@ class Call:
     def needs(self) -> Needs:
         """What wants a gradient; a state does if rows are reset to something that does."""
 
-        def wants(tensors: Sequence[Tensor]) -> tuple[bool, ...]:
-            return tuple([t._entry is not None and t._entry.requires_grad for t in tensors])
-
-        states = wants(self.states)
-        if self.own_resets:
-            pairs = zip(states, wants(self.reset_states), strict=True)
-            states = tuple([first or second for first, second in pairs])
+        xs, states = len(self.xs), len(self.xs) + len(self.states)
+        captured = states + len(self.captured)
+        wants = tuple(
+            [(entry := t._entry) is not None and entry.requires_grad for t in self.inputs()]
+        )
+        of_states, of_resets = wants[xs:states], wants[captured:]
+        if of_resets:
+            pairs = zip(of_states, of_resets, strict=True)
+            of_states = tuple([first or second for first, second in pairs])
         totals = recording.flow is not None
-        return Needs(wants(self.xs), states, wants(self.captured), totals=totals)
+        return Needs(wants[:xs], of_states, wants[states:captured], totals=totals)
 
     def runner(self, needs: Needs | None) -> Any:
         """The compiled code, with a way back if something needs one."""
@@ -207,27 +304,49 @@ class Call:
             runner = known[needs] = _runner(self.step, needs, self.cell, self.xs[0]._data)
         return runner
 
-    def arrays(self) -> Any:
-        """What the compiled code reads."""
+    def _plain_arrays(self) -> tuple[list[Any], list[Any], list[Any]]:
+        roles = self.step.trace.roles
+        captured = [as_used(t._data, role) for t, role in zip(self.captured, roles, strict=True)]
+        return [x._data for x in self.xs], [s._data for s in self.states], captured
+
+    def is_plain(self) -> bool:
+        """Whether compiled code reads the very arrays of the tensors."""
+        from tinygrad_seq.kernels.memory import address
+
+        read = self.arrays()
+        there = chain(read.xs, read.states, read.captured)
+        return all(
+            (address(a), a.shape, a.strides) == (address(b), b.shape, b.strides)
+            for a, b in zip(there, chain(*self._plain_arrays()), strict=True)
+        )
+
+    def arrays(self, like: Any = None) -> Any:
+        """What the compiled code reads; ``like`` is what a call like this one has read."""
         from tinygrad_seq.kernels import cpu, ragged
 
-        given, step = self.given, self.step
-        xp = devices.namespace(self.xs[0]._data)
-        states = [_ready(s._data, self.dtype) for s in self.states]
+        given, step, dtype = self.given, self.step, self.dtype
+        if like is not None and self.plain:
+            return like.again(*self._plain_arrays())
+        xs = [rows_ready(x._data, dtype) for x in self.xs]
+        states = [ready(s._data, dtype) for s in self.states]
+        captured = [
+            t._data
+            if role is UNITS
+            else capture_ready(as_used(t._data, role), dtype, role is not BESIDE)
+            for t, role in zip(self.captured, step.trace.roles, strict=True)
+        ]
+        if like is not None:
+            return like.again(xs, states, captured)
+        xp, resets, reset_states = devices.namespace(xs[0]), given.resets, states
+        if self.own_resets:
+            reset_states = [ready(s._data, dtype) for s in self.reset_states]
         return cpu.Inputs(
             rows=ragged.rows_of(given.T, given.B, given.lengths, self.reverse),
-            xs=[_rows_ready(x._data, self.dtype) for x in self.xs],
+            xs=xs,
             states=states,
-            resets=None if given.resets is None else xp.asarray(given.resets, order="C"),
-            reset_states=states
-            if not self.own_resets
-            else [_ready(s._data, self.dtype) for s in self.reset_states],
-            captured=[
-                t._data
-                if role is UNITS
-                else _capture_ready(as_used(t._data, role), self.dtype, role is not BESIDE)
-                for t, role in zip(self.captured, step.trace.roles, strict=True)
-            ],
+            resets=None if resets is None else xp.asarray(resets, order="C"),
+            reset_states=reset_states,
+            captured=captured,
             numbers=step.numbers,
             seeds=step.seeds,
             widths=step.widths,
@@ -238,24 +357,31 @@ class Call:
     def run(self) -> tuple[Any, Any]:
         step, given = self.step, self.given
         needs = self.needs() if recording.enabled else None
-        record = needs is not None and needs.something
-        runner = self.runner(needs if record else None)
-        arrays = self.arrays()
+        if needs is not None and not needs.something:
+            needs = None
+        record = needs is not None
+        runner = self.runner(needs)
+        arrays = self.arrays(None if self.read is None else self.read.get(needs))
         y_leaves = leaves(step.y)
         try:
             ys, last, kept = runner.forward(arrays, record)
         except Exception as error:  # those of cuda.core and numba-cuda are no RuntimeErrors
             devices.raise_explained(error, "scan")
-        likes = [*y_leaves, *self.states]  # (B, ...), which were rows (B, n)
-        values = [
-            v if len(like._data.shape) == 2 else v.reshape(*v.shape[:-2], *like._data.shape)
-            for v, like in zip([*ys, *last], likes, strict=True)
+        if self.read is not None and needs not in self.read:
+            self.read[needs] = arrays.again([], [], [])
+        values = [  # which were rows (.., B, n)
+            y if len(shape := like._data.shape) == 2 else y.reshape(*y.shape[:-2], *shape)
+            for y, like in zip(ys, y_leaves, strict=True)
         ]
+        before = self.before
+        for h, like in zip(last, self.states, strict=True):
+            shape = like._data.shape
+            values.append(h.reshape(*before, *shape) if before or len(shape) != 2 else h)
         if not record:
             tensors = [wrap(value, None) for value in values]
         else:
             inputs = self.inputs()
-            tensors = _recorded(_Run(self, runner, kept, inputs, values), inputs, values)
+            tensors = recorded(Run(self, runner, kept, inputs, values), inputs, values)
         made = iter(tensors)
         return rebuild(step.y, made), rebuild(given.state, made)
 
@@ -318,183 +444,3 @@ def plan_of(step: Step, needs: Needs | None, name: str, cuda: bool = False) -> P
     derivative = None if needs is None else differentiate(step, needs)
     states = needs.state if needs is not None else ()
     return make_plan(step, derivative, name, states, sums_apart=cuda)
-
-
-# Arrays as kernels read them -----------------------------------------------------------------
-
-
-def _shaped(array: Any, shape: tuple[int, ...]) -> Any:
-    return array if array.shape == shape else array.reshape(shape)
-
-
-def _ready(array: Any, dtype: np.dtype[Any]) -> Any:
-    """(B, ...) as rows (B, n), one after the other."""
-    if array.ndim != 2:
-        array = array.reshape(len(array), prod(array.shape[1:]))
-    elif array.dtype is dtype and type(array) is np.ndarray and array.flags.c_contiguous:
-        return array
-    return devices.namespace(array).asarray(array, dtype, order="C")
-
-
-def _rows_ready(x: Any, dtype: np.dtype[Any]) -> Any:
-    """(T, B, ...) as rows (T, B, n) in the kernel's dtype, the numbers of a row side by side."""
-    if x.ndim == 3 and x.dtype is dtype and x.strides[2] == x.itemsize:
-        return x  # quickly, for the commonest case
-    _check_exact(x, dtype)
-    x = x.astype(dtype, copy=False)
-    if x.ndim != 3:
-        x = x.reshape(*x.shape[:2], prod(x.shape[2:]))
-    if x.shape[2] < 2 or x.strides[2] == x.itemsize:
-        return x
-    return devices.namespace(x).asarray(x, order="C")
-
-
-def _check_exact(x: Any, dtype: np.dtype[Any]) -> None:
-    """Raise a ValueError for integers that the step's dtype does not hold."""
-    if x.dtype.kind not in "iu" or not x.size:
-        return
-    low, high = int(x.min()), int(x.max())
-    if max(-low, high) > exact_up_to(dtype):
-        raise ValueError(
-            f"scan: integers from {low} to {high} were given, expected such as {dtype} holds "
-            "exactly, in which the step computes; tgs.unroll keeps them integers"
-        )
-
-
-def _capture_ready(array: Any, dtype: np.dtype[Any], matrix: bool) -> Any:
-    """A matrix at any whole strides, others row after row."""
-    if array.dtype is dtype and type(array) is np.ndarray:  # quickly, for the commonest cases
-        flags = array.flags
-        if flags.c_contiguous or (matrix and flags.f_contiguous):
-            return array
-    if array.dtype != dtype:
-        _check_exact(array, dtype)
-        array = array.astype(dtype)
-    if matrix and not any(stride % array.itemsize for stride in array.strides):
-        return array
-    return devices.namespace(array).asarray(array, order="C")
-
-
-# On the tape ---------------------------------------------------------------------------------
-
-
-class _Run:
-    """A recorded scan: what it kept, and the way back through it."""
-
-    def __init__(
-        self, call: Call, runner: Any, kept: Any, inputs: Sequence[Tensor], values: Sequence[Any]
-    ) -> None:
-        self.runner, self.kept, self.call = runner, kept, call
-        self.shapes = [t._data.shape for t in inputs]
-        self.y_shapes = [v.shape for v in values[: len(call.step.y_slots)]]
-        self.left_out: tuple[int, ...] = ()  # outputs at which the way back does not begin
-        self.watched = recording.flow is not None
-
-    def pull(self, gradients: dict[int, np.ndarray]) -> list[Any]:
-        """The gradients of all inputs from those of the outputs; None where nothing arrives."""
-        dys, dlast = self._arriving(gradients)
-        unused = [k for k in range(len(dys)) if gradients.get(k) is None]
-        try:
-            found = self._backward(dys, dlast, unused)
-        except Exception as error:
-            devices.raise_explained(error, "scan")
-        return [
-            None if g is None else _shaped(g, shape)
-            for g, shape in zip(self._of_inputs(found), self.shapes, strict=True)
-        ]
-
-    def _arriving(self, gradients: dict[int, Any]) -> tuple[list[Any], list[Any]]:
-        """What arrives at outputs, zeros where nothing does, and at last states, as rows."""
-        call = self.call
-        dtype, xp = call.dtype, devices.namespace(call.xs[0]._data)
-        dys = []
-        for k, shape in enumerate(self.y_shapes):
-            dy = gradients.get(k)
-            if dy is None:
-                rows = *shape[:2], prod(shape[2:])
-                dy = xp.broadcast_to(xp.zeros(rows[2:], dtype), rows)
-            dys.append(_rows_ready(dy, dtype))
-        dlast = [
-            None if (g := gradients.get(len(dys) + k)) is None else _ready(g, dtype)
-            for k in range(len(call.states))
-        ]
-        return dys, dlast
-
-    def _backward(self, dys: list[Any], dlast: list[Any], unused: list[int]) -> Any:
-        """The way back through compiled code, watched if somebody watches."""
-        # A scan from before is not watched: its states are not among what is written.
-        watched = recording.flow is not None and self.watched
-        flow = recording.flow.of(self) if watched else None
-        if not set(self.left_out) <= set(unused):  # in an earlier backward
-            self._leave_out(())
-        found = self.runner.backward(self.kept, dys, dlast, None if flow is None else flow.see)
-        if flow is not None:
-            flow.put_states(found.totals)
-        elif unused and _hold_nan(found):
-            # Zero times an infinite derivative, perhaps, where there is to be no product.
-            self._leave_out(tuple(unused))
-            found = self.runner.backward(self.kept, dys, dlast)
-        return found
-
-    def _of_inputs(self, found: Any) -> list[Any]:
-        """The gradients that were found, in the order of ``Call.inputs``."""
-        call, states = self.call, found.states
-        if call.given.resets is not None and not call.own_resets:
-            pairs = zip(states, found.reset_states, strict=True)
-            states = [None if a is None else a + b for a, b in pairs]
-        captured = [
-            None if (g := found.captured.get(k)) is None else as_used(g, role)
-            for k, role in enumerate(call.step.trace.roles)
-        ]
-        given = [*found.xs, *states, *captured]
-        if call.own_resets:
-            given += found.reset_states
-        return given
-
-    def _leave_out(self, unused: tuple[int, ...]) -> None:
-        """Keep what a way back needs that does not begin at these outputs."""
-        call, self.left_out = self.call, unused
-        self.runner = call.runner(call.needs()._replace(unused=unused))
-        *_, self.kept = self.runner.forward(call.arrays(), True)
-
-    def pull_recorded(self, gradients: dict[int, Tensor], inputs: Sequence[Tensor]) -> list[Any]:
-        """The same as ``pull``, on the tape."""
-        from tinygrad_seq.recurrence.replay import pull
-
-        return pull(self.call, gradients, inputs)
-
-
-def _hold_nan(found: Any) -> bool:
-    """Whether a NaN is among gradients: one is in their sum then."""
-    arrays = (*found.xs, *found.states, *found.reset_states, *found.captured.values())
-    return any(a is not None and bool(np.isnan(a.sum())) for a in arrays)
-
-
-OUTPUT = Operation("output", (), lambda *_: None, [lambda g, k: Piece(k, g)], view=True)
-
-
-@cache
-def _operation(inputs: int) -> Bundle:
-    return Bundle(
-        "scan",
-        inputs,
-        lambda gradients, *saved: saved[-1].pull(gradients),
-        lambda gradients, *saved: saved[-1].pull_recorded(gradients, saved[:-2]),
-    )
-
-
-def _recorded(run: _Run, inputs: Sequence[Tensor], values: Sequence[np.ndarray]) -> list[Tensor]:
-    """The outputs as tensors: the scan's entry, and one for each that takes it out of there."""
-    op = _operation(len(inputs))
-    parents = tuple([entry_of(t) for t in inputs])
-    saved = (*[t._data for t in inputs], None, run)
-    entry = Entry(op, parents, saved, (), values[0].dtype)
-    for tape in recording.tapes:
-        tape.add(entry, inputs, values[0])
-    tensors = []
-    for k, value in enumerate(values):
-        output = Entry(OUTPUT, (entry,), (k,), value.shape, value.dtype)
-        tensors.append(wrap(value, output))
-        for tape in recording.tapes:
-            tape.add(output, (None,), value)
-    return tensors

@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from operator import is_
 from sys import getrefcount
 from typing import Any, NamedTuple
-from weakref import getweakrefcount
+from weakref import getweakrefcount, ref
 
 import numpy as np
 
@@ -37,6 +37,7 @@ from tinygrad_seq.recurrence.lowering import (
     product_of_lines,
     product_of_parts,
 )
+from tinygrad_seq.recurrence.settled import Known, Made, settle, settled
 from tinygrad_seq.recurrence.trace import BESIDE, CAPTURED, ROLES, Step, Trace, Traced
 from tinygrad_seq.recurrence.tracing import (
     Event,
@@ -69,12 +70,15 @@ _let_be: set[Any] = set()  # for whom there will be none
 def trace_again(cell: Cell, given: Given, dtype: np.dtype[Any]) -> Step:
     """What ``trace_cell`` gives, in less time if the cell does what it did before."""
     key = _key(cell, given)
+    known = settled(cell)
+    if known is not None and (given.B, key) in known.steps:
+        return known.steps[given.B, key].again()
     precedent = _precedents.pop(key, None)  # whoever follows it has it alone
     if key is None or key in _let_be:
         return trace_cell(cell, given, dtype)
     if precedent is not None and not precedent.is_held():
         with tracing(precedent) as outer:
-            step, tracer = precedent.follow(cell, given, outer)
+            step, tracer = precedent.follow(cell, given, outer, key)
     else:
         if precedent is not None:
             precedent.let_go()
@@ -369,6 +373,8 @@ class Precedent(Source):
         self.constants = tracer.constants
         self.body = tracer.body
         self.runners: dict[Any, Any] = {}  # compiled code, by what needs a gradient
+        self.chances = PATIENCE  # to settle, see ``settled.py``
+        self.known: ref[Known] | None = None  # if it has
         made = [form.made for form in forms if form.made is not None]
         self.symbols = list({id(tensor): tensor for tensor in (*self.leaves, *made)}.values())
         for tensor in self.symbols:
@@ -400,11 +406,12 @@ class Precedent(Source):
         self.captured: list[Tensor] = []
         self.numbers: list[float] = []
         self.seeds: list[int] = []
+        self.beside: list[Made] = []  # what was made of tensors that are no values of the step
         self.captures: dict[Any, int] = {}
         self.originals: list[Tensor] = []
         self.shares: Shares = {}
 
-    def follow(self, cell: Cell, given: Given, outer: Any) -> tuple[Step, Tracer | None]:
+    def follow(self, cell: Cell, given: Given, outer: Any, key: Any) -> tuple[Step, Tracer | None]:
         """The step that the cell writes down in this call, and who wrote it, if it departed."""
         first = iter(self.leaves)
         try:
@@ -420,6 +427,8 @@ class Precedent(Source):
                         seeds=self.seeds,
                         precedent=self,
                     )
+                    if self.chances:
+                        self._settle(cell, (given.B, key), step)
                     return step, None
                 tracer = self.depart()
             return finish_trace(tracer, returned, cell, given, outer), tracer
@@ -480,6 +489,23 @@ class Precedent(Source):
             return product_of_lines(name, inputs, self.shares)
         parts: tuple[Tensor, ...] = self.parts[inputs[0]._data.slot]
         return product_of_parts(name, parts, inputs[1], self.shares)
+
+    def note(self, *made: Any) -> None:
+        if self.chances:
+            self.beside.append(Made(*made))
+
+    def _settle(self, cell: Cell, key: Any, step: Step) -> None:
+        """From now on the cell need not be run, if all that it can read is known.
+
+        That is given up if something has changed again and again before it was of use.
+        """
+        before = None if self.known is None else self.known()
+        known = settle(cell, key, step, self.beside)
+        if known is None:
+            self.chances = 0
+        else:
+            self.known = ref(known)  # which holds parameters of the cell
+            self.chances = PATIENCE if before is not None and before.used else self.chances - 1
 
     def compare(self, name: str, a: Any, b: Any) -> Tensor:
         form = self.forms[self.at]

@@ -37,7 +37,8 @@ def pull(call: Call, gradients: dict[int, Tensor], inputs: Sequence[Tensor]) -> 
         for k, tensor in zip(moving, given, strict=True):
             full[k] = tensor
         outputs = _replayed(call, full)
-        return [outputs[k] for k in gradients]
+        # Those that are last states may have axes before theirs.
+        return [outputs[k].reshape(gradient.shape) for k, gradient in gradients.items()]
 
     with set_recording(True):
         _, back = vjp(function, *(inputs[k] for k in moving))

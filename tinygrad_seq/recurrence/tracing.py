@@ -190,6 +190,9 @@ class Tracer(Source):
             self.events.insert(before, Event(op, inputs, params, begin, end, made, several))
         return made
 
+    def note(self, *made: Any) -> None:
+        """What an operation has made of tensors that were there before; see ``following.py``."""
+
     def _written(
         self, op: Operation, inputs: Sequence[Any], params: tuple[Any, ...]
     ) -> Tensor | None:

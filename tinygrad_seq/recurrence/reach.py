@@ -1,0 +1,277 @@
+"""What a cell can read, and whether all of it is what it was.
+
+A cell reads its inputs and what it can come to from itself: attributes of its modules, what a
+function closes over, globals. Code of this package is known to read nothing else. That of others is
+gone through, instruction by instruction: it may call, compute and choose, but not assign to what
+outlives the call, and each of its names must lead to a tensor, a number, a string, a container or a
+module of such, or to a function of this package, of ``math``, or one that is gone through in its
+turn. Of a cell that does more a LookupError says that nothing is known. Imports tensors.
+"""
+
+from __future__ import annotations
+
+import builtins
+import dis
+import math
+import sys
+from collections.abc import Sequence
+from functools import lru_cache
+from operator import is_
+from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType, SimpleNamespace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tinygrad_seq.tensors import FLOATS, Tensor
+
+HERE = __name__.partition(".")[0]
+# Rooms of this package whose functions compute, and do nothing else.
+COMPUTING = {"composites", "creation", "elementwise", "nn.functional", "structural", "trees"}
+COMPUTING = {f"{HERE}.{room}" for room in COMPUTING}
+# What never changes; and generators, which matter only where something is drawn.
+CONSTANT = (int, float, str, type(None), type(...), np.dtype, np.generic, np.random.Generator)
+# Instructions that leave alone whatever is there when the call is over, by how they begin.
+HARMLESS = tuple(
+    "BINARY_ BUILD_ CACHE CALL COMPARE_ CONTAINS_ CONVERT_ COPY DICT_ END_FOR EXTENDED_ARG FORMAT_ "
+    "FOR_ITER GET_ITER IS_OP JUMP KW_NAMES LIST_ LOAD_ASSERTION LOAD_CLOSURE LOAD_CONST LOAD_DEREF "
+    "LOAD_FAST LOAD_SMALL_INT MAKE_ MAP_ADD NOP NOT_TAKEN POP_ PRECALL PUSH_NULL RAISE_ RERAISE "
+    "RESUME RETURN_ SET_ADD SET_FUNCTION SET_UPDATE STORE_DEREF STORE_FAST SWAP TO_BOOL UNARY_ "
+    "UNPACK_ YIELD_VALUE".split()
+)
+BUILTINS = {"abs", "bool", "dict", "enumerate", "float", "int", "isinstance", "len", "list", "map"}
+BUILTINS |= {"max", "min", "range", "reversed", "round", "sorted", "str", "sum", "tuple", "zip"}
+# Of a tensor, but no part of what it is to a step: they look at its values, or change something.
+REFUSED = {"backward", "data", "grad", "is_leaf", "item", "manual_seed", "numpy", "requires_grad"}
+REFUSED |= {"tolist"}
+OF_TENSORS = {name for name in dir(Tensor) if not name.startswith("_")}
+OF_OTHERS = {"format", "get", "index", "items", "join", "keys", "kind", "name", "values"}
+OF_MODULES = {"training"}
+ENTRIES = {"__call__", "forward", "initial_state"}  # what is called of a module without its name
+# What a class may have whose names begin and end so; others may be operators, called without one.
+SPECIAL = {"__annotations__", "__call__", "__dict__", "__doc__", "__firstlineno__", "__init__"}
+SPECIAL |= {"__module__", "__repr__", "__static_attributes__", "__weakref__"}
+OF_DATACLASSES = {"__dataclass_fields__", "__dataclass_params__", "__eq__", "__hash__"}
+OF_DATACLASSES |= {"__match_args__", "__post_init__", "__replace__"}
+
+
+class _Record(NamedTuple):
+    """What every NamedTuple has beside its fields."""
+
+
+class Used(NamedTuple):
+    """The names in a function's code."""
+
+    globals: set[str]
+    attributes: set[str]
+
+
+@lru_cache(1024)
+def _used(code: CodeType) -> Used | None:
+    """The names that a function uses, None if it may change something."""
+    used = Used(set(), set())
+    for each in dis.get_instructions(code):
+        if each.opname == "LOAD_GLOBAL":
+            used.globals.add(each.argval)
+        elif each.opname in ("LOAD_ATTR", "LOAD_METHOD"):
+            used.attributes.add(each.argval)
+        elif not each.opname.startswith(HARMLESS):
+            return None
+        if each.opname == "BINARY_OP" and each.argrepr.endswith("="):  # x += y
+            return None
+    for constant in code.co_consts:  # comprehensions, functions inside
+        if isinstance(constant, CodeType):
+            inner = _used(constant)
+            if inner is None:
+                return None
+            used.globals.update(inner.globals)
+            used.attributes.update(inner.attributes)
+    return used
+
+
+def _is_own(home: Any) -> bool:
+    """Whether what is at home in a module of this name is of this package."""
+    return type(home) is str and (home == HERE or home.startswith(f"{HERE}."))
+
+
+def kinds(tensors: Sequence[Tensor]) -> tuple[Any, ...]:
+    """All of tensors but their values."""
+    arrays = [tensor._data for tensor in tensors]
+    return tuple([(type(each), each.dtype.char, each.shape, each.strides) for each in arrays])
+
+
+class Reach:
+    """All that a cell can read."""
+
+    def __init__(self, cell: Any) -> None:
+        """Raises LookupError if it may read something else, or change something."""
+        self._holders: list[tuple[Any, list[str], list[Any]]] = []  # names are those of a dict
+        self._functions: list[tuple[Any, CodeType, Any]] = []  # None stands for the cell itself
+        self._globals: list[tuple[dict[str, Any], str, Any]] = []
+        self._closures: list[tuple[Any, Any]] = []
+        self._classes: list[type] = []
+        self._names = {*ENTRIES}
+        self._known_names = ENTRIES | OF_TENSORS | OF_OTHERS | OF_MODULES
+        self._cell, self._found, self._seen = cell, dict[int, Tensor](), set[int]()
+        self._read(cell)
+        self._read_names()
+        self.tensors = [*self._found.values()]
+        self._kinds = kinds(self.tensors)
+        self._fixed = [(tensor, tensor._data) for tensor in self.tensors if self.may_decide(tensor)]
+        del self._cell, self._found, self._seen
+
+    @property
+    def is_own(self) -> bool:
+        """Whether all code is of this package."""
+        return not self._functions and not self._classes
+
+    def may_decide(self, tensor: Tensor) -> bool:
+        """Whether values may say what is done: as a number, a condition, or which elements to take.
+
+        No code of this package asks for that of a parameter with one element.
+        """
+        single = tensor.size == 1 and not self.is_own
+        return single or not tensor.ndim or tensor.dtype not in FLOATS
+
+    def _read(self, value: Any) -> None:
+        """Note everything that can be come to from a value."""
+        kind = type(value)
+        if kind is Tensor:
+            self._found[id(value)] = value
+        elif kind is FunctionType:
+            if not _is_own(value.__module__):
+                self._read_function(value)
+        elif kind in (list, tuple, dict):
+            self._read_all(value)
+        elif _is_record(kind):
+            self._known_names.update(kind._fields)
+            self._read_all((*value,))
+        elif kind in (ModuleType, BuiltinFunctionType):
+            home = value.__name__ if kind is ModuleType else value.__module__
+            if home != "math" and not _is_own(home):
+                raise LookupError
+        elif hasattr(value, "__dict__"):
+            for each in kind.__mro__[:-1]:
+                if not _is_own(each.__module__) and each is not SimpleNamespace:
+                    self._read_class(each)
+            self._read_all(value.__dict__)
+        elif kind is not set and not isinstance(value, CONSTANT):  # a set of names, see module.py
+            raise LookupError
+
+    def _read_all(self, holder: Any) -> None:
+        if any(holder is known for known, *_ in self._holders):
+            return
+        is_dict = type(holder) is dict
+        names, held = ([*holder], [*holder.values()]) if is_dict else ([], [*holder])
+        if not all(type(name) is str for name in names):
+            raise LookupError
+        if type(holder) is not tuple:
+            self._holders.append((holder, names, held))
+        for value in held:
+            self._read(value)
+
+    def _read_class(self, kind: type) -> None:
+        """One that somebody else wrote. What is in it is read where its name is used."""
+        held = vars(kind)
+        special = {name for name in held if name.startswith("__") and name.endswith("__")}
+        if special - SPECIAL - (OF_DATACLASSES if "__dataclass_fields__" in held else set()):
+            raise LookupError
+        if kind not in self._classes:
+            self._classes.append(kind)
+            self._holders.append((held, [*held], [*held.values()]))
+
+    def _read_function(self, function: FunctionType) -> None:
+        """One that somebody else wrote."""
+        if id(function) in self._seen:
+            return
+        self._seen.add(id(function))
+        used = _used(function.__code__)
+        if used is None or function.__dict__ or function.__kwdefaults__:
+            raise LookupError
+        held = None if function is self._cell else function  # not the cell, or it never goes
+        self._functions.append((held, function.__code__, function.__defaults__))
+        self._names |= used.attributes
+        self._read(function.__defaults__)
+        around = function.__globals__
+        for name in used.globals:
+            self._globals.append((around, name, around.get(name)))
+            if name in around:
+                self._read(around[name])
+                _check_computes(around[name])
+            elif name not in BUILTINS and not _is_error(getattr(builtins, name, None)):
+                raise LookupError
+        for cell in function.__closure__ or ():
+            try:
+                self._closures.append((cell, cell.cell_contents))
+            except ValueError:  # it is empty
+                raise LookupError from None
+            self._read(cell.cell_contents)
+            _check_computes(cell.cell_contents)
+
+    def _read_names(self) -> None:
+        """Read what names of attributes lead to, in classes; refuse those that are not known."""
+        read: set[str] = set()
+        while waiting := self._names - read:
+            name = waiting.pop()
+            read.add(name)
+            there = [vars(kind)[name] for kind in self._classes if name in vars(kind)]
+            for value in there:
+                self._read(getattr(value, "fget", getattr(value, "__func__", value)))
+            if name in REFUSED or not (
+                there
+                or name in self._known_names
+                or any(name in names for _, names, _ in self._holders)
+                or self._is_in_a_module(name)
+            ):
+                raise LookupError
+
+    def _is_in_a_module(self, name: str) -> bool:
+        """Whether a name is one in a module of Python that was come to, or in one inside of it."""
+        values = [each[-1] for each in (*self._globals, *self._closures)]
+        modules = {value for value in values if type(value) is ModuleType}
+        if modules - {math}:
+            modules |= {module for home, module in [*sys.modules.items()] if _is_own(home)}
+        found = [getattr(module, name) for module in modules if hasattr(module, name)]
+        for value in found:
+            _check_computes(value)
+        return bool(found)
+
+    def is_still_so(self, cell: Any) -> bool:
+        """Whether nothing has changed but values of tensors, of which none decides anything."""
+        for holder, names, held in self._holders:
+            if len(holder) != len(held) or (names and [*holder] != names):
+                return False
+            if not all(map(is_, holder.values() if names else holder, held)):
+                return False
+        for around, name, value in self._globals:
+            if around.get(name) is not value:
+                return False
+        for function, code, defaults in self._functions:
+            function = function or cell
+            if function.__code__ is not code or function.__defaults__ is not defaults:
+                return False
+        for closed, value in self._closures:
+            if closed.cell_contents is not value:
+                return False
+        for tensor, data in self._fixed:
+            if tensor._data is not data:
+                return False
+        return kinds(self.tensors) == self._kinds
+
+
+def _is_record(kind: type) -> bool:
+    """Whether this is a NamedTuple that has fields and no more."""
+    own = {name for name, value in vars(kind).items() if callable(value) or hasattr(value, "fget")}
+    return kind.__bases__ == (tuple,) and hasattr(kind, "_fields") and own <= {*vars(_Record)}
+
+
+def _is_error(value: Any) -> bool:
+    return isinstance(value, type) and issubclass(value, Exception)
+
+
+def _check_computes(value: Any) -> None:
+    """Raise LookupError for a function of this package that may do more than compute."""
+    if type(value) is FunctionType and _is_own(value.__module__):
+        if value.__module__ not in COMPUTING or value.__name__ in REFUSED:
+            raise LookupError
+    elif isinstance(value, type):
+        raise LookupError

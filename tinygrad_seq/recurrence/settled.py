@@ -1,0 +1,110 @@
+"""Cells of which is known, without running them, that they would do again what they did.
+
+Where everything that a cell can read is the very object that it was (``reach.py``), it is not run
+again, and a call like an earlier one is not checked again. Of a cell of which that is not known
+nothing is taken for granted, and ``following.py`` runs it. Imports tensors, reach and trace.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+from weakref import ref
+
+from tinygrad_seq.recurrence.reach import Reach
+from tinygrad_seq.recurrence.trace import Step
+from tinygrad_seq.rules import Operation
+from tinygrad_seq.tensors import Tensor, apply
+
+MOST = 256  # cells that are remembered
+MOST_CALLS = 64  # of each
+
+
+class Made(NamedTuple):
+    """A tensor that the cell made of what was there before, such as a part of a parameter."""
+
+    op: Operation
+    inputs: Sequence[Any]
+    params: tuple[Any, ...]
+    tensor: Tensor
+
+
+class Known:
+    """What a cell did."""
+
+    def __init__(self, step: Step, made: list[Made]) -> None:
+        self.step = step._replace(known=self)
+        self.made = made  # what the step reads of that, in the order in which it was made
+        self.used = False
+
+    def again(self) -> Step:
+        """The step, with tensors that are made anew of the values of now."""
+        self.used = True
+        if not self.made:
+            return self.step
+        new: dict[int, Tensor] = {}
+        for op, inputs, params, tensor in self.made:
+            new[id(tensor)] = apply(op, [new.get(id(each), each) for each in inputs], params)
+        captured = [new.get(id(tensor), tensor) for tensor in self.step.captured]
+        return self.step._replace(captured=captured)
+
+
+class Settled:
+    """What a cell did while all that it can read was the same."""
+
+    def __init__(self, cell: Any) -> None:
+        """Raises LookupError for a cell of which it is not known what it can read."""
+        self.reach = Reach(cell)
+        self.steps: dict[Any, Known] = {}  # by shapes of what the cell was given
+        self.calls: dict[Any, Any] = {}  # see ``compiled.py``
+        key, forget = id(cell), _settled.pop  # names that may be gone when the interpreter ends
+        self._cell = ref(cell, lambda _: forget(key, None))
+
+    def remember(self, key: Any, step: Step, made: Sequence[Made]) -> Known:
+        """That this is what the cell does with these shapes; raises LookupError if it may not."""
+        tensors = self.reach.tensors
+        if step.draws or any(self.reach.may_decide(each.tensor) for each in made):
+            raise LookupError
+        there = {*map(id, tensors), *map(id, step.precedent.constants.values())}
+        wanted = {*map(id, step.captured)} - there
+        needed: list[Made] = []
+        for each in reversed(made):
+            if id(each.tensor) in wanted:
+                wanted.discard(id(each.tensor))
+                wanted |= {id(given) for given in each.inputs if type(given) is Tensor} - there
+                needed.insert(0, each)
+        if wanted:
+            raise LookupError  # of something that no operation has made
+        if len(self.steps) >= MOST_CALLS:
+            self.steps.clear()
+        known = self.steps[key] = Known(step, needed)
+        return known
+
+    def remember_call(self, like: Any, call: Any) -> None:
+        if len(self.calls) >= MOST_CALLS:
+            self.calls.clear()
+        self.calls[like] = call
+
+
+_settled: dict[int, Settled] = {}
+
+
+def settled(cell: Any) -> Settled | None:
+    """What is known of a cell, if nothing has changed since."""
+    found = _settled.get(id(cell))
+    return found if found is not None and found.reach.is_still_so(cell) else None
+
+
+def settle(cell: Any, key: Any, step: Step, made: Sequence[Made]) -> Known | None:
+    """Remember what a cell did; None if it may do something else the next time."""
+    found = settled(cell)
+    try:
+        if found is None:
+            found = Settled(cell)
+        known = found.remember(key, step, made)
+    except LookupError:
+        return None
+    if len(_settled) >= MOST:
+        _settled.clear()
+    _settled[id(cell)] = found
+    return known
