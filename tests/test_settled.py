@@ -660,6 +660,20 @@ def counts(x, h):
     return h * COUNT, h + tgs.tanh(x @ W)
 
 
+def _counting():
+    count = 0
+
+    def cell(x, h):
+        nonlocal count
+        count = count + 1
+        return h * count, h + tgs.tanh(x @ W)
+
+    return cell
+
+
+counts_outside = _counting()
+
+
 def adds_in_place(x, h):
     seen = SEEN
     seen += [1]
@@ -707,7 +721,19 @@ class Compares(Layers):
     __hash__ = nn.Module.__hash__
 
 
-OTHERS = [appends, counts, adds_in_place, looks, asks, draws, makes, prints, tries, steps]
+OTHERS = [
+    appends,
+    counts,
+    counts_outside,
+    adds_in_place,
+    looks,
+    asks,
+    draws,
+    makes,
+    prints,
+    tries,
+    steps,
+]
 
 
 @pytest.mark.parametrize(

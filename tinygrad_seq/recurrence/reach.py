@@ -42,7 +42,7 @@ BUILTINS = {"abs", "bool", "dict", "enumerate", "float", "int", "isinstance", "l
 BUILTINS |= {"max", "min", "range", "reversed", "round", "sorted", "str", "sum", "tuple", "zip"}
 # Of a tensor, but no part of what it is to a step: they look at its values, or change something.
 REFUSED = {"backward", "data", "grad", "is_leaf", "item", "manual_seed", "numpy", "requires_grad"}
-REFUSED |= {"tolist"}
+REFUSED |= {"tolist", "version"}
 OF_TENSORS = {name for name in dir(Tensor) if not name.startswith("_")}
 OF_OTHERS = {"format", "get", "index", "items", "join", "keys", "kind", "name", "values"}
 OF_MODULES = {"training"}
@@ -77,6 +77,8 @@ def _used(code: CodeType) -> Used | None:
         elif not each.opname.startswith(HARMLESS):
             return None
         if each.opname == "BINARY_OP" and each.argrepr.endswith("="):  # x += y
+            return None
+        if each.opname == "STORE_DEREF" and each.argval in code.co_freevars:  # nonlocal
             return None
     for constant in code.co_consts:  # comprehensions, functions inside
         if isinstance(constant, CodeType):
