@@ -393,6 +393,33 @@ def test_what_is_padded_keeps_its_dtype(rng):
         np.testing.assert_allclose(here, expected, rtol=1e-12)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_conditions_and_whole_numbers_are_added_and_multiplied(dtype, rng):
+    def cell(given, h):
+        x, k = given
+        on, whole = x > 0, tgs.where(x > h, 2, k)
+        h = h * (1 - on) + 0.1 * x * (on * (h > 0)) + (2 * on - (h > 0) + k * k) * 0.25
+        return (h * abs(-whole), tgs.maximum(k, 1 + on) + h, (on + k) * x), h
+
+    x, k = rng.standard_normal((3, 2, 4)).astype(dtype), rng.integers(-5, 5, (3, 2, 4))
+    results = []
+    for drive in (tgs.scan, tgs.scan, tgs.unroll):
+        given = tgs.tensor(x, requires_grad=True), tgs.tensor(k)
+        ys, h = drive(cell, given, tgs.zeros(2, 4, dtype=dtype))
+        (sum((y * y).sum() for y in ys) + h.sum()).backward()
+        assert [y.dtype for y in (*ys, h)] == [np.dtype(dtype)] * 4
+        results.append([*(y.numpy() for y in ys), h.numpy(), given[0].grad.numpy()])
+    for expected, *here in zip(*reversed(results), strict=True):
+        for each in here:
+            np.testing.assert_allclose(each, expected, rtol=1e-5 if dtype == "float32" else 1e-12)
+
+
+def test_integers_that_end_sooner_are_refused(rng):
+    k = rng.integers(0, 200, (3, 2, 4)).astype(np.uint8)
+    with pytest.raises(tgs.TraceError, match=r"uint8.*convert with t.to"):
+        tgs.scan(lambda k, h: (h, h + (k + k)), k, np.zeros((2, 4), "f4"))
+
+
 def test_the_largest_of_conditions_and_whole_numbers_along_one_of_several_axes(rng):
     def cell(given, h):
         x, k = given

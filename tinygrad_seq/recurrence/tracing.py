@@ -41,6 +41,9 @@ from tinygrad_seq.tensors import FLOATS, Tensor, beside, is_traced, wrap
 from tinygrad_seq.trees import leaves, rebuild
 
 DOUBLE = np.dtype("float64")
+# What makes integers of integers, which are exact among floats up to a size.
+OF_INTEGERS = {"abs", "add", "maximum", "minimum", "multiply", "negative", "relu", "sign", "square"}
+OF_INTEGERS |= {"subtract", "where"}
 
 
 class Event(NamedTuple):
@@ -354,9 +357,13 @@ class Tracer(Source):
             ) from None
 
     def _dtype_of(self, name: str, inputs: Sequence[Any]) -> Any:
-        for value in inputs[1:] if name == "where" else inputs:
-            if type(value) is float or (type(value) is Tensor and value.dtype in FLOATS):
-                return self.trace.dtype
+        given = inputs[1:] if name == "where" else inputs
+        dtypes = [value.dtype for value in given if type(value) is Tensor]
+        if float in map(type, given) or any(dtype in FLOATS for dtype in dtypes):
+            return self.trace.dtype
+        dtype = np.result_type(*dtypes) if dtypes else np.dtype(np.int64)
+        if name in OF_INTEGERS and dtype in (np.int32, np.int64):  # others end sooner than floats
+            return dtype
         return self.refuse(
             name, inputs, ": the step computes with floats; convert with t.to(...) first"
         )
