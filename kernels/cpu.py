@@ -95,7 +95,10 @@ class Runner:
     def __init__(self, plan: Plan, rules: Rules) -> None:
         self.plan, self.rules = plan, rules
         self.dtype = np.dtype(plan.dtype)
-        sums = () if plan.derivative is None else plan.gradients.sums
+        back = plan.derivative is not None
+        sums, after = (plan.gradients.sums, plan.gradients.after) if back else ((), ())
+        # States on which something depends that wants a gradient.
+        self.influential = [k for k, slot in enumerate(after) if slot is not None]
         # Captured arrays whose gradients are added up on the way.
         self.summed = tuple(dict.fromkeys(k for _, k in sums))
         self.functions: dict[str, Any] = {}
@@ -185,7 +188,7 @@ class Runner:
                 inputs.edges[kind] = task_edges(rows, *kind)
             edges = inputs.edges[kind]
         if not inputs.addresses:
-            numbers = np.array(inputs.numbers, self.dtype)
+            numbers = np.asarray(inputs.numbers, self.dtype)
             inputs.numbers = numbers  # type: ignore[assignment]
             inputs.addresses = bases.of_inputs(
                 numbers, inputs.resets, inputs.seeds, inputs.xs, inputs.captured
@@ -230,23 +233,21 @@ class Runner:
         for each with the step and its own share in the gradients of captured arrays. All steps must
         have been kept.
         """
-        plan, inputs = self.plan, kept.inputs
+        inputs, gradients, dtype = kept.inputs, self.plan.gradients, self.dtype
         rows, k = inputs.rows, inputs.checkpoint
         dxs: list[Array | None] = [
-            None if slot is None else memory.empty((rows.T, rows.B, x.shape[2]), self.dtype)
-            for slot, x in zip(plan.gradients.dx, inputs.xs, strict=True)
+            None if slot is None else memory.empty((rows.T, rows.B, x.shape[2]), dtype)
+            for slot, x in zip(gradients.dx, inputs.xs, strict=True)
         ]
         totals: list[Array | None] = [
-            None if slot is None else memory.empty((rows.T, *state.shape), self.dtype)
-            for slot, state in zip(plan.gradients.totals, inputs.states, strict=False)
+            None if slot is None else memory.empty((rows.T, *state.shape), dtype)
+            for slot, state in zip(gradients.totals, inputs.states, strict=False)
         ]
         steps = rows.steps if k is None else min(k, rows.steps)
         layout = self._layout("backward", inputs, steps, True)
         work = memory.Block(layout.bytes["work"])
         made = *dxs, *(totals or [None] * len(inputs.states))
-        outs = [
-            memory.empty((m.groups * m.shape[0], m.distance), self.dtype) for m in layout.matrices
-        ]
+        outs = [memory.empty((m.groups * m.shape[0], m.distance), dtype) for m in layout.matrices]
         more = bases.of_backward(dlast, dys, _beyond(rows), made, outs)
         captured: dict[int, Array] = {}
         if kept.block is None and steps:
@@ -341,13 +342,13 @@ class Runner:
         plan, order = self.plan, inputs.rows.order
         states: list[Array | None] = [None] * len(inputs.states)
         resets = list(states)
-        for k, after in enumerate(plan.gradients.after):
+        for k in self.influential:
             # A ring has two places, and step s writes into place s & 1.
-            if after is not None and plan.wanted_states[k]:
+            if plan.wanted_states[k]:
                 width = layout.width(plan.state_slots[k])
                 rows = layout.first_places if order is None else layout.first_places[order]
                 states[k] = layout.view(f"dstate{k}", work)[rows, :width]
-            if after is not None and inputs.resets is not None:
+            if inputs.resets is not None:
                 resets[k] = np.array(layout.view(f"dreset{k}", work))
         return Gradients(dxs, states, resets, captured, totals)
 
@@ -437,5 +438,3 @@ def flushing() -> Iterator[None]:
 def _beyond(rows: Rows) -> int:
     """Up to which step arrays (T, B, n) are zeroed from each row's end on."""
     return rows.T if rows.ragged else 0
-
-

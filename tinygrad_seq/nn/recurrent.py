@@ -271,12 +271,13 @@ class _Stacked(Recurrent):
 
     def _as_tensors(self, x: TensorLike) -> Tensor:
         x = as_tensor(x, type(self).__name__)
-        if x.ndim != 3:
+        shape = x.shape
+        if len(shape) != 3:
             axes = "(B, T, I)" if self.batch_first else "(T, B, I)"
-            raise ShapeError(f"{type(self).__name__}: x has shape {x.shape}, expected {axes}")
-        if x.shape[-1] != self.input_size:
+            raise ShapeError(f"{type(self).__name__}: x has shape {shape}, expected {axes}")
+        if shape[-1] != self.input_size:
             raise ShapeError(
-                f"{type(self).__name__}: x has shape {x.shape}, expected {self.input_size} "
+                f"{type(self).__name__}: x has shape {shape}, expected {self.input_size} "
                 "elements in the last axis (input_size)"
             )
         return x
@@ -306,8 +307,8 @@ class _Stacked(Recurrent):
         return scan_layer if quick else super()._drive()
 
     def _join_states(self, states: Sequence[Any]) -> Any:
-        if self._drive() is scan_layer:
-            return states[0]
+        if len(states) == 1 and self.backend == "scan":
+            return states[0]  # a stack of one already
         return map_columns(stack, list(states))
 
 
