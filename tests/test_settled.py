@@ -645,13 +645,22 @@ def steps(x, h):
     return h, h + STEPS.double(x)
 
 
-SEEN, COUNT = [], 0
+SEEN, COUNT, SHAPES, OPTIONS = [], 0, set(), {"skip"}
 UNITS = tgs.tensor([1, 0, 2, 3])
 
 
 def appends(x, h):
     SEEN.append(x.shape)
     return h, h + tgs.tanh(x @ W)
+
+
+def adds(x, h):
+    SHAPES.add(x.shape)
+    return h, h + tgs.tanh(x @ W)
+
+
+def skips(x, h):
+    return h + x @ W if "skip" in OPTIONS else h, h + tgs.tanh(x @ W)
 
 
 def counts(x, h):
@@ -714,6 +723,15 @@ class Remembers(Layers):
         return h, h + x @ self.W
 
 
+class Updates(Layers):
+    def update(self, x, h):
+        return h + x @ self.W
+
+    def forward(self, x, h):
+        self.table.update(shape=x.ndim)  # a dict's, not the method above
+        return h, self.update(x, h)
+
+
 class Compares(Layers):
     def __eq__(self, other):
         return False
@@ -723,6 +741,8 @@ class Compares(Layers):
 
 OTHERS = [
     appends,
+    adds,
+    skips,
     counts,
     counts_outside,
     adds_in_place,
@@ -737,7 +757,7 @@ OTHERS = [
 
 
 @pytest.mark.parametrize(
-    "cell", [*OTHERS, Remembers(), Compares()], ids=lambda cell: str(cell)[:20]
+    "cell", [*OTHERS, Remembers(), Updates(), Compares()], ids=lambda cell: str(cell)[:20]
 )
 def test_others_are_run_in_each_call(cell, rng):
     settle(cell, rng.standard_normal((5, 2, 3)), tgs.zeros(2, 4, dtype="float64"))

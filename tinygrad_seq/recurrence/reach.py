@@ -45,6 +45,10 @@ REFUSED = {"backward", "data", "grad", "is_leaf", "item", "manual_seed", "numpy"
 REFUSED |= {"tolist", "version"}
 OF_TENSORS = {name for name in dir(Tensor) if not name.startswith("_")}
 OF_OTHERS = {"format", "get", "index", "items", "join", "keys", "kind", "name", "values"}
+# What changes one of these, or draws from it, if a cell can come to one.
+CHANGING = {kind: {*dir(kind)} - OF_OTHERS for kind in (list, dict, np.random.Generator)}
+REGISTERS = {"_buffers", "_parameters"}  # sets of names, see module.py, that no step looks at
+REFUSED |= REGISTERS
 OF_MODULES = {"training"}
 ENTRIES = {"__call__", "forward", "initial_state"}  # what is called of a module without its name
 # What a class may have whose names begin and end so; others may be operators, called without one.
@@ -111,7 +115,7 @@ class Reach:
         self._globals: list[tuple[dict[str, Any], str, Any]] = []
         self._closures: list[tuple[Any, Any]] = []
         self._classes: list[type] = []
-        self._names = {*ENTRIES}
+        self._names, self._refused = {*ENTRIES}, {*REFUSED}
         self._known_names = ENTRIES | OF_TENSORS | OF_OTHERS | OF_MODULES
         self._cell, self._found, self._seen = cell, dict[int, Tensor](), set[int]()
         self._read(cell)
@@ -137,6 +141,7 @@ class Reach:
     def _read(self, value: Any) -> None:
         """Note everything that can be come to from a value."""
         kind = type(value)
+        self._refused |= CHANGING.get(kind, set())
         if kind is Tensor:
             self._found[id(value)] = value
         elif kind is FunctionType:
@@ -156,7 +161,7 @@ class Reach:
                 if not _is_own(each.__module__) and each is not SimpleNamespace:
                     self._read_class(each)
             self._read_all(value.__dict__)
-        elif kind is not set and not isinstance(value, CONSTANT):  # a set of names, see module.py
+        elif not isinstance(value, CONSTANT):
             raise LookupError
 
     def _read_all(self, holder: Any) -> None:
@@ -168,8 +173,9 @@ class Reach:
             raise LookupError
         if type(holder) is not tuple:
             self._holders.append((holder, names, held))
-        for value in held:
-            self._read(value)
+        for name, value in zip(names or [""] * len(held), held, strict=True):
+            if name not in REGISTERS:
+                self._read(value)
 
     def _read_class(self, kind: type) -> None:
         """One that somebody else wrote. What is in it is read where its name is used."""
@@ -218,7 +224,7 @@ class Reach:
             there = [vars(kind)[name] for kind in self._classes if name in vars(kind)]
             for value in there:
                 self._read(getattr(value, "fget", getattr(value, "__func__", value)))
-            if name in REFUSED or not (
+            if name in self._refused or not (
                 there
                 or name in self._known_names
                 or any(name in names for _, names, _ in self._holders)
