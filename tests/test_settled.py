@@ -592,6 +592,33 @@ def test_a_first_state_that_is_learned(spread, rng, runs):
         cell.first.data = rng.standard_normal((1, 4))
 
 
+class Clipped(nn.LSTMCell):
+    def clipped(self, state):  # which forward of the package calls
+        return state * SCALE
+
+
+class Scaling:
+    def __call__(self, z):
+        return z * SCALE
+
+
+class Held(Layers):
+    scaling = Scaling()
+
+    def forward(self, x, h):
+        h = tgs.tanh(self.scaling(x @ self.W) + h)
+        return h, h
+
+
+@pytest.mark.parametrize("make", [lambda: Clipped(3, 4, **F8), Held])
+def test_code_that_is_called_without_its_name(make, rng, monkeypatch):
+    cell, xs = make(), rng.standard_normal((5, 2, 3))
+    settle(cell, xs)
+    assert settled.settled(cell)
+    monkeypatch.setitem(globals(), "SCALE", 0.1)
+    agrees(cell, xs, None)
+
+
 def test_two_functions_of_one_code(rng):
     def make(gain):
         def scaled(z):

@@ -49,8 +49,8 @@ OF_OTHERS = {"format", "get", "index", "items", "join", "keys", "kind", "name", 
 CHANGING = {kind: {*dir(kind)} - OF_OTHERS for kind in (list, dict, np.random.Generator)}
 REGISTERS = {"_buffers", "_parameters"}  # sets of names, see module.py, that no step looks at
 REFUSED |= REGISTERS
-OF_MODULES = {"training"}
-ENTRIES = {"__call__", "forward", "initial_state"}  # what is called of a module without its name
+# What this package asks for of any module, so that code of others need not name it.
+ENTRIES = {"__call__", "forward", "initial_state", "training"}
 # What a class may have whose names begin and end so; others may be operators, called without one.
 SPECIAL = {"__annotations__", "__call__", "__dict__", "__doc__", "__firstlineno__", "__init__"}
 SPECIAL |= {"__module__", "__repr__", "__static_attributes__", "__weakref__"}
@@ -116,7 +116,7 @@ class Reach:
         self._closures: list[tuple[Any, Any]] = []
         self._classes: list[type] = []
         self._names, self._refused = {*ENTRIES}, {*REFUSED}
-        self._known_names = ENTRIES | OF_TENSORS | OF_OTHERS | OF_MODULES
+        self._known_names = ENTRIES | OF_TENSORS | OF_OTHERS
         self._cell, self._found, self._seen = cell, dict[int, Tensor](), set[int]()
         self._read(cell)
         self._read_names()
@@ -184,6 +184,9 @@ class Reach:
         if special - SPECIAL - (OF_DATACLASSES if "__dataclass_fields__" in held else set()):
             raise LookupError
         if kind not in self._classes:
+            for base in kind.__mro__:
+                if _is_own(base.__module__) and base.__base__ is not object:  # it may use these
+                    self._names |= vars(base).keys() & held.keys() - special
             self._classes.append(kind)
             self._holders.append((held, [*held], [*held.values()]))
 
@@ -217,15 +220,18 @@ class Reach:
 
     def _read_names(self) -> None:
         """Read what names of attributes lead to, in classes; refuse those that are not known."""
-        read: set[str] = set()
-        while waiting := self._names - read:
-            name = waiting.pop()
-            read.add(name)
-            there = [vars(kind)[name] for kind in self._classes if name in vars(kind)]
-            for value in there:
+        read: set[tuple[type, str]] = set()
+        while waiting := {
+            (kind, name) for kind in self._classes for name in self._names & vars(kind).keys()
+        } - read:
+            read |= waiting
+            for kind, name in waiting:
+                value = vars(kind)[name]
                 self._read(getattr(value, "fget", getattr(value, "__func__", value)))
+        there = {name for _, name in read}
+        for name in self._names:
             if name in self._refused or not (
-                there
+                name in there
                 or name in self._known_names
                 or any(name in names for _, names, _ in self._holders)
                 or self._is_in_a_module(name)
