@@ -6,6 +6,7 @@ import gc
 import threading
 import weakref
 from dataclasses import dataclass
+from functools import wraps
 from math import pi, sqrt
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -602,6 +603,16 @@ class Scaling:
         return z * SCALE
 
 
+@wraps(tgs.tanh)
+def scaled_tanh(z):
+    return tgs.tanh(z) * SCALE
+
+
+def wrapping(x, h):
+    h = scaled_tanh(x @ W + h)
+    return h, h
+
+
 class Held(Layers):
     scaling = Scaling()
 
@@ -617,6 +628,13 @@ def test_code_that_is_called_without_its_name(make, rng, monkeypatch):
     assert settled.settled(cell)
     monkeypatch.setitem(globals(), "SCALE", 0.1)
     agrees(cell, xs, None)
+
+
+def test_a_function_in_the_guise_of_one_of_this_package(rng, monkeypatch):
+    xs, state = rng.standard_normal((5, 2, 3)), tgs.zeros(2, 4, dtype="float64")
+    settle(wrapping, xs, state)
+    monkeypatch.setitem(globals(), "SCALE", 0.1)
+    agrees(wrapping, xs, state)
 
 
 def test_two_functions_of_one_code(rng):

@@ -26,7 +26,8 @@ from tinygrad_seq.tensors import FLOATS, Tensor
 
 HERE = __name__.partition(".")[0]
 # Rooms of this package whose functions compute, and do nothing else.
-COMPUTING = {"composites", "creation", "elementwise", "nn.functional", "structural", "trees"}
+COMPUTING = {"composites", "creation", "elementwise", "structural", "trees"}
+COMPUTING |= {"nn.functional", "nn.gates"}
 COMPUTING = {f"{HERE}.{room}" for room in COMPUTING}
 # What never changes; and generators, which matter only where something is drawn.
 CONSTANT = (int, float, str, type(None), type(...), np.dtype, np.generic, np.random.Generator)
@@ -99,6 +100,11 @@ def _is_own(home: Any) -> bool:
     return type(home) is str and (home == HERE or home.startswith(f"{HERE}."))
 
 
+def _home(function: FunctionType) -> Any:
+    """The module in which it was written; ``functools.wraps`` may say another."""
+    return function.__globals__.get("__name__")
+
+
 def kinds(tensors: Sequence[Tensor]) -> tuple[Any, ...]:
     """All of tensors but their values."""
     arrays = [tensor._data for tensor in tensors]
@@ -145,7 +151,9 @@ class Reach:
         if kind is Tensor:
             self._found[id(value)] = value
         elif kind is FunctionType:
-            if not _is_own(value.__module__):
+            if _is_own(_home(value)):
+                _check_computes(value)
+            else:
                 self._read_function(value)
         elif kind in (list, tuple, dict):
             self._read_all(value)
@@ -207,7 +215,6 @@ class Reach:
             self._globals.append((around, name, around.get(name)))
             if name in around:
                 self._read(around[name])
-                _check_computes(around[name])
             elif name not in BUILTINS and not _is_error(getattr(builtins, name, None)):
                 raise LookupError
         for cell in function.__closure__ or ():
@@ -216,7 +223,6 @@ class Reach:
             except ValueError:  # it is empty
                 raise LookupError from None
             self._read(cell.cell_contents)
-            _check_computes(cell.cell_contents)
 
     def _read_names(self) -> None:
         """Read what names of attributes lead to, in classes; refuse those that are not known."""
@@ -284,8 +290,8 @@ def _is_error(value: Any) -> bool:
 
 def _check_computes(value: Any) -> None:
     """Raise LookupError for a function of this package that may do more than compute."""
-    if type(value) is FunctionType and _is_own(value.__module__):
-        if value.__module__ not in COMPUTING or value.__name__ in REFUSED:
+    if type(value) is FunctionType:
+        if _home(value) not in COMPUTING or value.__name__ in REFUSED:
             raise LookupError
     elif isinstance(value, type):
         raise LookupError
