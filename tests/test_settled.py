@@ -603,6 +603,30 @@ class Scaling:
         return z * SCALE
 
 
+SCORES = tgs.tensor(np.arange(4.0))
+LOOKING = {
+    "argmax": lambda x, h: (h[:, SCORES.argmax()], h + x @ W),
+    "int": lambda x, h: (h * int(SCORES.argmax()), h + x @ W),
+    "mask": lambda x, h: (h, h + x @ W[:, SCORES > 0.5] @ U[SCORES > 0.5]),
+    "not": lambda x, h: (h, h + x @ W[:, ~(SCORES > 0.5)] @ U[~(SCORES > 0.5)]),
+    "integers": lambda x, h: (h[:, SCORES.astype("int64")], h + x @ W),
+}
+
+
+@pytest.mark.parametrize("name", LOOKING)
+def test_values_that_say_what_is_done_are_those_of_now(name, rng):
+    cell, xs = LOOKING[name], rng.standard_normal((5, 2, 3))
+    state, before = tgs.ones(2, 4, dtype="float64"), SCORES.numpy()
+    settle(cell, xs, state)
+    try:
+        SCORES.data = before[[0, 1, 3, 2]]
+        agrees(cell, xs, state)
+        SCORES.data = before[[3, 1, 0, 2]]
+        agrees(cell, xs, state)
+    finally:
+        SCORES.data = before
+
+
 @wraps(tgs.tanh)
 def scaled_tanh(z):
     return tgs.tanh(z) * SCALE

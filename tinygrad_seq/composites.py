@@ -39,7 +39,7 @@ from tinygrad_seq.tensors import (
     as_tensor,
     boxed,
     is_traced,
-    wrap,
+    looked_at,
 )
 
 SHORT = 32  # elements of a row along which NumPy's reductions are slow
@@ -96,7 +96,7 @@ def _index_of(find: Any, x: Tensor, axis: int | None, operation: str) -> Tensor:
     count = x.size if axis is None else x.shape[check_axis(axis, x.ndim, operation)]
     if not count:
         raise ShapeError(f"{operation}: shape {x.shape} has no elements along axis {axis}")
-    return wrap(boxed(find(x._data, axis=axis)), None)
+    return looked_at((x,), find(x._data, axis=axis))
 
 
 def _floating(x: TensorLike, operation: str) -> Tensor:

@@ -24,13 +24,12 @@ from tinygrad_seq.tensors import (
     apply,
     as_tensor,
     beside,
-    boxed,
     converted,
     float_dtype,
     is_traced,
+    looked_at,
     promote,
     refusal,
-    wrap,
 )
 
 Unary = Callable[[TensorLike], Tensor]
@@ -224,14 +223,14 @@ def _comparison(ufunc: Any) -> Callable[[Any, Any], Tensor]:
         arrays = [t._data if isinstance(t, Tensor) else t for t in (a, b)]
         arrays = [float(v) if isinstance(v, float) else v for v in arrays]  # NumPy's own are weak
         try:
-            made = boxed(ufunc(*arrays))
+            made = looked_at((a, b), ufunc(*arrays))
         except (TypeError, ValueError) as error:
             for operand in (a, b):
                 as_tensor(operand, name)  # says so if it is no number and no array
             raise refusal(name, "ab", arrays, error) from None
-        if type(made) is not np.ndarray and isinstance(a, Tensor) and isinstance(b, Tensor):
+        if type(made._data) is not np.ndarray and isinstance(a, Tensor) and isinstance(b, Tensor):
             devices.check_one_device(name, "ab", arrays)
-        return wrap(made, None)
+        return made
 
     return compare
 
@@ -254,7 +253,7 @@ def _invert(x: Tensor) -> Tensor:
         return recording.tracer.invert(x)  # type: ignore[no-any-return]
     if x.dtype.kind == "f":
         raise ValueError(f"~t: dtype {x.dtype} was given, expected booleans or integers")
-    return wrap(boxed(np.invert(x._data)), None)
+    return looked_at((x,), np.invert(x._data))
 
 
 def _reflected(function: Binary) -> Binary:

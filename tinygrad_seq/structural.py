@@ -31,6 +31,7 @@ from tinygrad_seq.tensors import (
     check_dtype,
     float_dtype,
     is_traced,
+    looked_at,
     promote,
     wrap,
 )
@@ -368,7 +369,7 @@ def astype(x: TensorLike, dtype: DTypeLike) -> Tensor:
     if wanted == x.dtype:
         return x
     if wanted not in FLOATS and not is_traced((x,)):
-        return wrap(x._data.astype(wanted), None)
+        return looked_at((x,), x._data.astype(wanted))
     return apply(ASTYPE, (x,), (wanted,))
 
 

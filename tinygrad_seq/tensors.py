@@ -591,6 +591,17 @@ def apply(op: Operation, inputs: Sequence[Any], params: tuple[Any, ...] = ()) ->
     return made
 
 
+def looked_at(inputs: Sequence[Any], found: Any) -> Tensor:
+    """What was found, by no operation, by looking at values: conditions, indices, integers.
+
+    A tracer is told, for other values may lead to something else.
+    """
+    made = wrap(boxed(found), None)
+    if recording.tracer is not None:
+        recording.tracer.note(None, inputs, (), made)
+    return made
+
+
 def is_traced(inputs: Sequence[Any]) -> bool:
     """Whether one of the inputs stands for a value that a compiled kernel will have."""
     for t in inputs:
