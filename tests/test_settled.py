@@ -466,6 +466,11 @@ class Layers(nn.Module):
         return h, h
 
 
+class Tripled(Layers):
+    def mixed(self, z):
+        return z * 3
+
+
 class Pair(NamedTuple):
     W: tgs.Tensor
     gain: float
@@ -563,10 +568,25 @@ def test_what_others_change_is_noticed(rng, monkeypatch):
     after(layers, lambda: monkeypatch.setattr(Layers, "factor", 0.9))
     after(layers, lambda: monkeypatch.setattr(Layers, "squashed", staticmethod(tgs.tanh)))
     after(layers, lambda: setattr(layers, "squashed", tgs.relu))
+    after(layers, lambda: setattr(layers, "__class__", Tripled))
     cell = Plain()
     after(cell, lambda: setattr(cell.named, "bias", 0.3))
     after(cell, lambda: setattr(cell.weights, "pair", cell.weights.pair._replace(gain=2.0)))
     after(cell, lambda: setattr(cell.weights, "U", nn.parameter(np.ones((4, 4)), "float64")))
+    after(cell, lambda: setattr(cell, "__dict__", vars(Plain())))
+
+
+def test_a_variable_that_is_deleted(rng):
+    gain = 2.0
+
+    def cell(x, h):
+        return h, h + x @ W * gain
+
+    xs, state = rng.standard_normal((5, 2, 3)), tgs.zeros(2, 4, dtype="float64")
+    settle(cell, xs, state)
+    del gain
+    with pytest.raises(NameError, match="gain"):
+        tgs.scan(cell, xs, state)
 
 
 class Learned(Layers):

@@ -117,7 +117,9 @@ class Reach:
     def __init__(self, cell: Any) -> None:
         """Raises LookupError if it may read something else, or change something."""
         self._holders: list[tuple[Any, list[str], list[Any]]] = []  # names are those of a dict
-        self._functions: list[tuple[Any, CodeType, Any]] = []  # None stands for the cell itself
+        # In these two None stands for the cell itself, or it never goes.
+        self._objects: list[tuple[Any, type, dict[str, Any]]] = []
+        self._functions: list[tuple[Any, CodeType, Any]] = []
         self._globals: list[tuple[dict[str, Any], str, Any]] = []
         self._closures: list[tuple[Any, Any]] = []
         self._classes: list[type] = []
@@ -168,7 +170,9 @@ class Reach:
             for each in kind.__mro__[:-1]:
                 if not _is_own(each.__module__) and each is not SimpleNamespace:
                     self._read_class(each)
-            self._read_all(value.__dict__)
+            own = value.__dict__
+            self._objects.append((None if value is self._cell else value, kind, own))
+            self._read_all(own)
         elif not isinstance(value, CONSTANT):
             raise LookupError
 
@@ -206,7 +210,7 @@ class Reach:
         used = _used(function.__code__)
         if used is None or function.__dict__ or function.__kwdefaults__:
             raise LookupError
-        held = None if function is self._cell else function  # not the cell, or it never goes
+        held = None if function is self._cell else function
         self._functions.append((held, function.__code__, function.__defaults__))
         self._names |= used.attributes
         self._read(function.__defaults__)
@@ -262,6 +266,10 @@ class Reach:
                 return False
             if not all(map(is_, holder.values() if names else holder, held)):
                 return False
+        for each, kind, own in self._objects:
+            each = cell if each is None else each
+            if type(each) is not kind or each.__dict__ is not own:
+                return False
         for around, name, value in self._globals:
             if around.get(name) is not value:
                 return False
@@ -270,7 +278,10 @@ class Reach:
             if function.__code__ is not code or function.__defaults__ is not defaults:
                 return False
         for closed, value in self._closures:
-            if closed.cell_contents is not value:
+            try:
+                if closed.cell_contents is not value:
+                    return False
+            except ValueError:  # it is empty by now
                 return False
         for tensor, data in self._fixed:
             if tensor._data is not data:
