@@ -344,6 +344,58 @@ def test_what_is_gone_is_forgotten(rng):
     assert all(each() is None for each in gone)
 
 
+class Closing(nn.Module):
+    """Has a function that closes over it."""
+
+    def __init__(self):
+        self.gain = nn.parameter(np.ones(4))
+        self.act = lambda z: tgs.tanh(z * self.gain)
+
+    def forward(self, x, h):
+        h = self.act(x + h)
+        return h, h
+
+
+class Attending(nn.Module):
+    def forward(self, x, h):
+        h = tgs.tanh(x + h + self.memory[:, 0])
+        return h, h
+
+
+def _calling_itself():
+    def cell(x, h, again=True):
+        return cell(x, h, False) if again else (h, tgs.tanh(x + h))
+
+    return cell
+
+
+@pytest.mark.parametrize("make", [Closing, _calling_itself])
+def test_a_cell_that_leads_back_to_itself_goes(make):
+    cell = settle(make(), np.ones((5, 2, 4), "f4"), np.zeros((2, 4), "f4"))
+    gone = weakref.ref(cell)
+    del cell
+    gc.collect()
+    assert gone() is None
+
+
+@pytest.mark.parametrize("computed", [True, False])
+def test_a_memory_goes_when_the_cell_has_another(computed):
+    cell, gone = Attending(), []
+    xs, h = tgs.ones(5, 2, 4), tgs.zeros(2, 4)
+    for _ in range(12):
+        cell.memory = tgs.ones(2, 3, 4)
+        if computed:
+            object.__setattr__(cell, "memory", nn.parameter(np.ones((2, 3, 4))) * 2)
+        gone.append(weakref.ref(cell.memory))
+        tgs.scan(cell, xs, h)
+    cell.memory = None
+    if not computed:  # until the next call
+        cell.memory = tgs.ones(2, 3, 4)
+        tgs.scan(cell, xs, h)
+    gc.collect()
+    assert not any(each() is not None for each in gone)
+
+
 def test_only_so_many_are_remembered(rng, monkeypatch):
     monkeypatch.setattr(settled, "MOST", 3)
     monkeypatch.setattr(settled, "MOST_CALLS", 3)

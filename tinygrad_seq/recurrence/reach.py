@@ -149,8 +149,12 @@ class Reach:
     def _read(self, value: Any) -> None:
         """Note everything that can be come to from a value."""
         kind = type(value)
+        if value is self._cell and (self._objects or self._functions):
+            raise LookupError  # what leads back to the cell would keep it alive
         self._refused |= CHANGING.get(kind, set())
         if kind is Tensor:
+            if not value.is_leaf:  # of this call alone, with the tape that led to it
+                raise LookupError
             self._found[id(value)] = value
         elif kind is FunctionType:
             if _is_own(_home(value)):

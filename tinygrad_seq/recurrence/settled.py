@@ -90,9 +90,12 @@ _settled: dict[int, Settled] = {}
 
 
 def settled(cell: Any) -> Settled | None:
-    """What is known of a cell, if nothing has changed since."""
+    """What is known of a cell, if nothing has changed since; otherwise it is let go."""
     found = _settled.get(id(cell))
-    return found if found is not None and found.reach.is_still_so(cell) else None
+    if found is None or found.reach.is_still_so(cell):
+        return found
+    _settled.pop(id(cell), None)
+    return None
 
 
 def settle(cell: Any, key: Any, step: Step, made: Sequence[Made]) -> Known | None:
