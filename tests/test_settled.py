@@ -18,7 +18,7 @@ from cells import make_inputs
 
 import tinygrad_seq as tgs
 from tinygrad_seq import nn
-from tinygrad_seq.recurrence import settled
+from tinygrad_seq.recurrence import compiled, following, settled
 from tinygrad_seq.trees import leaves, map_leaves
 
 F8 = {"dtype": "float64"}
@@ -731,6 +731,39 @@ def test_a_function_in_the_guise_of_one_of_this_package(rng, monkeypatch):
     settle(wrapping, xs, state)
     monkeypatch.setitem(globals(), "SCALE", 0.1)
     agrees(wrapping, xs, state)
+
+
+def test_another_thread_changes_a_cell_while_it_is_run(rng, monkeypatch):
+    cell, xs = Layers(), rng.standard_normal((5, 2, 3))
+    settles = following.Precedent._settle
+
+    def late(*given):
+        cell.table["scale"] *= 1.5
+        settles(*given)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(following.Precedent, "_settle", late)
+        settle(cell, xs)
+    for _ in range(3):
+        agrees(cell, xs, None)
+
+
+def test_another_thread_changes_a_cell_before_its_call_is_remembered(rng, monkeypatch):
+    cell, xs = Layers(), tgs.tensor(rng.standard_normal((7, 2, 3)))
+    settle(cell, xs[:5])
+    run = compiled.Call.run
+
+    def then_changed(call):
+        monkeypatch.setattr(compiled.Call, "run", run)
+        made = run(call)
+        cell.table["scale"] *= 1.5
+        settle(cell, xs[:5])
+        return made
+
+    monkeypatch.setattr(compiled.Call, "run", then_changed)
+    tgs.scan(cell, xs)
+    assert settled.settled(cell)
+    agrees(cell, xs, None)
 
 
 def test_two_functions_of_one_code(rng):

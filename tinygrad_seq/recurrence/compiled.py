@@ -160,7 +160,9 @@ def _repeated(cell: Any, xs: Any, state: Any, like: Any) -> Call | None:
 def _remember(call: Call, like: Any, from_start: bool) -> None:
     """Keep a call, without its tensors, for others that are like it."""
     known = settled(call.cell)
-    if known is not None and call.step.known is not None and call.xs[0].device == devices.CPU:
+    if known is None or not known.has(call.step.known):  # but what another thread has changed
+        return
+    if call.xs[0].device == devices.CPU:
         kept = call.again(None, None, call.given.state if from_start else ())
         kept.read, kept.plain = {}, call.is_plain()
         known.remember_call(like, kept)

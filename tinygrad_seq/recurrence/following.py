@@ -37,7 +37,7 @@ from tinygrad_seq.recurrence.lowering import (
     product_of_lines,
     product_of_parts,
 )
-from tinygrad_seq.recurrence.settled import Known, Made, settle, settled
+from tinygrad_seq.recurrence.settled import Known, Made, Settled, settle, settled
 from tinygrad_seq.recurrence.trace import BESIDE, CAPTURED, ROLES, Step, Trace, Traced
 from tinygrad_seq.recurrence.tracing import (
     Event,
@@ -414,6 +414,7 @@ class Precedent(Source):
     def follow(self, cell: Cell, given: Given, outer: Any, key: Any) -> tuple[Step, Tracer | None]:
         """The step that the cell writes down in this call, and who wrote it, if it departed."""
         first = iter(self.leaves)
+        readable = self._readable(cell)
         try:
             returned = cell(rebuild(given.xs, first), rebuild(given.state, first))
             tracer = self.departed
@@ -427,8 +428,8 @@ class Precedent(Source):
                         seeds=self.seeds,
                         precedent=self,
                     )
-                    if self.chances:
-                        self._settle(cell, (given.B, key), step)
+                    if readable is not None:
+                        self._settle(readable, cell, (given.B, key), step)
                     return step, None
                 tracer = self.depart()
             return finish_trace(tracer, returned, cell, given, outer), tracer
@@ -494,18 +495,29 @@ class Precedent(Source):
         if self.chances:
             self.beside.append(Made(*made))
 
-    def _settle(self, cell: Cell, key: Any, step: Step) -> None:
+    def _readable(self, cell: Cell) -> Settled | None:
+        """What is known of a cell before it is run, for another thread may change it meanwhile."""
+        if not self.chances:
+            return None
+        try:
+            return settled(cell) or Settled(cell)
+        except LookupError:
+            self.chances = 0
+            return None
+
+    def _settle(self, readable: Settled, cell: Cell, key: Any, step: Step) -> None:
         """From now on the cell need not be run, if all that it can read is known.
 
         That is given up if something has changed again and again before it was of use.
         """
         before = None if self.known is None else self.known()
-        known = settle(cell, key, step, self.beside)
-        if known is None:
+        try:
+            known = settle(readable, cell, key, step, self.beside)
+        except LookupError:
             self.chances = 0
-        else:
-            self.known = ref(known)  # which holds parameters of the cell
-            self.chances = PATIENCE if before is not None and before.used else self.chances - 1
+            return
+        self.known = None if known is None else ref(known)  # which holds parameters of the cell
+        self.chances = PATIENCE if before is not None and before.used else self.chances - 1
 
     def compare(self, name: str, a: Any, b: Any) -> Tensor:
         form = self.forms[self.at]

@@ -80,6 +80,10 @@ class Settled:
         known = self.steps[key] = Known(step, needed)
         return known
 
+    def has(self, known: Known | None) -> bool:
+        """Whether this is what the cell does, and not what it did before something changed."""
+        return known is not None and any(each is known for each in [*self.steps.values()])
+
     def remember_call(self, like: Any, call: Any) -> None:
         if len(self.calls) >= MOST_CALLS:
             self.calls.clear()
@@ -98,14 +102,16 @@ def settled(cell: Any) -> Settled | None:
     return None
 
 
-def settle(cell: Any, key: Any, step: Step, made: Sequence[Made]) -> Known | None:
-    """Remember what a cell did; None if it may do something else the next time."""
-    found = settled(cell)
-    try:
-        if found is None:
-            found = Settled(cell)
-        known = found.remember(key, step, made)
-    except LookupError:
+def settle(
+    found: Settled, cell: Any, key: Any, step: Step, made: Sequence[Made]
+) -> Known | None:
+    """Remember what a cell did; None if something has changed while it was run.
+
+    ``found`` is what it could read before. Raises LookupError for a cell of which it is not known
+    what it will do the next time.
+    """
+    known = found.remember(key, step, made)
+    if not found.reach.is_still_so(cell):
         return None
     if len(_settled) >= MOST:
         _settled.clear()
