@@ -629,14 +629,21 @@ def test_what_others_change_is_noticed(rng, monkeypatch):
 
 
 def test_a_variable_that_is_deleted(rng):
-    gain = 2.0
+    def make(gain):
+        def cell(x, h):
+            return h, h + x @ W * gain
 
-    def cell(x, h):
-        return h, h + x @ W * gain
+        def delete():
+            nonlocal gain
+            del gain
+
+        return cell, delete
 
     xs, state = rng.standard_normal((5, 2, 3)), tgs.zeros(2, 4, dtype="float64")
+    cell, delete = make(2.0)
     settle(cell, xs, state)
-    del gain
+    assert settled.settled(cell)
+    delete()
     with pytest.raises(NameError, match="gain"):
         tgs.scan(cell, xs, state)
 
@@ -724,6 +731,23 @@ def test_code_that_is_called_without_its_name(make, rng, monkeypatch):
     assert settled.settled(cell)
     monkeypatch.setitem(globals(), "SCALE", 0.1)
     agrees(cell, xs, None)
+
+
+class Drawn(Layers):
+    def initial_state(self, batch_size):
+        return tgs.randn(batch_size, 4, dtype="float64")
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_a_first_state_that_is_drawn_counts_even_if_another_is_given(given, rng):
+    cell, xs, found = Drawn(), tgs.tensor(rng.standard_normal((5, 2, 3))), []
+    for drive in (tgs.unroll, tgs.scan):
+        tgs.manual_seed(0)
+        for _ in range(6):
+            ys, _ = drive(cell, xs, tgs.zeros(2, 4, dtype="float64") if given else None)
+        found.append((ys.numpy(), tgs.rand(3).numpy()))
+    for mine, theirs in zip(*found, strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-9)
 
 
 def test_a_function_in_the_guise_of_one_of_this_package(rng, monkeypatch):

@@ -148,10 +148,12 @@ def _repeated(cell: Any, xs: Any, state: Any, like: Any) -> Call | None:
     call: Call | None = None if known is None else known.calls.get(like)
     if known is None or call is None:
         return None
-    if state is None:
-        state = call.given.state
-        if not known.reach.is_own:  # a first state may be learned
-            state = cell.initial_state(call.given.B)
+    if known.reach.is_own:
+        state = call.given.state if state is None else state
+    elif hasattr(cell, "initial_state"):  # it may be learned, or drawn, which counts in any case
+        first = cell.initial_state(call.given.B)
+        if state is None:
+            state = first
             if not alike(state, call.given.state) or kinds(leaves(state)) != kinds(call.states):
                 return None
     return call.again(cell, xs, state)

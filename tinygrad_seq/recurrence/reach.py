@@ -235,9 +235,12 @@ class Reach:
     def _read_names(self) -> None:
         """Read what names of attributes lead to, in classes; refuse those that are not known."""
         read: set[tuple[type, str]] = set()
-        while waiting := {
-            (kind, name) for kind in self._classes for name in self._names & vars(kind).keys()
-        } - read:
+        while (
+            waiting := {
+                (kind, name) for kind in self._classes for name in self._names & vars(kind).keys()
+            }
+            - read
+        ):
             read |= waiting
             for kind, name in waiting:
                 value = vars(kind)[name]

@@ -102,9 +102,7 @@ def settled(cell: Any) -> Settled | None:
     return None
 
 
-def settle(
-    found: Settled, cell: Any, key: Any, step: Step, made: Sequence[Made]
-) -> Known | None:
+def settle(found: Settled, cell: Any, key: Any, step: Step, made: Sequence[Made]) -> Known | None:
     """Remember what a cell did; None if something has changed while it was run.
 
     ``found`` is what it could read before. Raises LookupError for a cell of which it is not known
