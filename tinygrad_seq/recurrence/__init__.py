@@ -12,9 +12,11 @@ goes that way with a small cell.
 
 ``following.py`` makes tracing faster, and ``settled.py`` with ``reach.py`` says when there need be
 none; they may be skipped: without them everything is the same.
-``draws.py`` is random numbers in a cell, ``stepping.py`` runs the kernels a step at a time,
-``replay.py`` is for derivatives of derivatives, ``flow.py`` for the size of gradients at each step,
-``naming.py`` and ``showing.py`` are for readers.
+
+``choices.py`` says what values of several axes are as rows, ``draws.py`` is random numbers in a
+cell, ``stepping.py`` runs the kernels a step at a time, ``replay.py`` is for derivatives of
+derivatives, ``flow.py`` for the size of gradients at each step, ``naming.py`` and ``showing.py``
+are for readers.
 """
 
 from tinygrad_seq.recurrence.compiled import scan

@@ -63,13 +63,13 @@ def scan(
     no product at all.
 
     The cell is traced without values, once in a call, or not at all where all that it can read is
-    what it was. It may use the package's elementwise
-    operations, products, cuts, joins and reductions, and random numbers (``rand``, ``randn``,
-    ``nn.Dropout``), in float32 or float64. Axis 0 of each value of a step is the batch, and rows do
-    not mix: (B, n) and (B, k, n) may be multiplied with a tensor (n, m) that the cell closes over,
-    (B, g, k, n) with one (g, n, m), and (B, k, n) with (B, n, m), but (B, n) not with another value
-    of two axes. Whatever else it does, a branch on a value for instance, raises a TraceError that
-    names the line, and ``tgs.unroll`` runs it.
+    what it was. It may use the package's elementwise operations, products, cuts, joins and
+    reductions, and random numbers (``rand``, ``randn``, ``nn.Dropout``), in float32 or float64.
+    Axis 0 of each value of a step is the batch, and rows do not mix: (B, n) and (B, k, n) may be
+    multiplied with a tensor (n, m) that the cell closes over, (B, g, k, n) with one (g, n, m), and
+    (B, k, n) with (B, n, m), but (B, n) not with another value of two axes. Whatever else it does,
+    a branch on a value for instance, raises a TraceError that names the line, and ``tgs.unroll``
+    runs it.
 
     ``cumsum`` is a product with a matrix that holds zeros, so that a value that is not finite
     spoils all of the sums along its axis. On a GPU such products are also those of (B, k, n) with a
@@ -143,7 +143,7 @@ def _likeness(xs: Any, state: Any, *options: Any) -> Any:
 
 
 def _repeated(cell: Any, xs: Any, state: Any, like: Any) -> Call | None:
-    """This call, if all of it was checked and found in an earlier one."""
+    """This call, if one like it was kept, with all that was checked and found then."""
     known = settled(cell)
     call: Call | None = None if known is None else known.calls.get(like)
     if known is None or call is None:
@@ -160,7 +160,7 @@ def _repeated(cell: Any, xs: Any, state: Any, like: Any) -> Call | None:
 
 
 def _remember(call: Call, like: Any, from_start: bool) -> None:
-    """Keep a call, without its tensors, for others that are like it."""
+    """Keep a call, without its inputs and what it has read, for others that are like it."""
     known = settled(call.cell)
     if known is None or not known.has(call.step.known):  # but what another thread has changed
         return
@@ -244,7 +244,7 @@ class Call:
         trace: Callable[..., Step] = trace_again,
     ) -> None:
         self.cell, self.given, self.reverse, self.checkpoint = cell, given, reverse, checkpoint
-        self.before = before  # the axes (B, ...) of last states
+        self.before = before  # the lengths of axes that last states have before (B, ...)
         self.dtype = _dtype(given)
         self.step = trace(cell, given, self.dtype)
         self.xs, self.states = given.x_leaves, given.state_leaves
@@ -252,10 +252,11 @@ class Call:
         self.own_resets = given.resets is not None and given.reset_state is not given.state
         self.reset_states = leaves(given.reset_state) if self.own_resets else self.states
         self.captured = self.step.captured
-        # In calls that are like an earlier one: what those have read, without arrays, by needs.
+        # What calls like this one have read, without arrays, by needs. A call that is kept and all
+        # that are made from it share it; others have none.
         self.read: dict[Needs | None, Any] | None = None
         self.plain = False  # whether that was the very arrays of the tensors
-        if self.step.precedent is None:  # otherwise they are where they were then
+        if self.step.precedent is None:  # otherwise tensors are on the device that they were on
             self._check_device()
 
     def _check_device(self) -> None:
@@ -287,7 +288,6 @@ class Call:
 
     def needs(self) -> Needs:
         """What wants a gradient; a state does if rows are reset to something that does."""
-
         xs, states = len(self.xs), len(self.xs) + len(self.states)
         captured = states + len(self.captured)
         wants = tuple(
@@ -309,6 +309,7 @@ class Call:
         return runner
 
     def _plain_arrays(self) -> tuple[list[Any], list[Any], list[Any]]:
+        """The arrays of inputs, states and captured tensors as they are."""
         roles = self.step.trace.roles
         captured = [as_used(t._data, role) for t, role in zip(self.captured, roles, strict=True)]
         return [x._data for x in self.xs], [s._data for s in self.states], captured
@@ -373,7 +374,7 @@ class Call:
             devices.raise_explained(error, "scan")
         if self.read is not None and needs not in self.read:
             self.read[needs] = arrays.again([], [], [])
-        values = [  # which were rows (.., B, n)
+        values = [  # which were rows (T, B, n)
             y if len(shape := like._data.shape) == 2 else y.reshape(*y.shape[:-2], *shape)
             for y, like in zip(ys, y_leaves, strict=True)
         ]
@@ -428,6 +429,7 @@ def _runner(step: Step, needs: Needs | None, cell: Any, x: Any) -> Any:
 
 
 def _new_runner(step: Step, needs: Needs | None, name: str, x: Any) -> Any:
+    """The plan of these rows, to be compiled at its first run."""
     texts = {op: (rule.inputs, rule.text) for op, rule in RULES.items()}
     if devices.device_of(x) == devices.CPU:
         from tinygrad_seq.kernels import cpu

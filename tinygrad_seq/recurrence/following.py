@@ -1,11 +1,12 @@
 """Tracing a cell again, along what it did the last time.
 
-The cell is run in every call of ``scan``, and mostly it does again what it did before. So what it
-asked for is kept, and in the next call it is given the tensors of the step, the very objects, that
-it had then. Each operation is compared with the one that came at this place: the same operation on
-the same objects, beside tensors that were there before of the same shapes. While that holds,
-nothing is worked out and nothing written, and it gives the object of the last time. At the first
-difference what was followed so far becomes an ordinary tracer, which goes on.
+The cell is run in every call of ``scan`` unless it is settled (``settled.py``), and mostly it does
+again what it did before. So what it asked for is kept, and in the next call it is given the tensors
+of the step, the very objects, that it had then. Each operation is compared with the one that came
+at this place: the same operation on the same objects, beside tensors that were there before of the
+same shapes. While that holds, nothing is worked out and nothing written, and it gives the object of
+the last time. At the first difference what was followed so far becomes an ordinary tracer, which
+goes on.
 
 Nothing is taken for granted of a cell: what it closes over, its numbers and its seeds are those of
 this call. All rests on this, that one of these objects means the same value in every call. So a
@@ -358,7 +359,7 @@ _LOOKING = _references([Number()])[0] - 1
 
 
 class Precedent(Source):
-    """What a cell did; and, while it is followed, what stands in the place of a tracer.
+    """What a cell asked for; and, while it is followed, what stands in the place of a tracer.
 
     Once it has departed, it passes on to the tracer that it became what it may still be asked for.
     """
@@ -373,8 +374,8 @@ class Precedent(Source):
         self.constants = tracer.constants
         self.body = tracer.body
         self.runners: dict[Any, Any] = {}  # compiled code, by what needs a gradient
-        self.chances = PATIENCE  # to settle, see ``settled.py``
-        self.known: ref[Known] | None = None  # if it has
+        self.chances = PATIENCE  # how often the cell may still be settled, see ``_settle``
+        self.known: ref[Known] | None = None  # what came of the last time
         made = [form.made for form in forms if form.made is not None]
         self.symbols = list({id(tensor): tensor for tensor in (*self.leaves, *made)}.values())
         for tensor in self.symbols:
@@ -492,6 +493,7 @@ class Precedent(Source):
         return product_of_parts(name, parts, inputs[1], self.shares)
 
     def note(self, *made: Any) -> None:
+        """What an operation has made of tensors that were there before."""
         if self.chances:
             self.beside.append(Made(*made))
 

@@ -41,7 +41,8 @@ HARMLESS = tuple(
 )
 BUILTINS = {"abs", "bool", "dict", "enumerate", "float", "int", "isinstance", "len", "list", "map"}
 BUILTINS |= {"max", "min", "range", "reversed", "round", "sorted", "str", "sum", "tuple", "zip"}
-# Of a tensor, but no part of what it is to a step: they look at its values, or change something.
+# Of tensors, and of rooms that compute, but what a step cannot have: they look at values, at how a
+# tensor is trained, or change something.
 REFUSED = {"backward", "data", "grad", "is_leaf", "item", "manual_seed", "numpy", "requires_grad"}
 REFUSED |= {"tolist", "version"}
 OF_TENSORS = {name for name in dir(Tensor) if not name.startswith("_")}
@@ -96,7 +97,7 @@ def _used(code: CodeType) -> Used | None:
 
 
 def _is_own(home: Any) -> bool:
-    """Whether what is at home in a module of this name is of this package."""
+    """Whether a module of this name is one of this package."""
     return type(home) is str and (home == HERE or home.startswith(f"{HERE}."))
 
 
@@ -106,7 +107,7 @@ def _home(function: FunctionType) -> Any:
 
 
 def kinds(tensors: Sequence[Tensor]) -> tuple[Any, ...]:
-    """All of tensors but their values."""
+    """What is fixed of tensors while values change: where arrays are, dtypes, shapes, strides."""
     arrays = [tensor._data for tensor in tensors]
     return tuple([(type(each), each.dtype.char, each.shape, each.strides) for each in arrays])
 
@@ -116,15 +117,19 @@ class Reach:
 
     def __init__(self, cell: Any) -> None:
         """Raises LookupError if it may read something else, or change something."""
-        self._holders: list[tuple[Any, list[str], list[Any]]] = []  # names are those of a dict
-        # In these two None stands for the cell itself, or it never goes.
+        # Containers, with the names and the values in them; only a dict has names.
+        self._holders: list[tuple[Any, list[str], list[Any]]] = []
+        # Objects, with their classes and dicts, and what others wrote: functions, with code and
+        # defaults; globals and variables around them, with their values; and classes. None stands
+        # for the cell itself, or it never goes.
         self._objects: list[tuple[Any, type, dict[str, Any]]] = []
         self._functions: list[tuple[Any, CodeType, Any]] = []
         self._globals: list[tuple[dict[str, Any], str, Any]] = []
         self._closures: list[tuple[Any, Any]] = []
         self._classes: list[type] = []
-        self._names, self._refused = {*ENTRIES}, {*REFUSED}
+        self._names, self._refused = {*ENTRIES}, {*REFUSED}  # of attributes that code asks for
         self._known_names = ENTRIES | OF_TENSORS | OF_OTHERS
+        # For the time of reading: the cell, tensors by id, and the ids of functions gone through.
         self._cell, self._found, self._seen = cell, dict[int, Tensor](), set[int]()
         self._read(cell)
         self._read_names()

@@ -15,7 +15,7 @@ from tinygrad_seq.recurrence.trace import exact_up_to
 
 
 def ready(array: Any, dtype: np.dtype[Any]) -> Any:
-    """(B, ...) as rows (B, n), one after the other."""
+    """A floating (B, ...) as rows (B, n) in the kernel's dtype, one after the other."""
     if array.ndim != 2:
         array = array.reshape(len(array), prod(array.shape[1:]))
     elif array.dtype is dtype and type(array) is np.ndarray and array.flags.c_contiguous:
@@ -49,7 +49,8 @@ def _check_exact(x: Any, dtype: np.dtype[Any]) -> None:
 
 
 def capture_ready(array: Any, dtype: np.dtype[Any], matrix: bool) -> Any:
-    """A matrix at any whole strides, others row after row."""
+    """What a cell closes over in the kernel's dtype: a matrix at any whole strides, others row
+    after row."""
     if array.dtype is dtype and type(array) is np.ndarray:  # quickly, for the commonest cases
         flags = array.flags
         if flags.c_contiguous or (matrix and flags.f_contiguous):

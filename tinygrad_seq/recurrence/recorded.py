@@ -122,6 +122,7 @@ OUTPUT = Operation("output", (), lambda *_: None, [lambda g, k: Piece(k, g)], vi
 
 @cache
 def _operation(inputs: int) -> Bundle:
+    """A scan of so many inputs; what is saved ends with its run."""
     return Bundle(
         "scan",
         inputs,
@@ -134,7 +135,7 @@ def recorded(run: Run, inputs: Sequence[Tensor], values: Sequence[np.ndarray]) -
     """The outputs as tensors: the scan's entry, and one for each that takes it out of there."""
     op = _operation(len(inputs))
     parents = tuple([t._entry or entry_of(t) for t in inputs])
-    saved = (*[t._data for t in inputs], None, run)
+    saved = (*[t._data for t in inputs], None, run)  # None: the entry has no value of its own
     entry = Entry(op, parents, saved, (), values[0].dtype)
     for tape in recording.tapes:
         tape.add(entry, inputs, values[0])

@@ -17,7 +17,7 @@ from tinygrad_seq.rules import Operation
 from tinygrad_seq.tensors import Tensor, apply
 
 MOST = 256  # cells that are remembered
-MOST_CALLS = 64  # of each
+MOST_CALLS = 64  # of each; and steps of each
 
 
 class Made(NamedTuple):
@@ -30,12 +30,12 @@ class Made(NamedTuple):
 
 
 class Known:
-    """What a cell did."""
+    """A step that a cell would do again."""
 
     def __init__(self, step: Step, made: list[Made]) -> None:
         self.step = step._replace(known=self)
-        self.made = made  # what the step reads of that, in the order in which it was made
-        self.used = False
+        self.made = made  # what the step reads that the cell makes, in the order of making
+        self.used = False  # whether a call was spared the cell
 
     def again(self) -> Step:
         """The step, with tensors that are made anew of the values of now."""
@@ -50,15 +50,15 @@ class Known:
 
 
 class Settled:
-    """What a cell did while all that it can read was the same."""
+    """A cell, what it can read, and its steps and calls while all of that is the same."""
 
     def __init__(self, cell: Any) -> None:
         """Raises LookupError for a cell of which it is not known what it can read."""
         self.reach = Reach(cell)
         self.steps: dict[Any, Known] = {}  # by shapes of what the cell was given
-        self.calls: dict[Any, Any] = {}  # see ``compiled.py``
+        self.calls: dict[Any, Any] = {}  # by what calls that are alike share, see ``compiled.py``
         key, forget = id(cell), _settled.pop  # names that may be gone when the interpreter ends
-        self._cell = ref(cell, lambda _: forget(key, None))
+        self._cell = ref(cell, lambda _: forget(key, None))  # nobody reads it, but it must live
 
     def remember(self, key: Any, step: Step, made: Sequence[Made]) -> Known:
         """That this is what the cell does with these shapes; raises LookupError if it may not."""

@@ -202,4 +202,4 @@ class Step(NamedTuple):
     numbers: list[float]
     seeds: list[int]  # of each operation that draws at every step
     precedent: Any = None  # what it was traced along, see ``following.py``
-    known: Any = None  # what says that the cell need not be run, see ``settled.py``
+    known: Any = None  # what gives it without the cell being run, see ``settled.py``

@@ -194,7 +194,7 @@ class Tracer(Source):
         return made
 
     def note(self, *made: Any) -> None:
-        """What an operation has made of tensors that were there before; see ``following.py``."""
+        """What an operation has made of tensors that were there before: a Precedent asks."""
 
     def _written(
         self, op: Operation, inputs: Sequence[Any], params: tuple[Any, ...]
