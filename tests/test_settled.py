@@ -317,6 +317,11 @@ def test_layers_give_stacks_of_states(name, rng):
             np.testing.assert_allclose(mine, theirs, rtol=1e-9, atol=1e-12)
 
 
+def test_the_last_state_of_no_steps_is_the_first():
+    state = tgs.zeros(2, 4, dtype="float64")
+    assert tgs.scan(lambda x, h: (h, tgs.tanh(x @ W + h)), np.ones((0, 2, 3)), state)[1] is state
+
+
 def test_second_derivatives_through_last_states(rng):
     layer = nn.LSTM(2, 3, **F8)
     xs = tgs.tensor(rng.standard_normal((4, 1, 2)))

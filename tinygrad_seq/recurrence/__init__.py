@@ -10,8 +10,9 @@ goes that way with a small cell.
 
 ``ready.py`` brings arrays into the form that kernels read, ``recorded.py`` is a scan on the tape.
 
-``following.py`` makes tracing faster, and ``settled.py`` with ``reach.py`` says when there need be
-none; they may be skipped: without them everything is the same.
+``following.py`` makes tracing faster, ``settled.py`` with ``reach.py`` says when there need be
+none, and ``repeating.py`` when a call need not be checked. They may be skipped: without them
+everything is the same.
 
 ``choices.py`` says what values of several axes are as rows, ``draws.py`` is random numbers in a
 cell, ``stepping.py`` runs the kernels a step at a time, ``replay.py`` is for derivatives of

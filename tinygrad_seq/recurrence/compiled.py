@@ -8,7 +8,6 @@ they were never seen is anything derived, planned and compiled. Imports the engi
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,13 +15,12 @@ import numpy as np
 from tinygrad_seq import devices
 from tinygrad_seq.errors import WAY_OUT, DeviceError, TraceError, whole
 from tinygrad_seq.kernels.forking import alone
-from tinygrad_seq.recurrence.arguments import Cell, Given, alike, check_arguments
+from tinygrad_seq.recurrence.arguments import Cell, Given, check_arguments
 from tinygrad_seq.recurrence.derive import Needs, differentiate
 from tinygrad_seq.recurrence.following import trace_again
-from tinygrad_seq.recurrence.reach import kinds
-from tinygrad_seq.recurrence.ready import capture_ready, ready, rows_ready
+from tinygrad_seq.recurrence.ready import capture_ready, sequence_ready, state_ready
 from tinygrad_seq.recurrence.recorded import Run, recorded
-from tinygrad_seq.recurrence.settled import settled
+from tinygrad_seq.recurrence.repeating import Kept, keep, likeness, repeated
 from tinygrad_seq.recurrence.stepwise import no_steps, run_steps
 from tinygrad_seq.recurrence.trace import BESIDE, UNITS, Step, as_used
 from tinygrad_seq.recurrence.tracing import trace_cell
@@ -106,15 +104,15 @@ def _scan(
     resets: Any,
     reverse: bool,
     checkpoint: int | None,
-    before: tuple[int, ...],
+    leading: tuple[int, ...],
 ) -> tuple[Any, Any]:
-    """``scan``; ``before`` are the lengths of axes that last states have before (B, ...)."""
+    """``scan``; ``leading`` are the lengths of axes that last states have before (B, ...)."""
     if checkpoint is not None:
         checkpoint = whole(checkpoint, "scan: checkpoint")
     like = None
     if lengths is None and resets is None and not recording.tapes and recording.flow is None:
-        like = _likeness(xs, state, bool(reverse), checkpoint, before)
-        call = _repeated(cell, xs, state, like)
+        like = likeness(xs, state, bool(reverse), checkpoint, leading)
+        call = repeated(cell, xs, state, like)
         if call is not None:
             return call.run()
     given = check_arguments(cell, xs, state, lengths, resets, "scan")
@@ -122,55 +120,14 @@ def _scan(
         _check_no_loop((*given.x_leaves, *given.state_leaves))
     if not given.T or not given.B or any(tape.by_steps for tape in recording.tapes):
         ys, last = _by_steps(cell, given, reverse)
-        return ys, map_leaves(lambda leaf: leaf.reshape(*before, *leaf.shape), last)
-    call = Call(cell, given, reverse, checkpoint, before)
+        if leading:
+            last = map_leaves(lambda leaf: leaf.reshape(*leading, *leaf.shape), last)
+        return ys, last
+    call = Call(cell, given, reverse, checkpoint, leading)
     made = call.run()
     if like is not None:
-        _remember(call, like, state is None)
+        keep(call, like, state is None)
     return made
-
-
-# Calls like earlier ones ---------------------------------------------------------------------
-
-
-def _likeness(xs: Any, state: Any, *options: Any) -> Any:
-    """What calls have in common if they are alike but for values; None if that is not simple."""
-    given = xs, *(() if state is None else state if type(state) is tuple else (state,))
-    for each in given:
-        if type(each) is not Tensor:
-            return None
-    return kinds(given), type(state), options
-
-
-def _repeated(cell: Any, xs: Any, state: Any, like: Any) -> Call | None:
-    """This call, if one like it was kept, with all that was checked and found then."""
-    known = settled(cell)
-    call: Call | None = None if known is None else known.calls.get(like)
-    if known is None or call is None:
-        return None
-    if known.reach.is_own:
-        state = call.given.state if state is None else state
-    elif hasattr(cell, "initial_state"):  # it may be learned, or drawn, which counts in any case
-        first = cell.initial_state(call.given.B)
-        if state is None:
-            state = first
-            if not alike(state, call.given.state) or kinds(leaves(state)) != kinds(call.states):
-                return None
-    return call.again(cell, xs, state)
-
-
-def _remember(call: Call, like: Any, from_start: bool) -> None:
-    """Keep a call, without its inputs and what it has read, for others that are like it."""
-    known = settled(call.cell)
-    if known is None or not known.has(call.step.known):  # but what another thread has changed
-        return
-    if call.xs[0].device == devices.CPU:
-        kept = call.again(None, None, call.given.state if from_start else ())
-        kept.read, kept.plain = {}, call.is_plain()
-        known.remember_call(like, kept)
-
-
-# One call ------------------------------------------------------------------------------------
 
 
 def _check_no_loop(leaves: Sequence[Tensor]) -> None:
@@ -240,111 +197,79 @@ class Call:
         given: Given,
         reverse: bool = False,
         checkpoint: int | None = None,
-        before: tuple[int, ...] = (),
+        leading: tuple[int, ...] = (),
         trace: Callable[..., Step] = trace_again,
     ) -> None:
         self.cell, self.given, self.reverse, self.checkpoint = cell, given, reverse, checkpoint
-        self.before = before  # the lengths of axes that last states have before (B, ...)
+        self.leading = leading  # the lengths of axes that last states have before (B, ...)
         self.dtype = _dtype(given)
         self.step = trace(cell, given, self.dtype)
         self.xs, self.states = given.x_leaves, given.state_leaves
         # Whether rows are reset to a state that is another than the first.
         self.own_resets = given.resets is not None and given.reset_state is not given.state
         self.reset_states = leaves(given.reset_state) if self.own_resets else self.states
-        self.captured = self.step.captured
-        # What calls like this one have read, without arrays, by needs. A call that is kept and all
-        # that are made from it share it; others have none.
-        self.read: dict[Needs | None, Any] | None = None
-        self.plain = False  # whether that was the very arrays of the tensors
+        self.like: Kept | None = None  # the call that this one is like
         if self.step.precedent is None:  # otherwise tensors are on the device that they were on
             self._check_device()
 
     def _check_device(self) -> None:
         device = self.xs[0].device
-        for tensor in self.captured:
+        for tensor in self.step.captured:
             if tensor.device != device:
                 raise DeviceError(
                     f"scan: xs is on {device}, but a tensor of {tensor.shape} that the cell reads "
                     f"on {tensor.device}; move one with cell.to({device!r}), xs.to(...)"
                 )
 
-    def again(self, cell: Any, xs: Any, state: Any) -> Call:
-        """The same call for other tensors of the same kinds."""
-        made: Call = object.__new__(Call)
-        made.__dict__.update(self.__dict__)
-        states = leaves(state)
-        made.step = self.step.known.again()
-        made.captured = made.step.captured
-        made.given = Given(xs, state, state, [xs], states, *self.given[5:])
-        made.cell, made.xs, made.states, made.reset_states = cell, [xs], states, states
-        return made
-
     def inputs(self) -> list[Tensor]:
         """All tensors that the results depend on."""
-        given = [*self.xs, *self.states, *self.captured]
+        given = [*self.xs, *self.states, *self.step.captured]
         if self.own_resets:
             given += self.reset_states
         return given
 
     def needs(self) -> Needs:
         """What wants a gradient; a state does if rows are reset to something that does."""
-        xs, states = len(self.xs), len(self.xs) + len(self.states)
-        captured = states + len(self.captured)
+        xs_end = len(self.xs)
+        states_end = xs_end + len(self.states)
+        captured_end = states_end + len(self.step.captured)
         wants = tuple(
             [(entry := t._entry) is not None and entry.requires_grad for t in self.inputs()]
         )
-        of_states, of_resets = wants[xs:states], wants[captured:]
+        of_states, of_resets = wants[xs_end:states_end], wants[captured_end:]
         if of_resets:
             pairs = zip(of_states, of_resets, strict=True)
             of_states = tuple([first or second for first, second in pairs])
         totals = recording.flow is not None
-        return Needs(wants[:xs], of_states, wants[states:captured], totals=totals)
+        of_captured = wants[states_end:captured_end]
+        return Needs(wants[:xs_end], of_states, of_captured, totals=totals)
 
     def runner(self, needs: Needs | None) -> Any:
         """The compiled code, with a way back if something needs one."""
-        known = {} if self.step.precedent is None else self.step.precedent.runners
-        runner = known.get(needs)
+        runners = {} if self.step.precedent is None else self.step.precedent.runners
+        runner = runners.get(needs)
         if runner is None:
-            runner = known[needs] = _runner(self.step, needs, self.cell, self.xs[0]._data)
+            runner = runners[needs] = _runner(self.step, needs, self.cell, self.xs[0]._data)
         return runner
 
-    def _plain_arrays(self) -> tuple[list[Any], list[Any], list[Any]]:
-        """The arrays of inputs, states and captured tensors as they are."""
-        roles = self.step.trace.roles
-        captured = [as_used(t._data, role) for t, role in zip(self.captured, roles, strict=True)]
-        return [x._data for x in self.xs], [s._data for s in self.states], captured
-
-    def is_plain(self) -> bool:
-        """Whether compiled code reads the very arrays of the tensors."""
-        from tinygrad_seq.kernels.memory import address
-
-        read = self.arrays()
-        there = chain(read.xs, read.states, read.captured)
-        return all(
-            (address(a), a.shape, a.strides) == (address(b), b.shape, b.strides)
-            for a, b in zip(there, chain(*self._plain_arrays()), strict=True)
-        )
-
-    def arrays(self, like: Any = None) -> Any:
-        """What the compiled code reads; ``like`` is what a call like this one has read."""
+    def arrays(self, read: Any = None) -> Any:
+        """What the compiled code reads; ``read`` is what it has read in a call like this one."""
         from tinygrad_seq.kernels import cpu, ragged
 
         given, step, dtype = self.given, self.step, self.dtype
-        if like is not None and self.plain:
-            return like.again(*self._plain_arrays())
-        xs = [rows_ready(x._data, dtype) for x in self.xs]
-        states = [ready(s._data, dtype) for s in self.states]
+        xs = [sequence_ready(x._data, dtype) for x in self.xs]
+        states = [state_ready(s._data, dtype) for s in self.states]
         captured = [
             t._data
             if role is UNITS
             else capture_ready(as_used(t._data, role), dtype, role is not BESIDE)
-            for t, role in zip(self.captured, step.trace.roles, strict=True)
+            for t, role in zip(self.step.captured, step.trace.roles, strict=True)
         ]
-        if like is not None:
-            return like.again(xs, states, captured)
+        if read is not None:
+            return read.again(xs, states, captured)
         xp, resets, reset_states = devices.namespace(xs[0]), given.resets, states
         if self.own_resets:
-            reset_states = [ready(s._data, dtype) for s in self.reset_states]
+            reset_states = [state_ready(s._data, dtype) for s in self.reset_states]
         return cpu.Inputs(
             rows=ragged.rows_of(given.T, given.B, given.lengths, self.reverse),
             xs=xs,
@@ -366,22 +291,22 @@ class Call:
             needs = None
         record = needs is not None
         runner = self.runner(needs)
-        arrays = self.arrays(None if self.read is None else self.read.get(needs))
+        arrays = self.arrays() if self.like is None else self.like.arrays(self, needs)
         y_leaves = leaves(step.y)
         try:
             ys, last, kept = runner.forward(arrays, record)
         except Exception as error:  # those of cuda.core and numba-cuda are no RuntimeErrors
             devices.raise_explained(error, "scan")
-        if self.read is not None and needs not in self.read:
-            self.read[needs] = arrays.again([], [], [])
+        if self.like is not None:
+            self.like.note(needs, arrays)
         values = [  # which were rows (T, B, n)
             y if len(shape := like._data.shape) == 2 else y.reshape(*y.shape[:-2], *shape)
             for y, like in zip(ys, y_leaves, strict=True)
         ]
-        before = self.before
+        leading = self.leading
         for h, like in zip(last, self.states, strict=True):
             shape = like._data.shape
-            values.append(h.reshape(*before, *shape) if before or len(shape) != 2 else h)
+            values.append(h.reshape(*leading, *shape) if leading or len(shape) != 2 else h)
         if not record:
             tensors = [wrap(value, None) for value in values]
         else:
@@ -398,7 +323,7 @@ def prepare(cell: Cell, xs: Any, state: Any) -> tuple[Call, Needs]:
     needs = call.needs()
     if not needs.something:
         floating = [x.dtype in FLOATS for x in call.xs]
-        needs = Needs(tuple(floating), needs.state, (True,) * len(call.captured))
+        needs = Needs(tuple(floating), needs.state, (True,) * len(call.step.captured))
     return call, needs
 
 

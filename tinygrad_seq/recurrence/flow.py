@@ -124,7 +124,7 @@ class _Scan:
         self.watch, self.call, self.rows = watch, run.call, run.kept.inputs.rows
         names = [f"state{path}" for path, _ in paths(run.call.given.state)]
         self.flow = GradientFlow({name: np.zeros(self.rows.T) for name in names}, {})
-        self.captured = [entry_of(tensor) for tensor in run.call.captured]
+        self.captured = [entry_of(tensor) for tensor in run.call.step.captured]
 
     def put_states(self, totals: list[Array | None]) -> None:
         """The gradients (T, B, n) of the states, None where nothing comes back."""

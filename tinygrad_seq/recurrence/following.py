@@ -71,9 +71,10 @@ _let_be: set[Any] = set()  # for whom there will be none
 def trace_again(cell: Cell, given: Given, dtype: np.dtype[Any]) -> Step:
     """What ``trace_cell`` gives, in less time if the cell does what it did before."""
     key = _key(cell, given)
-    known = settled(cell)
-    if known is not None and (given.B, key) in known.steps:
-        return known.steps[given.B, key].again()
+    found = settled(cell)
+    known = None if found is None else found.steps.get((given.B, key))
+    if known is not None:
+        return known.again()
     precedent = _precedents.pop(key, None)  # whoever follows it has it alone
     if key is None or key in _let_be:
         return trace_cell(cell, given, dtype)
@@ -512,14 +513,14 @@ class Precedent(Source):
 
         That is given up if something has changed again and again before it was of use.
         """
-        before = None if self.known is None else self.known()
+        last = None if self.known is None else self.known()
         try:
             known = settle(readable, cell, key, step, self.beside)
         except LookupError:
             self.chances = 0
             return
         self.known = None if known is None else ref(known)  # which holds parameters of the cell
-        self.chances = PATIENCE if before is not None and before.used else self.chances - 1
+        self.chances = PATIENCE if last is not None and last.used else self.chances - 1
 
     def compare(self, name: str, a: Any, b: Any) -> Tensor:
         form = self.forms[self.at]

@@ -225,17 +225,19 @@ class Reach:
         self._read(function.__defaults__)
         around = function.__globals__
         for name in used.globals:
-            self._globals.append((around, name, around.get(name)))
+            value = around.get(name)
+            self._globals.append((around, name, value))
             if name in around:
-                self._read(around[name])
+                self._read(value)
             elif name not in BUILTINS and not _is_error(getattr(builtins, name, None)):
                 raise LookupError
-        for cell in function.__closure__ or ():
+        for closed in function.__closure__ or ():
             try:
-                self._closures.append((cell, cell.cell_contents))
+                value = closed.cell_contents
             except ValueError:  # it is empty
                 raise LookupError from None
-            self._read(cell.cell_contents)
+            self._closures.append((closed, value))
+            self._read(value)
 
     def _read_names(self) -> None:
         """Read what names of attributes lead to, in classes; refuse those that are not known."""

@@ -14,7 +14,7 @@ from tinygrad_seq import devices
 from tinygrad_seq.recurrence.trace import exact_up_to
 
 
-def ready(array: Any, dtype: np.dtype[Any]) -> Any:
+def state_ready(array: Any, dtype: np.dtype[Any]) -> Any:
     """A floating (B, ...) as rows (B, n) in the kernel's dtype, one after the other."""
     if array.ndim != 2:
         array = array.reshape(len(array), prod(array.shape[1:]))
@@ -23,7 +23,7 @@ def ready(array: Any, dtype: np.dtype[Any]) -> Any:
     return devices.namespace(array).asarray(array, dtype, order="C")
 
 
-def rows_ready(x: Any, dtype: np.dtype[Any]) -> Any:
+def sequence_ready(x: Any, dtype: np.dtype[Any]) -> Any:
     """(T, B, ...) as rows (T, B, n) in the kernel's dtype, the numbers of a row side by side."""
     if x.ndim == 3 and x.dtype is dtype and x.strides[2] == x.itemsize:
         return x  # quickly, for the commonest case

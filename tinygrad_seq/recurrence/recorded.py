@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tinygrad_seq import devices
-from tinygrad_seq.recurrence.ready import ready, rows_ready
+from tinygrad_seq.recurrence.ready import sequence_ready, state_ready
 from tinygrad_seq.recurrence.trace import as_used
 from tinygrad_seq.rules import Operation
 from tinygrad_seq.tape import Bundle, Entry, Piece, recording
@@ -58,11 +58,11 @@ class Run:
             if dy is None:
                 xp, rows = devices.namespace(call.xs[0]._data), (*shape[:2], prod(shape[2:]))
                 dy = xp.broadcast_to(xp.zeros(rows[2:], dtype), rows)
-            dys.append(rows_ready(dy, dtype))
+            dys.append(sequence_ready(dy, dtype))
         dlast = [
             None
             if (g := gradients.get(len(dys) + k)) is None
-            else ready(g.reshape(state._data.shape), dtype)
+            else state_ready(g.reshape(state._data.shape), dtype)
             for k, state in enumerate(call.states)
         ]
         return dys, dlast
@@ -104,7 +104,7 @@ class Run:
         self.runner = call.runner(call.needs()._replace(unused=unused))
         *_, self.kept = self.runner.forward(call.arrays(), True)
 
-    def pullrecorded(self, gradients: dict[int, Tensor], inputs: Sequence[Tensor]) -> list[Any]:
+    def pull_recorded(self, gradients: dict[int, Tensor], inputs: Sequence[Tensor]) -> list[Any]:
         """The same as ``pull``, on the tape."""
         from tinygrad_seq.recurrence.replay import pull
 
@@ -127,7 +127,7 @@ def _operation(inputs: int) -> Bundle:
         "scan",
         inputs,
         lambda gradients, *saved: saved[-1].pull(gradients),
-        lambda gradients, *saved: saved[-1].pullrecorded(gradients, saved[:-2]),
+        lambda gradients, *saved: saved[-1].pull_recorded(gradients, saved[:-2]),
     )
 
 

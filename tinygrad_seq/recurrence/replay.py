@@ -54,7 +54,7 @@ def _replayed(call: Call, inputs: Sequence[Tensor]) -> list[Tensor]:
     given, remaining = call.given, iter(inputs)
     xs = rebuild(given.xs, remaining)
     state = rebuild(given.state, remaining)
-    captured = [next(remaining) for _ in call.captured]
+    captured = [next(remaining) for _ in call.step.captured]
     reset_state = state
     if call.own_resets:
         reset_state = rebuild(given.reset_state, remaining)
