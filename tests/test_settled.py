@@ -401,6 +401,17 @@ def test_a_memory_goes_when_the_cell_has_another(computed):
     assert not any(each() is not None for each in gone)
 
 
+def test_what_is_long_to_look_at_is_not_looked_at(rng):
+    words = [0.5] * 2000
+
+    def cell(x, h):
+        h = tgs.tanh(x @ W + h * words[3])
+        return h, h
+
+    settle(cell, rng.standard_normal((5, 2, 3)), tgs.zeros(2, 4, dtype="float64"))
+    assert not settled._settled
+
+
 def test_only_so_many_are_remembered(rng, monkeypatch):
     monkeypatch.setattr(settled, "MOST", 3)
     monkeypatch.setattr(settled, "MOST_CALLS", 3)

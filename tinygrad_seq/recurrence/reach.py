@@ -24,6 +24,7 @@ import numpy as np
 
 from tinygrad_seq.tensors import FLOATS, Tensor
 
+MOST = 1000  # values in containers; to look at more takes longer than to run the cell
 HERE = __name__.partition(".")[0]
 # Rooms of this package whose functions compute, and do nothing else.
 COMPUTING = {"composites", "creation", "elementwise", "structural", "trees"}
@@ -129,14 +130,16 @@ class Reach:
         self._classes: list[type] = []
         self._names, self._refused = {*ENTRIES}, {*REFUSED}  # of attributes that code asks for
         self._known_names = ENTRIES | OF_TENSORS | OF_OTHERS
-        # For the time of reading: the cell, tensors by id, and the ids of functions gone through.
+        # For the time of reading: the cell, tensors by id, the ids of functions gone through, and
+        # how much there is in containers.
         self._cell, self._found, self._seen = cell, dict[int, Tensor](), set[int]()
+        self._count = 0
         self._read(cell)
         self._read_names()
         self.tensors = [*self._found.values()]
         self._kinds = kinds(self.tensors)
         self._fixed = [(tensor, tensor._data) for tensor in self.tensors if self.may_decide(tensor)]
-        del self._cell, self._found, self._seen
+        del self._cell, self._found, self._seen, self._count
 
     @property
     def is_own(self) -> bool:
@@ -190,7 +193,8 @@ class Reach:
             return
         is_dict = type(holder) is dict
         names, held = ([*holder], [*holder.values()]) if is_dict else ([], [*holder])
-        if not all(type(name) is str for name in names):
+        self._count += len(held)
+        if self._count > MOST or not all(type(name) is str for name in names):
             raise LookupError
         if type(holder) is not tuple:
             self._holders.append((holder, names, held))
