@@ -19,6 +19,9 @@ from cells import make_inputs
 import tinygrad_seq as tgs
 from tinygrad_seq import nn
 from tinygrad_seq.recurrence import compiled, following, settled
+from tinygrad_seq.recurrence.arguments import check_arguments
+from tinygrad_seq.recurrence.following import trace_again
+from tinygrad_seq.recurrence.tracing import trace_cell
 from tinygrad_seq.trees import leaves, map_leaves
 
 F8 = {"dtype": "float64"}
@@ -60,8 +63,9 @@ def runs(monkeypatch):
 
 
 def settle(cell, xs, state=None, **options):
-    for _ in range(4):
-        tgs.scan(cell, xs, state, **options)
+    with tgs.no_grad():  # less to compile
+        for _ in range(4):
+            tgs.scan(cell, xs, state, **options)
     return cell
 
 
@@ -75,6 +79,35 @@ def results(drive, cell, xs, state=None, **options):
     sum((np.cos(np.arange(1.0, y.size + 1)).reshape(y.shape) * y).sum() for y in made).backward()
     grads = [xs.grad, *(p.grad for p in cell.parameters())]
     return [*(m.numpy() for m in made), *(None if g is None else g.numpy() for g in grads)]
+
+
+def agrees(cell, xs, state=None):
+    """The same as step by step, without gradients, for which less is compiled."""
+    with tgs.no_grad():
+        found = [drive(cell, xs, state) for drive in (tgs.scan, tgs.unroll)]
+    for mine, theirs in zip(*map(leaves, found), strict=True):
+        np.testing.assert_allclose(mine.numpy(), theirs.numpy(), rtol=1e-9, atol=1e-12)
+
+
+def is_traced_anew(cell, xs, state=None):
+    """What is known of a cell is what tracing it gives; for which nothing is compiled."""
+    given = check_arguments(cell, xs, state, None, None, "scan")
+    found, expected = (
+        trace(cell, given, np.dtype("float64")) for trace in (trace_again, trace_cell)
+    )
+    assert vars(found.trace) == vars(expected.trace)
+    assert found.numbers == expected.numbers
+    for mine, theirs in zip(found.captured, expected.captured, strict=True):
+        np.testing.assert_array_equal(mine.numpy(), theirs.numpy())
+        assert mine.requires_grad == theirs.requires_grad
+    return expected
+
+
+def settle_traced(cell, xs, state=None):
+    for _ in range(3):
+        is_traced_anew(cell, xs, state)
+    assert settled.settled(cell)
+    return cell
 
 
 def is_right(cell, xs, state=None, **options):
@@ -94,10 +127,11 @@ def is_right(cell, xs, state=None, **options):
 def test_a_cell_of_this_package_is_not_run_again(name, rng, runs):
     cell = settle(CELLS[name](), rng.standard_normal((5, 2, 3)))
     runs.clear()
-    for T in (5, 7, 7, 7):  # of other lengths too
-        tgs.scan(cell, rng.standard_normal((T, 2, 3)))
+    with tgs.no_grad():
+        for T in (5, 7, 7, 7):  # of other lengths too
+            tgs.scan(cell, rng.standard_normal((T, 2, 3)))
     assert not runs
-    is_right(cell, rng.standard_normal((5, 2, 3)))
+    agrees(cell, rng.standard_normal((5, 2, 3)))
 
 
 @pytest.mark.parametrize("name", CELLS)
@@ -162,18 +196,19 @@ CHANGES = [
 @pytest.mark.parametrize("change", CHANGES)
 def test_what_is_changed_is_noticed(change, rng):
     xs = rng.standard_normal((5, 2, 3))
-    cell = settle(nn.LSTMCell(3, 4, **F8), xs)
+    cell = settle_traced(nn.LSTMCell(3, 4, **F8), xs)
     change(cell)
-    is_right(cell, xs)
+    for _ in range(3):
+        is_traced_anew(cell, xs)
 
 
 def test_what_is_changed_inside_of_a_stack_is_noticed(rng):
     xs = rng.standard_normal((5, 2, 3))
-    cell = settle(nn.as_cell(nn.LSTM(3, 4, 2, **F8)), xs)
+    cell = settle_traced(nn.as_cell(nn.LSTM(3, 4, 2, **F8)), xs)
     cell.cells[1].act["o"] = tgs.tanh
-    is_right(cell, xs)
+    is_traced_anew(cell, xs)
     cell.parts[0], cell.cells[0] = (nn.LSTMCell(3, 4, clip=0.1, **F8),) * 2
-    is_right(cell, xs)
+    is_traced_anew(cell, xs)
 
 
 def test_training_and_use(rng):
@@ -181,7 +216,7 @@ def test_training_and_use(rng):
     cell = settle(nn.LSTMCell(3, 4, zoneout=0.5, recurrent_dropout=0.5, **F8), xs)
     first, second = (tgs.scan(cell, xs)[0].numpy() for _ in range(2))
     assert (first != second).any()
-    is_right(settle(cell.eval(), xs), xs)
+    agrees(settle(cell.eval(), xs), xs)
     first, second = (tgs.scan(cell.train(), xs)[0].numpy() for _ in range(2))
     assert (first != second).any()
 
@@ -237,7 +272,7 @@ def test_what_somebody_else_wrote_is_run_again(kind, rng, monkeypatch):
     monkeypatch.setattr(Sub, "factor", 3.0)
     monkeypatch.setitem(globals(), "FACTOR", 3.0)
     assert (tgs.scan(cell, xs)[0].numpy() != before).any()
-    is_right(cell, xs)
+    agrees(cell, xs)
 
 
 def test_other_shapes_and_states(rng, runs):
@@ -567,12 +602,6 @@ class Plain:
         return h, h
 
 
-def agrees(cell, xs, state):
-    found = [drive(cell, xs, state) for drive in (tgs.scan, tgs.unroll)]
-    for mine, theirs in zip(*map(leaves, found), strict=True):
-        np.testing.assert_allclose(mine.numpy(), theirs.numpy(), rtol=1e-9, atol=1e-12)
-
-
 @pytest.mark.parametrize("name", ["plain", "with_containers", "closure", "layers", "no module"])
 def test_what_somebody_wrote_is_known_if_it_can_be_read(name, rng, runs):
     cell = {
@@ -608,12 +637,15 @@ def test_what_others_change_is_noticed(rng, monkeypatch):
     xs, state = rng.standard_normal((5, 2, 3)), tgs.zeros(2, 4, dtype="float64")
 
     def after(cell, change):
-        settle(cell, xs, state)
-        assert settled.settled(cell)
-        before = leaves(tgs.scan(cell, xs, state)[0])[0].numpy()
+        settle_traced(cell, xs, state)
+        before = is_traced_anew(cell, xs, state)
         change()
-        agrees(cell, xs, state)
-        assert (leaves(tgs.scan(cell, xs, state)[0])[0].numpy() != before).any()
+        after = is_traced_anew(cell, xs, state)
+        assert (before.trace.rows, before.numbers) != (after.trace.rows, after.numbers) or any(
+            mine._data is not theirs._data
+            for mine, theirs in zip(before.captured, after.captured, strict=True)
+        )
+        is_traced_anew(cell, xs, state)
 
     after(plain, lambda: monkeypatch.setitem(globals(), "SCALE", 0.25))
     other = nn.parameter(np.full((4, 4), 0.3), "float64")
@@ -1025,7 +1057,10 @@ def test_all_kinds_of_cells(name, rng):
         tgs.scan(cell, inputs())
     for parameter in cell.parameters():
         parameter.data = parameter.numpy() * rng.uniform(0.5, 1.5, parameter.shape)
-    agrees(cell, inputs(), None)
+    xs = inputs()
+    found = [leaves(drive(cell, xs)) for drive in (tgs.scan, tgs.unroll)]
+    for mine, theirs in zip(*found, strict=True):
+        np.testing.assert_allclose(mine.numpy(), theirs.numpy(), rtol=1e-9, atol=1e-12)
 
 
 def test_inputs_and_states_of_several_axes(rng):
