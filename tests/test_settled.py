@@ -202,6 +202,16 @@ def test_what_is_changed_is_noticed(change, rng):
         is_traced_anew(cell, xs)
 
 
+@pytest.mark.parametrize("change", [_frozen, _strided])
+def test_a_repeated_call_notices_what_no_trace_says(change, rng):
+    cell, xs = nn.LSTMCell(3, 4, **F8), rng.standard_normal((5, 2, 3))
+    for _ in range(2):
+        is_right(cell, xs)
+    assert settled.settled(cell).calls
+    change(cell)
+    is_right(cell, xs)
+
+
 def test_what_is_changed_inside_of_a_stack_is_noticed(rng):
     xs = rng.standard_normal((5, 2, 3))
     cell = settle_traced(nn.as_cell(nn.LSTM(3, 4, 2, **F8)), xs)
