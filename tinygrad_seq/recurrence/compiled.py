@@ -20,7 +20,7 @@ from tinygrad_seq.recurrence.derive import Needs, differentiate
 from tinygrad_seq.recurrence.following import trace_again
 from tinygrad_seq.recurrence.ready import capture_ready, sequence_ready, state_ready
 from tinygrad_seq.recurrence.recorded import Run, recorded
-from tinygrad_seq.recurrence.repeating import Kept, keep, likeness, repeated
+from tinygrad_seq.recurrence.repeating import Pattern, keep, likeness, repeated
 from tinygrad_seq.recurrence.stepwise import no_steps, run_steps
 from tinygrad_seq.recurrence.trace import BESIDE, UNITS, Step, as_used
 from tinygrad_seq.recurrence.tracing import trace_cell
@@ -79,32 +79,23 @@ def scan(
 
     Raises ShapeError or ValueError for arguments that do not fit.
     """
-    return _scan(cell, xs, state, lengths, resets, reverse, checkpoint, ())
+    return _scan(cell, xs, state, (), lengths, resets, reverse, checkpoint)
 
 
-def scan_layer(
-    cell: Cell,
-    xs: Any,
-    state: Any = None,
-    *,
-    lengths: Any = None,
-    resets: Any = None,
-    reverse: bool = False,
-    checkpoint: int | None = None,
-) -> tuple[Any, Any]:
+def scan_layer(cell: Cell, xs: Any, state: Any, **options: Any) -> tuple[Any, Any]:
     """``scan``, but for the last states, which are those of a stack of one: (1, B, ...)."""
-    return _scan(cell, xs, state, lengths, resets, reverse, checkpoint, (1,))
+    return _scan(cell, xs, state, (1,), **options)
 
 
 def _scan(
     cell: Cell,
     xs: Any,
     state: Any,
+    leading: tuple[int, ...],
     lengths: Any,
     resets: Any,
     reverse: bool,
-    checkpoint: int | None,
-    leading: tuple[int, ...],
+    checkpoint: int | None = None,
 ) -> tuple[Any, Any]:
     """``scan``; ``leading`` are the lengths of axes that last states have before (B, ...)."""
     if checkpoint is not None:
@@ -208,7 +199,7 @@ class Call:
         # Whether rows are reset to a state that is another than the first.
         self.own_resets = given.resets is not None and given.reset_state is not given.state
         self.reset_states = leaves(given.reset_state) if self.own_resets else self.states
-        self.like: Kept | None = None  # the call that this one is like
+        self.pattern: Pattern | None = None  # of the calls that this one is like
         if self.step.precedent is None:  # otherwise tensors are on the device that they were on
             self._check_device()
 
@@ -291,14 +282,14 @@ class Call:
             needs = None
         record = needs is not None
         runner = self.runner(needs)
-        arrays = self.arrays() if self.like is None else self.like.arrays(self, needs)
+        arrays = self.arrays() if self.pattern is None else self.pattern.arrays(self, needs)
         y_leaves = leaves(step.y)
         try:
             ys, last, kept = runner.forward(arrays, record)
         except Exception as error:  # those of cuda.core and numba-cuda are no RuntimeErrors
             devices.raise_explained(error, "scan")
-        if self.like is not None:
-            self.like.note(needs, arrays)
+        if self.pattern is not None:
+            self.pattern.note(needs, arrays)
         values = [  # which were rows (T, B, n)
             y if len(shape := like._data.shape) == 2 else y.reshape(*y.shape[:-2], *shape)
             for y, like in zip(ys, y_leaves, strict=True)

@@ -34,20 +34,22 @@ def likeness(xs: Any, state: Any, *options: Any) -> Any:
 
 
 def repeated(cell: Any, xs: Any, state: Any, like: Any) -> Call | None:
-    """The call, if one like it was kept."""
+    """The call, if one like it was pattern."""
     found = settled(cell)
-    kept: Kept | None = None if found is None else found.calls.get(like)
-    if found is None or kept is None:
+    pattern: Pattern | None = None if found is None else found.calls.get(like)
+    if found is None or pattern is None:
         return None
     if found.reach.is_own:
-        state = kept.state if state is None else state
+        state = pattern.state if state is None else state
     elif hasattr(cell, "initial_state"):  # it may be learned, or drawn, which counts in any case
-        first = cell.initial_state(kept.call.given.B)
+        first = cell.initial_state(pattern.call.given.B)
         if state is None:
             state = first
-            if not alike(state, kept.state) or kinds(leaves(state)) != kinds(leaves(kept.state)):
+            if not alike(state, pattern.state) or kinds(leaves(state)) != kinds(
+                leaves(pattern.state)
+            ):
                 return None
-    return kept.again(cell, xs, state)
+    return pattern.again(cell, xs, state)
 
 
 def keep(call: Call, like: Any, from_start: bool) -> None:
@@ -56,11 +58,11 @@ def keep(call: Call, like: Any, from_start: bool) -> None:
     if found is None or not found.has(call.step.known):  # but what another thread has changed
         return
     if type(call.xs[0]._data) is np.ndarray:
-        found.remember_call(like, Kept(call, call.given.state if from_start else ()))
+        found.remember_call(like, Pattern(call, call.given.state if from_start else ()))
 
 
-class Kept:
-    """A call without its inputs."""
+class Pattern:
+    """A call without its inputs, after which others like it are made."""
 
     def __init__(self, call: Call, state: Any) -> None:
         """``state`` is the one to begin with where none is given."""
@@ -78,7 +80,7 @@ class Kept:
         made.step = like.step.known.again()
         made.given = Given(xs, state, state, [xs], states, *like.given[5:])
         made.cell, made.xs, made.states, made.reset_states = cell, [xs], states, states
-        made.like = self
+        made.pattern = self
         return made
 
     def arrays(self, call: Call, needs: Needs | None) -> Any:

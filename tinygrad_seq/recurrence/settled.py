@@ -56,7 +56,7 @@ class Settled:
         """Raises LookupError for a cell of which it is not known what it can read."""
         self.reach = Reach(cell)
         self.steps: dict[Any, Known] = {}  # by shapes of what the cell was given
-        self.calls: dict[Any, Any] = {}  # by what calls that are alike share, see ``compiled.py``
+        self.calls: dict[Any, Any] = {}  # by what is alike in them, see ``repeating.py``
         key, forget = id(cell), _settled.pop  # names that may be gone when the interpreter ends
         self._cell = ref(cell, lambda _: forget(key, None))  # nobody reads it, but it must live
 
