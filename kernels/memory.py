@@ -92,7 +92,8 @@ class Block:
         return np.ndarray(shape, dtype, bytes_, self.address - first + offset)
 
     def __del__(self) -> None:
-        if hasattr(self, "_memory"):  # none if memory ran out
+        # It has none if memory ran out, and when the interpreter ends nobody may take it.
+        if hasattr(self, "_memory") and _give_back is not None:
             _give_back(self._memory)
 
 

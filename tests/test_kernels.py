@@ -725,6 +725,23 @@ def test_memory_is_used_again_and_never_shared():
     assert memory.address(memory.empty((300, 300), np.dtype("f4"))) == address
 
 
+LIVES_LONGER = """
+import sys, threading
+import tinygrad_seq as tgs
+from tinygrad_seq.kernels import memory
+
+sys.kept = lambda: memory  # so that the interpreter empties the module before it lets go of it
+threading.kept = memory.Block(10**6)
+"""
+
+
+def test_memory_that_lives_longer_than_its_module_says_nothing(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(LIVES_LONGER)
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+
+
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="this system has no timers")
 def test_an_interrupt_leaves_no_lock_behind(monkeypatch):
     def interrupt(*_):
