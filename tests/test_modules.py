@@ -510,6 +510,30 @@ def test_cross_entropy_of_few_and_many_classes(rng, classes, masked):
     assert tgs.gradcheck(lambda x: F.cross_entropy(x, t, mask if masked else None), x, order=2)
 
 
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+@pytest.mark.parametrize("largest", [0.0, 5.0, 31.9, 32.1, 100.0, 255.0, 257.0, 2000.0])
+@pytest.mark.parametrize("classes", [1, 2, 33, 96, 9000])  # some are summed in another way
+def test_cross_entropy_of_logits_of_any_size(rng, dtype, largest, classes):
+    x = (largest * rng.uniform(-1, 1, (20, classes))).astype(dtype)
+    t = rng.integers(0, classes, 20)
+    x[:5] = np.where(t[:5, None] == np.arange(classes), largest, -largest)  # nothing is left open
+    leaf = tgs.tensor(x, requires_grad=True)
+    tgs.sum(loss := F.cross_entropy(leaf, t)).backward()
+    wide = x.astype(np.longdouble)
+    e = np.exp(wide - wide.max(1, keepdims=True))
+    p = e / e.sum(1, keepdims=True)
+    picked = wide[np.arange(20), t] - wide.max(1) - np.log(e.sum(1))
+    eps = np.finfo(dtype).eps
+    np.testing.assert_allclose(float(loss), float(-picked.mean()), rtol=16 * eps, atol=16 * eps)
+    assert float(loss) >= 0
+    expected = (p - (t[:, None] == np.arange(classes))) / 20
+    np.testing.assert_allclose(leaf.grad, expected.astype("f8"), rtol=32 * eps, atol=2 * eps)
+    y = tgs.logsumexp(tgs.tensor(x), axis=1)
+    assert y.dtype == dtype
+    sums = (wide.max(1) + np.log(e.sum(1))).astype("f8")
+    np.testing.assert_allclose(y, sums, rtol=16 * eps, atol=16 * eps)
+
+
 def test_cross_entropy_of_what_is_impossible():
     x = tgs.tensor([[0.0, -np.inf, 0.0], [-np.inf, 1.0, 2.0]], requires_grad=True)
     loss = F.cross_entropy(x, np.array([0, 2]))

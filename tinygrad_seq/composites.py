@@ -42,7 +42,10 @@ from tinygrad_seq.tensors import (
     looked_at,
 )
 
-SHORT = 32  # elements of a row along which NumPy's reductions are slow
+SHORT = 32  # elements of a row along which NumPy finds the largest quicker if rows are columns
+FEW = 2**13  # elements that may be added one after the other
+# |x| up to which exponentials, sums of them and their ratios are ordinary numbers.
+MODERATE = {"f": 32.0, "d": 256.0}
 
 # Reductions ----------------------------------------------------------------------------------
 
@@ -125,16 +128,50 @@ def logsumexp(x: TensorLike, axis: Axis = None, keepdims: bool = False) -> Tenso
     return y if keepdims else squeeze(y, axes)
 
 
-def _logsumexp(x: Array, axes: tuple[int, ...], keepdims: bool) -> Array:
-    over, of = axes, x
-    if type(x) is np.ndarray and axes == (x.ndim - 1,) and x.shape[-1] <= SHORT:
-        over, of = (0,), np.ascontiguousarray(np.moveaxis(x, -1, 0))  # NumPy is slow on short rows
-    top = of.max(axis=over, keepdims=True)
+def shifted_exponentials(x: Array, axes: tuple[int, ...]) -> tuple[Array, Array, Array]:
+    """e^(x − s), their sums over ``axes``, which stay as ones, and s, the largest x."""
+    top = _largest(x, axes)
     top = np.where(np.isfinite(top), top, 0)
-    e = boxed(of - top)
+    e = boxed(x - top)
     np.exp(e, out=e)
+    return e, _sums(e, axes), top
+
+
+def exponentials(x: Array, axes: tuple[int, ...]) -> tuple[Array, Array]:
+    """eˣ and their sums over ``axes``, which stay as ones; x is moderate."""
+    e = boxed(np.exp(x))
+    return e, _sums(e, axes)
+
+
+def is_moderate(x: Array) -> bool:
+    """Whether the exponentials of an array on the host may be added up as they are.
+
+    To look for the largest of each row takes NumPy longer than all the rest.
+    """
+    limit = MODERATE.get(x.dtype.char)
+    if limit is None or type(x) is not np.ndarray or not x.size:
+        return False
+    return bool(-limit <= x.min() and x.max() <= limit)  # not if one is NaN
+
+
+def _largest(x: Array, axes: tuple[int, ...]) -> Array:
+    if type(x) is np.ndarray and axes == (x.ndim - 1,) and x.shape[-1] <= SHORT:
+        return np.ascontiguousarray(np.moveaxis(x, -1, 0)).max(axis=0)[..., None]
+    return x.max(axis=axes, keepdims=True)
+
+
+def _sums(e: Array, axes: tuple[int, ...]) -> Array:
+    few = type(e) is np.ndarray and len(axes) == 1 and e.shape[axes[0]] <= FEW
+    if not few or e.dtype.char not in MODERATE:  # float16 must not be added up in itself
+        return e.sum(axis=axes, keepdims=True)
+    kept = [k for k in range(e.ndim) if k != axes[0]]
+    return np.expand_dims(np.einsum(e, [*range(e.ndim)], kept), axes)  # in a quarter of the time
+
+
+def _logsumexp(x: Array, axes: tuple[int, ...], keepdims: bool) -> Array:
+    _, total, top = shifted_exponentials(x, axes)  # so that it is x itself where there is one
     with np.errstate(divide="ignore"):  # where every x is -inf, so is y
-        y = np.log(e.sum(axis=over, keepdims=True)) + top
+        y = np.log(total) + top
     return y.reshape(
         [n for k, n in enumerate(with_ones(x.shape, axes)) if keepdims or k not in axes]
     )
@@ -147,9 +184,12 @@ def _logsumexp_vjp(g: Any, x: Any, y: Any, axes: tuple[int, ...], keepdims: bool
         e = exp(x - where(as_tensor(y) == -np.inf, 0.0, y))
         total = sum(e, axes, keepdims=True)
         return e * (g / where(total == 0, 1.0, total))
-    e = boxed(x - np.where(y == -np.inf, 0, y))  # where every x is -inf, no element has a share
-    np.exp(e, out=e)
-    total = e.sum(axis=axes, keepdims=True)  # 1, but for y's rounding
+    if is_moderate(x):
+        e, total = exponentials(x, axes)
+    else:
+        e = boxed(x - np.where(y == -np.inf, 0, y))  # if every x is -inf, no element has a share
+        np.exp(e, out=e)
+        total = _sums(e, axes)  # 1, but for y's rounding
     e *= g / np.where(total == 0, 1, total)
     return e
 

@@ -17,7 +17,14 @@ from typing import Any
 import numpy as np
 
 from tinygrad_seq import devices
-from tinygrad_seq.composites import SHORT, log_softmax, softmax, take_along_axis
+from tinygrad_seq.composites import (
+    exponentials,
+    is_moderate,
+    log_softmax,
+    shifted_exponentials,
+    softmax,
+    take_along_axis,
+)
 from tinygrad_seq.elementwise import abs, minimum, softplus, sqrt, square, where
 from tinygrad_seq.errors import ShapeError
 from tinygrad_seq.rules import Array, Operation
@@ -179,23 +186,14 @@ def cross_entropy(logits: TensorLike, target: TensorLike, mask: Any = None) -> T
     return _average(_select(-picked, chosen), chosen)
 
 
-def _likelihoods(x: Array, rows: Array | None) -> tuple[Array, Array, Array]:
-    """Of each row e^(x − shift), classes first, (C, n), their sums (n,), and the shifts (n,)."""
-    of = x.T if rows is None else x[rows].T
-    if len(of) <= SHORT:  # NumPy is slow on short rows
-        of = np.ascontiguousarray(of)
-    top = of.max(axis=0)
-    top = np.where(np.isfinite(top), top, 0)
-    e = of - top
-    np.exp(e, out=e)
-    return e, e.sum(axis=0), top
-
-
 def _cross_entropies(x: Array, at: Array, rows: Array | None) -> Array:
     """−log softmax(x)[at] of each row of x (N, C), or of those that are named; at (n,)."""
-    _, total, top = _likelihoods(x, rows)
-    picked = x[np.arange(len(at)) if rows is None else rows, at]
-    return np.log(total) + (top - picked)
+    some, each = x if rows is None else x[rows], np.arange(len(at))
+    if is_moderate(some):
+        e, total = exponentials(some, (1,))
+        return np.log(total[:, 0] / e[each, at])  # of 1 at least, so that no loss is below 0
+    _, total, top = shifted_exponentials(some, (1,))
+    return np.log(total[:, 0]) + (top[:, 0] - some[each, at])
 
 
 def _cross_entropies_vjp(g: Any, x: Any, _: Any, at: Array, rows: Array | None) -> Any:
@@ -206,13 +204,14 @@ def _cross_entropies_vjp(g: Any, x: Any, _: Any, at: Array, rows: Array | None) 
         some = softmax(x if rows is None else x[rows], axis=-1)
         parts = (some - wrap(target, None)) * g.reshape(len(at), 1)
         return parts if rows is None else Piece((rows,), parts)
-    e, total, _ = _likelihoods(x, rows)
-    e *= g / total
-    e[at, np.arange(len(at))] -= g
+    some = x if rows is None else x[rows]
+    e, total, *_ = (exponentials if is_moderate(some) else shifted_exponentials)(some, (1,))
+    e *= g[:, None] / total
+    e[np.arange(len(at)), at] -= g
     if rows is None:
-        return e.T
+        return e
     made = np.zeros(x.shape, x.dtype)
-    made[rows] = e.T
+    made[rows] = e
     return made
 
 
