@@ -295,6 +295,19 @@ def test_an_optimiser_of_ones_own():
         Wrong([w]).step()
 
 
+@pytest.mark.parametrize("dtype", ["f2", "f4", "f8"])
+@pytest.mark.parametrize("shape", [(20_000,), (200, 100), (1, 20_000), (20_000, 1), (30, 7, 90)])
+@pytest.mark.parametrize("turned", [False, True])
+def test_the_norm_of_large_gradients(rng, dtype, shape, turned):
+    g = (rng.standard_normal(shape) * 3).astype(dtype)
+    g = g.T if turned else g
+    w = tgs.tensor(np.zeros_like(g), requires_grad=True)
+    w.grad = g
+    norm = np.sqrt(np.square(g, dtype="f8").sum())
+    assert optim.clip_grad_norm_([w], 1.0) == pytest.approx(norm, rel=1e-6)
+    assert np.sqrt(np.square(w.grad.numpy(), dtype="f8").sum()) == pytest.approx(1, rel=2e-3)
+
+
 def test_clipping():
     a, b, none = (tgs.ones(1, requires_grad=True) for _ in range(3))
     a.grad, b.grad = [3.0], [-4.0]
