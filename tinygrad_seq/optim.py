@@ -339,6 +339,7 @@ class Adam(Optimizer):
         state["step"] += 1
         m, v, new = state["mean"], state["square"], np.empty_like(value)
         correction1, correction2 = (1 - beta ** state["step"] for beta in (beta1, beta2))
+        root = math.sqrt(correction2)  # √v̂ + ε = (√v + ε root) / root
 
         def some(w: Any, g: Any, m: Any, v: Any, new: Any) -> None:
             if own:
@@ -352,11 +353,10 @@ class Adam(Optimizer):
             np.multiply(g, g, out=new)
             new *= 1 - beta2
             v += new
-            np.divide(v, correction2, out=new)  # v̂
-            np.sqrt(new, out=new)
-            new += group["eps"]
+            np.sqrt(v, out=new)
+            new += group["eps"] * root
             np.divide(m, new, out=new)
-            new *= lr / correction1
+            new *= lr * root / correction1
             np.subtract(w, new, out=new)
 
         _by_rows(some, value, gradient, m, v, new)
