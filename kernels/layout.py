@@ -61,6 +61,26 @@ class MatrixGradient(NamedTuple):
     distance: int  # from row to row in memory: whole panels
     g_first: bool  # whether it is made as gᵀ a, which is its transpose
 
+    @property
+    def a_width(self) -> int:
+        """Columns of a."""
+        return self.shape[1 if self.g_first else 0]
+
+    @property
+    def g_width(self) -> int:
+        return self.shape[0 if self.g_first else 1]
+
+
+class Shared(NamedTuple):
+    """What gradients of matrices share that are made of the same g."""
+
+    g: int
+    groups: int
+    lines: int
+    group: int  # which
+    g_first: bool
+    width: int  # columns of g
+
 
 def _first_places(edges: Array) -> Array:
     """Where rows stand in their first place, in memory of two places for each part."""
@@ -353,77 +373,97 @@ class Layout:
 
     def _outer(self) -> None:
         """The table of the large products: those that share g stand together."""
-        values, dtype, division, B = self.values, self.plan.dtype, self.division, self.sizes.B
         self.matrices = [self._matrix(*each) for each in self.plan.gradients.outer]
-        # Numbers of matrices, by g, how many groups and lines it is, which group, and the order.
-        by_g: dict[tuple[int, int, int, int, bool], list[int]] = {}
-        for n, matrix in enumerate(self.matrices):
-            for group in range(matrix.groups):
-                key = matrix.g, matrix.groups, matrix.lines, group, matrix.g_first
-                by_g.setdefault(key, []).append(n)
-        names = _named("outer", library.T_WORDS)
-        values["outer_parts"], values["outer_slabs"] = division.parts, division.slabs
-        for part, (first, last) in enumerate(pairwise(edges_of(B, division.parts))):
-            low, high = (first, last) if division.regions > 1 else (0, B)
-            found = {"first": first, "last": last, "low": low, "rows": high - low}
-            values |= {f"part{part}_{name}": int(value) for name, value in found.items()}
-            names += _named(f"part{part}", library.P_WORDS)
-        rows = -(-B // division.parts) * division.segment
-        rows = min(gemm.KC, rows * max((m.lines for m in self.matrices), default=1))
-        in_tiles = division.in_tiles and rows >= tiles.SPAN
+        if not self.matrices:
+            return
+        rows = -(-self.sizes.B // self.division.parts) * self.division.segment
+        rows = min(gemm.KC, rows * max(matrix.lines for matrix in self.matrices))  # at once
+        in_tiles = self.division.in_tiles and rows >= tiles.SPAN
 
         def packed(columns: int) -> int:
             if in_tiles:
                 return tiles.block_bytes(rows, columns)
-            return gemm.packed_bytes(dtype, columns)
+            return gemm.packed_bytes(self.plan.dtype, columns)
 
-        g_bytes = a_bytes = 0
-        joined: list[str] = []
-        others = division.parts - 1  # whose sums are added to those of the first in the end
-        for which, ((g, _, lines, group, g_first), numbers) in enumerate(by_g.items()):
-            matrices = [self.matrices[n] for n in numbers]
-            G = matrices[0].shape[0 if g_first else 1]
-            widths = [matrix.shape[1 if g_first else 0] for matrix in matrices]
-            name = f"outer_g{which}"
-            names += self._operand(name, g, G, group * lines, library.G_WORDS)
-            values[f"{name}_lines"] = lines
-            by = library.BY_G if self._by_wide_side(G, widths) else library.BY_A
-            values[f"{name}_how"] = library.TURNED if g_first else by
-            values[f"{name}_count"] = len(matrices)
-            g_bytes = max(g_bytes, packed(G if in_tiles else min(G, gemm.AT_ONCE)))
-            begin = 0  # where each a is packed, one after the other
-            for n, matrix, width in zip(numbers, matrices, widths, strict=True):
-                name = f"outer_m{n}_{group}"
-                names += self._operand(name, matrix.a, width, group * lines, library.A_WORDS)
-                size = matrix.shape[0] * matrix.distance
-                self._counted(f"{name}_out", group * size * self.item, f"outer_m{n}_out")
-                values[f"{name}_out_row"], values[f"{name}_size"] = matrix.distance, size
-                self.take(f"{name}_parts", others * size * self.item)
-                joined += [f"{name}_out", f"{name}_parts", f"{name}_size"]
-                values[f"{name}_packed"] = begin
-                begin += packed(width)
-            a_bytes = max(a_bytes, begin)
-        if self.matrices:
-            values["outer_tasks"], values["outer_count"] = division.tasks, len(by_g)
-            values["outer_g_bytes"], values["outer_a_bytes"] = g_bytes, a_bytes
-            listed = (16 * division.slabs + 8) * gemm.KC
-            values["outer_bytes"] = listed + (g_bytes + a_bytes) * division.slabs + gemm.LINE
-            at = self.take("outer_scratch", values["outer_bytes"] * division.tasks)
-            values["outer_tiles"] = 0
-            if in_tiles:  # the last line of a task's scratch says what shape the tiles have
-                tiles_at = at + values["outer_bytes"] - gemm.LINE
-                self._counted("outer_tiles", tiles_at, "work block")
-            self._table("outer", names)
-            if others:
-                values["join_others"], values["join_count"] = others, len(joined) // 3
-                self._table("join", ["outer_tasks", "join_others", "join_count", *joined])
+        names = [*_named("outer", library.T_WORDS), *self._outer_parts()]
+        shared = self._shared()
+        for which, (of, numbers) in enumerate(shared.items()):
+            names += self._outer_of(f"outer_g{which}", of, numbers, packed)
+        G = max(of.width for of in shared)
+        widths = [[self.matrices[n].a_width for n in numbers] for numbers in shared.values()]
+        a_bytes = max(sum(map(packed, each)) for each in widths)
+        self.values["outer_count"] = len(shared)
+        self._outer_scratch(packed(G if in_tiles else min(G, gemm.AT_ONCE)), a_bytes, in_tiles)
+        self._table("outer", names)
+        if self.division.parts > 1:
+            self._join([f"outer_m{n}_{of.group}" for of, each in shared.items() for n in each])
 
-    def _by_wide_side(self, G: int, widths: Sequence[int]) -> bool:
-        """Whether products aᵀ g are better divided by columns of g, of which each task packs its
-        own, than by those of each a. Packing a column is taken for as long as 11 of its products.
+    def _shared(self) -> dict[Shared, list[int]]:
+        """The numbers of the matrices whose gradients are made of the same g."""
+        found: dict[Shared, list[int]] = {}
+        for n, m in enumerate(self.matrices):
+            for group in range(m.groups):
+                of = Shared(m.g, m.groups, m.lines, group, m.g_first, m.g_width)
+                found.setdefault(of, []).append(n)
+        return found
+
+    def _outer_parts(self) -> list[str]:
+        """The names of the words of each part of the batch: which rows, and where they lie."""
+        division, names = self.division, []
+        self.values["outer_parts"], self.values["outer_slabs"] = division.parts, division.slabs
+        for part, (first, last) in enumerate(pairwise(edges_of(self.sizes.B, division.parts))):
+            low, high = (first, last) if division.regions > 1 else (0, self.sizes.B)
+            found = {"first": first, "last": last, "low": low, "rows": high - low}
+            self.values |= {f"part{part}_{name}": int(value) for name, value in found.items()}
+            names += _named(f"part{part}", library.P_WORDS)
+        return names
+
+    def _outer_of(
+        self, name: str, of: Shared, numbers: Sequence[int], packed: Callable[[int], int]
+    ) -> list[str]:
+        """The names of the words of a g, and of each a that goes with it, and memory for sums."""
+        values, before = self.values, of.group * of.lines
+        names = self._operand(name, of.g, of.width, before, library.G_WORDS)
+        by = self._by_wide_side(of.width, [self.matrices[n].a_width for n in numbers])
+        values[f"{name}_lines"], values[f"{name}_count"] = of.lines, len(numbers)
+        values[f"{name}_how"] = library.TURNED if of.g_first else by
+        begin = 0  # where each a is packed, one after the other
+        for n in numbers:
+            matrix, name = self.matrices[n], f"outer_m{n}_{of.group}"
+            names += self._operand(name, matrix.a, matrix.a_width, before, library.A_WORDS)
+            size = matrix.shape[0] * matrix.distance
+            self._counted(f"{name}_out", of.group * size * self.item, f"outer_m{n}_out")
+            values[f"{name}_out_row"], values[f"{name}_size"] = matrix.distance, size
+            self.take(f"{name}_parts", (self.division.parts - 1) * size * self.item)
+            values[f"{name}_packed"] = begin
+            begin += packed(matrix.a_width)
+        return names
+
+    def _outer_scratch(self, g_bytes: int, a_bytes: int, in_tiles: bool) -> None:
+        """Memory of each task for what it packs: a slab of g, and of all that goes with it."""
+        values, division = self.values, self.division
+        values["outer_tasks"] = division.tasks
+        values["outer_g_bytes"], values["outer_a_bytes"] = g_bytes, a_bytes
+        listed = (16 * division.slabs + 8) * gemm.KC
+        values["outer_bytes"] = listed + (g_bytes + a_bytes) * division.slabs + gemm.LINE
+        at = self.take("outer_scratch", values["outer_bytes"] * division.tasks)
+        values["outer_tiles"] = 0
+        if in_tiles:  # the last line of a task's scratch says what shape the tiles have
+            tiles_at = at + values["outer_bytes"] - gemm.LINE
+            self._counted("outer_tiles", tiles_at, "work block")
+
+    def _join(self, names: Sequence[str]) -> None:
+        """The table for adding the sums of other parts to those of the first, in the end."""
+        self.values["join_others"], self.values["join_count"] = self.division.parts - 1, len(names)
+        words = [f"{name}_{word}" for name in names for word in ("out", "parts", "size")]
+        self._table("join", ["outer_tasks", "join_others", "join_count", *words])
+
+    def _by_wide_side(self, G: int, widths: Sequence[int]) -> int:
+        """How products aᵀ g are better divided: by columns of g, of which each task packs its own,
+        or by those of each a. Packing a column is taken for as long as 11 of its products.
         """
         if self.division.in_tiles:
-            return False
+            return library.BY_A
         shares = max(1, self.division.tasks // self.division.parts)
 
         def share(columns: int, unit: int) -> int:
@@ -432,7 +472,8 @@ class Layout:
 
         A, mine = sum(widths), share(G, gemm.panel(self.plan.dtype))
         others = sum(share(width, gemm.ROWS) for width in widths)
-        return mine * A + 11 * (mine + A) < G * others + 11 * (G + others)
+        by_g = mine * A + 11 * (mine + A) < G * others + 11 * (G + others)
+        return library.BY_G if by_g else library.BY_A
 
     def _matrix(self, a: int, g: int, k: int) -> MatrixGradient:
         """A gradient in the order in which the matrix lies, or in the one that costs much less."""
