@@ -48,15 +48,15 @@ def panel(dtype: str) -> int:
 
 
 @cache
-def group(dtype: str) -> int:
-    """The columns of a that are packed together where a product is summed over rows."""
+def strip(dtype: str) -> int:
+    """The columns of a strip: those of a, packed together where a product is summed over rows."""
     count = lanes(dtype)
     return count if count % ROWS == 0 else ROWS
 
 
 def packed_bytes(dtype: str, columns: int) -> int:
-    """The memory of KC packed rows, in panels or in groups, and what is stored beyond them."""
-    whole = max(-(-columns // unit) * unit for unit in (panel(dtype), group(dtype)))
+    """The memory of KC packed rows, in panels or in strips, and what is stored beyond them."""
+    whole = max(-(-columns // unit) * unit for unit in (panel(dtype), strip(dtype)))
     return -(-(KC + 1) * whole * np.dtype(dtype).itemsize // LINE) * LINE
 
 

@@ -18,7 +18,7 @@ MODULES = {
     "blocks": {"block": 11, "half_block": 11, "copy_row": 3, "add_row": 3, "zero_row": 2},
     "choices": {"take": 9, "take_back": 10, "spread": 9, "spread_back": 10},
     "tiles": tiles.FUNCTIONS,  # where there are any
-    "packing": {"pack": 3, "pack_groups": 9, "pack_panels": 9},
+    "packing": {"pack": 3, "pack_strips": 9, "pack_panels": 9},
     "products": {"product": 10, "gram": 10},
     "lines": {"product_of_lines": 11},
     "outer": {"outer": 3, "join": 3},
@@ -204,21 +204,21 @@ def row_address(strides, listed, k):
     return base + s * step + r * distance + (word(listed, 2 * k + 1) >> HALF) * line
 
 
-def pack_groups(operand, listed, count, low, high, to, s0, part, in_tiles):
-    """Columns low to high of ``count`` rows, GROUP of them side by side, row after row.
+def pack_strips(operand, listed, count, low, high, to, s0, part, in_tiles):
+    """Columns low to high of ``count`` rows, STRIP of them side by side, row after row.
 
     Whole vectors are stored: what goes beyond a row is written over by the next one, and there is
     room for that of the last.
     """
     if in_tiles:
-        split_groups(operand, listed, count, low, high, to, s0, part)
+        split_strips(operand, listed, count, low, high, to, s0, part)
         return
     strides = strides_of(operand, s0, part)
     for k in range(count):
         row = row_address(strides, listed, k)
-        for m in range(low, high, GROUP):
-            out = to + ((m - low) * (KC + 1) + k * GROUP) * ITEM
-            for v in range(0, GROUP, LANES):
+        for m in range(low, high, STRIP):
+            out = to + ((m - low) * (KC + 1) + k * STRIP) * ITEM
+            for v in range(0, STRIP, LANES):
                 store(out, v, load(row, m + v, high - m - v), LANES)
 
 
@@ -244,21 +244,21 @@ def gram(p_slab, q_slab, low, high, N, count, out, distance, add, in_tiles):
     if in_tiles:
         gram_in_tiles(p_slab, q_slab, low, high, N, count, out, distance, add, in_tiles)
         return
-    step = GROUP * ITEM
+    step = STRIP * ITEM
     for n in range(0, N, PANEL):
         panel = q_slab + n * KC * ITEM
         for m in range(low, high, ROWS):
-            group = p_slab + ((m - low) // GROUP * GROUP * (KC + 1) + (m - low) % GROUP) * ITEM
-            ahead = group + GROUP * (KC + 1) * ITEM
+            strip = p_slab + ((m - low) // STRIP * STRIP * (KC + 1) + (m - low) % STRIP) * ITEM
+            ahead = strip + STRIP * (KC + 1) * ITEM
             rows = min(ROWS, high - m)
             to = out + (m * distance + n) * ITEM
             for r in range(rows):  # where the next block's sums are, too far apart to be foreseen
                 fetch(to, (ROWS + r) * distance)
             adds = add * APART
             if N - n <= LANES:
-                half_block(group, 1, GROUP, rows, panel, count, to, distance, adds, ahead, step)
+                half_block(strip, 1, STRIP, rows, panel, count, to, distance, adds, ahead, step)
             else:
-                block(group, 1, GROUP, rows, panel, count, to, distance, adds, ahead, step)
+                block(strip, 1, STRIP, rows, panel, count, to, distance, adds, ahead, step)
 '''
 
 _LINES = '''
@@ -358,14 +358,14 @@ def products_with(table, task, phase, number, share, shares, g):
             if how == TURNED:
                 pack_panels(a, of, K, 0, high, to, s0, part, in_tiles)
             elif low < high:
-                pack_groups(a, of, K, low, high, to, s0, part, in_tiles)
+                pack_strips(a, of, K, low, high, to, s0, part, in_tiles)
         for n in range(begin, end * (count > 0), g_columns):
             rest = min(n + g_columns, end)
             for slab in range(count):
                 of, K = listed + LISTED * slab, min(total - KC * slab, KC)
                 to = g_packed + slab * g_bytes
                 if how == TURNED:
-                    pack_groups(g, of, K, n, rest, to, s0, part, in_tiles)
+                    pack_strips(g, of, K, n, rest, to, s0, part, in_tiles)
                 else:
                     pack_panels(g, of, K, n, rest, to, s0, part, in_tiles)
             for i in range(a_count):
@@ -458,7 +458,7 @@ scalar, put_scalar, part_sum, row_sum = _v.scalar, _v.put_scalar, _v.part_sum, _
 PANEL, ROWS, ITEM, KC = gemm.panel("{dtype}"), gemm.ROWS, {np.dtype(dtype).itemsize}, gemm.KC
 APART, AT_ONCE, ALL = gemm.APART, gemm.AT_ONCE, 2**62
 BY_A, TURNED, BY_G = range(3)
-{_numbers()}GROUP, LINES, repeat = gemm.group("{dtype}"), tiles.LINES, _v.repeat
+{_numbers()}STRIP, LINES, repeat = gemm.strip("{dtype}"), tiles.LINES, _v.repeat
 LISTED = 16 * KC  # bytes that say which rows of a slab, and lines of these, in half a word each
 HALF, LOW = 32, 2**32 - 1
 globals().update(gemm.micro_kernels("{dtype}"))

@@ -84,7 +84,7 @@ def split_bytes(K: int, rows: int) -> int:
 FUNCTIONS = {"pack_in_tiles": 8, "product_in_tiles": 10, "gram_in_tiles": 10}
 HELPERS = (
     *("split_row", "clear_row", "in_vectors", "shape_tiles", "by_panels"),
-    *("find_rows", "split_tile", "split_groups", "split_panels"),
+    *("find_rows", "split_tile", "split_strips", "split_panels"),
 )
 TEXT = f'''
 
@@ -221,7 +221,7 @@ def product_in_tiles(a, row, M, b, K, panels, c, ldc, add, memory):
 
 
 def gram_in_tiles(p_slab, q_slab, low, high, N, count, out, distance, add, at):
-    """``gram`` of blocks of ``split_groups`` and ``split_panels``."""
+    """``gram`` of blocks of ``split_strips`` and ``split_panels``."""
     panels, to = (N + {COLUMNS - 1}) // {COLUMNS}, out + 4 * low * distance
     spans = (count + {SPAN - 1}) // {SPAN}
     size = spans * {B_SPAN}
@@ -248,7 +248,7 @@ def split_tile(rows, n, left, tile, distance):
         split(x + 4 * n, nx, y + 4 * n, ny, tile + {LINE} * j, distance)
 
 
-def split_groups(operand, listed, count, low, high, to, s0, part):
+def split_strips(operand, listed, count, low, high, to, s0, part):
     """Columns low to high of ``count`` rows, split, as the side of a."""
     spans, rows = (count + {SPAN - 1}) // {SPAN}, listed + LISTED
     strides = strides_of(operand, s0, part)
