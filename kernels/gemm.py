@@ -25,7 +25,7 @@ from numba.extending import intrinsic
 from tinygrad_seq.kernels.machine import vector_bits
 from tinygrad_seq.kernels.simd import I64, WORD, lanes, prefetch_ir, splat_ir, vectors
 
-LINE = 64  # bytes of a line of the cache
+CACHE_LINE = 64  # bytes of a line of the cache
 KC = 256  # rows of a slab, of which the large products take in one or more at once
 ONWARD, APART = 1, 2  # how a product is added to what is there
 NEAREST = 2**15  # bytes of a panel that are gone over again and again: the nearest cache
@@ -57,7 +57,7 @@ def strip(dtype: str) -> int:
 def packed_bytes(dtype: str, columns: int) -> int:
     """The memory of KC packed rows, in panels or in strips, and what is stored beyond them."""
     whole = max(-(-columns // unit) * unit for unit in (panel(dtype), strip(dtype)))
-    return -(-(KC + 1) * whole * np.dtype(dtype).itemsize // LINE) * LINE
+    return -(-(KC + 1) * whole * np.dtype(dtype).itemsize // CACHE_LINE) * CACHE_LINE
 
 
 def micro_kernel(dtype: str, rows: int, wide: int) -> Any:
@@ -229,11 +229,11 @@ def product_text(dtype: str) -> str:
         p = 0
         while panels - p >= {together}:
             here, to, after = b + p * size, c + p * {bytes_}, b + (p + {together}) * size
-            micro_{rows}x{together * VECTORS}(a, row, 1, here, K, to, ldc, add, after, {LINE})
+            micro_{rows}x{together * VECTORS}(a, row, 1, here, K, to, ldc, add, after, {CACHE_LINE})
             p += {together}
         while p < panels:
             here, to, after = b + p * size, c + p * {bytes_}, b + (p + 1) * size
-            block(a, row, 1, {rows}, here, K, to, ldc, add, after, {LINE})
+            block(a, row, 1, {rows}, here, K, to, ldc, add, after, {CACHE_LINE})
             p += 1
         if half:
             here, to = b + p * size, c + p * {bytes_}

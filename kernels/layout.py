@@ -445,11 +445,11 @@ class Layout:
         values["outer_tasks"] = division.tasks
         values["outer_g_bytes"], values["outer_a_bytes"] = g_bytes, a_bytes
         listed = (16 * division.slabs + 8) * gemm.KC
-        values["outer_bytes"] = listed + (g_bytes + a_bytes) * division.slabs + gemm.LINE
+        values["outer_bytes"] = listed + (g_bytes + a_bytes) * division.slabs + gemm.CACHE_LINE
         at = self.take("outer_scratch", values["outer_bytes"] * division.tasks)
         values["outer_tiles"] = 0
         if in_tiles:  # the last line of a task's scratch says what shape the tiles have
-            tiles_at = at + values["outer_bytes"] - gemm.LINE
+            tiles_at = at + values["outer_bytes"] - gemm.CACHE_LINE
             self._counted("outer_tiles", tiles_at, "work block")
 
     def _join(self, names: Sequence[str]) -> None:

@@ -337,7 +337,7 @@ def products_with(table, task, phase, number, share, shares, g):
     a_packed = g_packed + g_bytes * slabs
     in_tiles = word(table, T_TILES)  # not 0: with tiles, whose shapes are written down there
     in_tiles += task * bytes_ if in_tiles else 0
-    unit = ROWS if in_tiles == 0 else LINES  # columns that are divided among the tasks together
+    unit = ROWS if in_tiles == 0 else TILE_LINES  # columns that tasks are given together
     g_columns = AT_ONCE // slabs if in_tiles == 0 else ALL  # at once
     q_columns = PANEL if slabs > 1 else ALL  # whose sums stay near from one slab to the next
     first, last = word(part, P_FIRST), word(part, P_LAST)  # rows
@@ -458,7 +458,7 @@ scalar, put_scalar, part_sum, row_sum = _v.scalar, _v.put_scalar, _v.part_sum, _
 PANEL, ROWS, ITEM, KC = gemm.panel("{dtype}"), gemm.ROWS, {np.dtype(dtype).itemsize}, gemm.KC
 APART, AT_ONCE, ALL = gemm.APART, gemm.AT_ONCE, 2**62
 BY_A, TURNED, BY_G = range(3)
-{_numbers()}STRIP, LINES, repeat = gemm.strip("{dtype}"), tiles.LINES, _v.repeat
+{_numbers()}STRIP, TILE_LINES, repeat = gemm.strip("{dtype}"), tiles.LINES, _v.repeat
 LISTED = 16 * KC  # bytes that say which rows of a slab, and lines of these, in half a word each
 HALF, LOW = 32, 2**32 - 1
 globals().update(gemm.micro_kernels("{dtype}"))
