@@ -229,6 +229,23 @@ def test_sums_of_many_rows(axis):
     assert tgs.sum(np.ones((600, 2, 3)), (2, 1)).tolist() == [6] * 600
 
 
+@pytest.mark.parametrize("dtype", ["f2", "f4", "f8"])
+@pytest.mark.parametrize(
+    ("count", "width", "places"),  # few and many sums, short and long runs, some of each
+    [(50, 3, 7), (3000, 130, 40), (3000, 130, 1500), (5000, 64, 3), (40_000, 8, 9000)],
+)
+def test_gradients_of_places_that_are_read_again_and_again(rng, dtype, count, width, places):
+    at = np.minimum(rng.integers(0, places, count), rng.integers(0, places, count))
+    g = rng.integers(-3, 4, (count, width)).astype(dtype)  # sums are exact
+    x = tgs.tensor(np.zeros((places, width), dtype), requires_grad=True)
+    g[at == 0, 1] = np.nan
+    x[at].backward(g)
+    expected = np.zeros((places, width))
+    np.add.at(expected, at, g.astype("f8"))
+    assert np.isnan(x.grad.numpy()).sum() == (at == 0).any()
+    np.testing.assert_array_equal(x.grad, expected)
+
+
 def test_small_integers():
     small = np.array([0, 5], np.uint8)
     assert tgs.min(small).item() == 0

@@ -37,6 +37,10 @@ from tinygrad_seq.tensors import (
 )
 
 TOGETHER = 512  # rows whose sums are added up
+MANY = 16  # rows of one place that are added up by themselves
+# Numbers of sums and of what is summed up to which NumPy's reduceat is quick: it goes down column
+# after column.
+MOST_SUMS, MOST_SUMMED = 2**15, 2**18
 
 
 class EachInput:
@@ -409,8 +413,29 @@ def _add_rows(made: np.ndarray, index: tuple[np.ndarray, ...], gradient: np.ndar
         places, added = places[order], added[order]
         firsts = np.flatnonzero(np.diff(places, prepend=-1))
         if len(firsts) < len(places):
-            places, added = places[firsts], np.add.reduceat(added, firsts, axis=0)
+            places, added = places[firsts], _sums_of_runs(added, firsts)
     rows[places] += added
+
+
+def _sums_of_runs(rows: np.ndarray, firsts: np.ndarray) -> np.ndarray:
+    """The sums of the rows from each of ``firsts`` to the next.
+
+    Of many: all second rows of short runs at once, then all third ones; long runs one by one.
+    """
+    if len(firsts) * rows.shape[1] <= MOST_SUMS and rows.size <= MOST_SUMMED:
+        return np.asarray(np.add.reduceat(rows, firsts, axis=0))
+    counts = np.diff(firsts, append=len(rows))
+    sums: np.ndarray = rows[firsts]
+    short = np.where(counts < MANY, counts, 0)
+    for k in range(1, short.max()):
+        of = np.flatnonzero(short > k)
+        sums[of] += rows[firsts[of] + k]
+    for run in np.flatnonzero(counts >= MANY).tolist():
+        those = rows[firsts[run] : firsts[run] + counts[run]]
+        if len(those) > TOGETHER and rows.dtype in FLOATS[1:]:
+            those = _column_sums(those)
+        np.add.reduce(those, axis=0, out=sums[run])
+    return sums
 
 
 SCATTER = Operation(
