@@ -246,6 +246,21 @@ def test_gradients_of_places_that_are_read_again_and_again(rng, dtype, count, wi
     np.testing.assert_array_equal(x.grad, expected)
 
 
+def test_softmax_of_more_than_float16_can_count():
+    many = np.zeros(100_000, np.float16)
+    for function, wanted in (
+        (tgs.logsumexp, np.log(1e5)),
+        (tgs.log_softmax, -np.log(1e5)),
+        (tgs.softmax, 1e-5),
+    ):
+        y = function(many, axis=-1)  # Σ exp(x) is beyond float16, the result is not
+        assert y.dtype == np.float16
+        assert np.all(y.numpy() == np.float16(wanted))
+    share = tgs.grad(tgs.logsumexp)(many)
+    assert share.dtype == np.float16
+    assert np.all(share.numpy() == np.float16(1e-5))
+
+
 def test_small_integers():
     small = np.array([0, 5], np.uint8)
     assert tgs.min(small).item() == 0

@@ -118,6 +118,8 @@ def logsumexp(x: TensorLike, axis: Axis = None, keepdims: bool = False) -> Tenso
     """
     x = _floating(x, "logsumexp")
     axes = check_axes(axis, x.ndim, "logsumexp")
+    if x.dtype == np.float16:  # the sum leaves its range
+        return logsumexp(x.to("float32"), axes, keepdims).to("float16")
     if recording.tracer is None or not is_traced((x,)):
         return apply(LOGSUMEXP, (x,), (axes, keepdims))
     shift = max(x.detach(), axes, keepdims=True)
@@ -201,6 +203,8 @@ def softmax(x: TensorLike, axis: int = -1) -> Tensor:
     """exp(x) / Σ exp(x) along ``axis``, the shape of x; the largest x is taken from all before."""
     x = _floating(x, "softmax")
     axes = (check_axis(axis, x.ndim, "softmax"),)
+    if x.dtype == np.float16:  # the sum leaves its range
+        return softmax(x.to("float32"), axis).to("float16")
     e = exp(x - max(x.detach(), axes, keepdims=True))
     return e / sum(e, axes, keepdims=True)
 
@@ -209,6 +213,8 @@ def log_softmax(x: TensorLike, axis: int = -1) -> Tensor:
     """x − log Σ exp(x) along ``axis``, the shape of x; the largest x is taken from all before."""
     x = _floating(x, "log_softmax")
     axes = (check_axis(axis, x.ndim, "log_softmax"),)
+    if x.dtype == np.float16:  # the sum leaves its range
+        return log_softmax(x.to("float32"), axis).to("float16")
     x = x - max(x.detach(), axes, keepdims=True)  # a small result would be lost beside a large x
     return x - log(sum(exp(x), axes, keepdims=True))
 
