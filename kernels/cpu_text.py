@@ -7,7 +7,7 @@ to which it goes. It takes its rows through these steps by itself.
 Names are those of ``text.py``; besides, n are the units that are left, p7 is the address of a row,
 k0, s0 and b0 are the first steps of the run, of the phase and of the block; the task has rows first
 to first + R, its part of the batch those from low to low + P; z7_row counts elements; inverse7 is
-that of scale7 v7, where scale7 keeps it from being too small.
+1 / (scale7 v7), where scale7 keeps it from being too small.
 Imports text and program.
 """
 

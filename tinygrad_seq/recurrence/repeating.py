@@ -34,7 +34,7 @@ def likeness(xs: Any, state: Any, *options: Any) -> Any:
 
 
 def repeated(cell: Any, xs: Any, state: Any, like: Any) -> Call | None:
-    """The call, if one like it was pattern."""
+    """The call, made after one like it that was kept; None if there is none."""
     found = settled(cell)
     pattern: Pattern | None = None if found is None else found.calls.get(like)
     if found is None or pattern is None:

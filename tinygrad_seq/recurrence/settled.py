@@ -1,8 +1,9 @@
-"""Cells of which is known, without running them, that they would do again what they did.
+"""Cells of which it is known, without running them, that they would do again what they did.
 
 Where everything that a cell can read is the very object that it was (``reach.py``), it is not run
 again, and a call like an earlier one is not checked again. Of a cell of which that is not known
-nothing is taken for granted, and ``following.py`` runs it. Imports tensors, reach and trace.
+nothing is taken for granted, and ``following.py`` runs it. Imports rules, tensors, reach and
+trace.
 """
 
 from __future__ import annotations

@@ -30,9 +30,8 @@ COMPUTED = {"copy", "broadcast", "uniform", *RULES, *COMPARISONS}
 
 # What a cell uses a tensor as that it closes over: beside values of the step, as the right side of
 # a product, or as that of a product with its transpose; or as the numbers of units that are chosen.
-# Products have the two in the middle by their names.
 BESIDE, MATRIX, TRANSPOSED, UNITS = "beside", "matrix", "transposed", "units"
-ROLES = {"matmul": MATRIX, "linear": TRANSPOSED}
+ROLES = {"matmul": MATRIX, "linear": TRANSPOSED}  # by the names of products
 CAPTURED = ("capture", "matrix", "units")  # rows of these tensors
 
 new_row = tuple.__new__  # a NamedTuple in half the time
@@ -57,7 +56,7 @@ class Trace:
         self.rows: list[Row] = []
         self.widths: list[int] = []  # of each row, how many units it has
         self.single: list[bool] = []  # whether that is 1 whatever the sizes
-        self.roles: list[str] = []  # what each tensor is used as that is closed over, see ROLES
+        self.roles: list[str] = []  # what each tensor is used as that is closed over, see BESIDE
         self.starts: dict[int, int] = {}  # where a slice begins
         self.cuts: dict[int, list[int]] = {}  # the slices of a row
         self.gaps: dict[int, list[tuple[int, int]]] = {}  # as wide as what is beside each slice
