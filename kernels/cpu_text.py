@@ -55,7 +55,8 @@ class CpuWriter(Writer):
         super().__init__(plan, program, rules)
         self.distances: dict[str, str] = {}
         self.of_parts: list[tuple[str, str, str]] = []  # memory, its places, bytes of a row
-        # of a block, going on as blocks do, so that sums run the same way however long these are
+        # The steps of a block, in the direction in which blocks follow one another: so the order of
+        # a sum does not depend on how long blocks are.
         self.steps = "range(b0, b1)" if self.forward else "range(b1 - 1, b0 - 1, -1)"
 
     def text(self) -> str:

@@ -212,7 +212,8 @@ class Layout:
     def fill(self, bases: Sequence[int] | Array) -> Array:
         """The words of one run, or of several, (..., words) from bases (..., bases)."""
         given = np.asarray(bases, np.int64)
-        found = given[self.source] if given.ndim == 1 else given[..., self.source]  # 1 µs less
+        # Of a single run without the dots, with which it takes 1 µs more.
+        found = given[self.source] if given.ndim == 1 else given[..., self.source]
         words: Array = self.template + found
         return words
 

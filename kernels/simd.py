@@ -355,13 +355,9 @@ def _compiled_functions(dtype: str) -> SimpleNamespace:
     def constant(typingctx: Any, number: Any) -> Any:
         def emit(context: Any, build: Build, sig: Any, args: Any) -> Any:
             value = context.cast(build, args[0], sig.args[0], types.float64)
-            return splat_ir(build, build.fptrunc(value, element), count)
-
-        if dtype == "float64":
-
-            def emit(context: Any, build: Build, sig: Any, args: Any) -> Any:
-                value = context.cast(build, args[0], sig.args[0], types.float64)
-                return splat_ir(build, value, count)
+            if dtype == "float32":
+                value = build.fptrunc(value, element)
+            return splat_ir(build, value, count)
 
         return kind(number), emit
 

@@ -1,6 +1,6 @@
 """A tensor: a value and its place on the tape. Also how an operation is run and recorded.
 
-No mathematics lives here. Operators and methods are hung on the class by the rooms that define
+No mathematics lives here. Operators and methods are hung on the class by the files that define
 them: ``elementwise.py``, ``structural.py`` (products, reductions, shapes, indexing),
 ``composites.py``, ``transforms.py`` (backward) and ``interop.py`` (NumPy's functions).
 Imports rules, tape, devices and errors.
@@ -262,7 +262,7 @@ class Tensor:
             )
         return self._data, self.requires_grad, None if self.grad is None else self.grad.detach()
 
-    if TYPE_CHECKING:  # hung on the class by other rooms; see the top of the file
+    if TYPE_CHECKING:  # hung on the class by other files; see the top of the file
         T: Tensor
 
         def __add__(self, other: TensorLike) -> Tensor: ...

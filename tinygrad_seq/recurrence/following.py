@@ -87,7 +87,7 @@ def trace_again(cell: Cell, given: Given, dtype: np.dtype[Any]) -> Step:
         tracer, x, state = begin_trace(given, dtype, noted=True)
         with tracing(tracer) as outer:
             step = finish_trace(tracer, cell(x, state), cell, given, outer)
-    if tracer is None:
+    if tracer is None:  # the cell did what it did before, to the end
         step.precedent.failures = 0
         _precedents[key] = step.precedent
         return step

@@ -248,8 +248,8 @@ def _cumsum(tracer: Tracer, inputs: Sequence[Tensor], params: Any) -> Tensor:
     if n < 2 or not x.size:
         return same_units(tracer, x._data, x.shape, x.dtype)
     order[axis], order[-1] = order[-1], order[axis]
-    along = _permute(tracer, [x], (order,)) if axis < x.ndim - 1 else x
-    made = _product("matmul", tracer, [along, tracer.constant(np.triu(np.ones((n, n))))], ())
+    turned = _permute(tracer, [x], (order,)) if axis < x.ndim - 1 else x
+    made = _product("matmul", tracer, [turned, tracer.constant(np.triu(np.ones((n, n))))], ())
     made = _permute(tracer, [made], (order,)) if axis < x.ndim - 1 else made
     return stand_in(tracer, made._data.slot, x.shape, x.dtype)
 

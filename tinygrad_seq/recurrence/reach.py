@@ -26,10 +26,10 @@ from tinygrad_seq.tensors import FLOATS, Tensor
 
 MOST = 1000  # values in containers; to look at more takes longer than to run the cell
 HERE = __name__.partition(".")[0]
-# Rooms of this package whose functions compute, and do nothing else.
+# Modules of this package whose functions compute, and do nothing else.
 COMPUTING = {"composites", "creation", "elementwise", "structural", "trees"}
 COMPUTING |= {"nn.functional", "nn.gates"}
-COMPUTING = {f"{HERE}.{room}" for room in COMPUTING}
+COMPUTING = {f"{HERE}.{name}" for name in COMPUTING}
 # What never changes; and generators, which matter only where something is drawn.
 CONSTANT = (int, float, str, type(None), type(...), np.dtype, np.generic, np.random.Generator)
 # Instructions that leave alone whatever is there when the call is over, by how they begin.
@@ -42,8 +42,8 @@ HARMLESS = tuple(
 )
 BUILTINS = {"abs", "bool", "dict", "enumerate", "float", "int", "isinstance", "len", "list", "map"}
 BUILTINS |= {"max", "min", "range", "reversed", "round", "sorted", "str", "sum", "tuple", "zip"}
-# Of tensors, and of rooms that compute, but what a step cannot have: they look at values, at how a
-# tensor is trained, or change something.
+# Of tensors, and of modules that compute, but what a step cannot have: they look at values, at how
+# a tensor is trained, or change something.
 REFUSED = {"backward", "data", "grad", "is_leaf", "item", "manual_seed", "numpy", "requires_grad"}
 REFUSED |= {"tolist", "version"}
 OF_TENSORS = {name for name in dir(Tensor) if not name.startswith("_")}
