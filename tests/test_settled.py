@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import gc
 import threading
 import weakref
@@ -1091,3 +1092,229 @@ def test_inputs_and_states_of_several_axes(rng):
         for mine, theirs in zip(*found, strict=True):
             np.testing.assert_allclose(mine, theirs, rtol=1e-9)
     assert settled.settled(cell).calls
+
+
+# Code that is run without its name, and values that change without another in their place ------
+
+
+class Scaler:
+    gain = 2.0
+
+    def scaled(self, z):
+        return z * self.gain
+
+
+class Mixin:
+    def clipped(self, state):  # which forward of the package calls
+        return state * SCALE
+
+
+class Mixed(Mixin, nn.LSTMCell):
+    pass
+
+
+class Limited(nn.LSTMCell):
+    @property
+    def clip(self):  # which code of the package alone asks for
+        return SCALE
+
+    @clip.setter
+    def clip(self, value):
+        pass
+
+
+class ScaledLinear(nn.Linear):
+    @property
+    def weight(self):
+        return vars(self)["raw"] * SCALE
+
+    @weight.setter
+    def weight(self, value):
+        self.raw = value
+
+
+class WithLinear(Layers):
+    def __init__(self):
+        super().__init__()
+        self.linear = ScaledLinear(4, 4, **F8)
+
+    def forward(self, x, h):
+        h = tgs.tanh(self.linear(h) + x @ self.W)
+        return h, h
+
+
+class times_scale(property):  # noqa: N801
+    def __get__(self, of, kind=None):
+        return self.fget(of) * SCALE
+
+
+class Derived(Layers):
+    @times_scale
+    def ratio(self):
+        return 1.0
+
+    def forward(self, x, h):
+        h = tgs.tanh(x @ self.W + h) * self.ratio
+        return h, h
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: Mixed(3, 4, **F8), lambda: Limited(3, 4, **F8), WithLinear, Derived]
+)
+def test_what_code_of_the_package_comes_to_in_a_class(make, rng, monkeypatch):
+    cell, xs = make(), rng.standard_normal((5, 2, 3))
+    settle(cell, xs)
+    monkeypatch.setitem(globals(), "SCALE", 0.01)
+    agrees(cell, xs)
+
+
+def test_a_method_of_another_object_in_a_class(rng):
+    scaler = Scaler()
+
+    class Has(Layers):
+        gain = 1.0  # a name that is known
+        scaled = scaler.scaled
+
+        def forward(self, x, h):
+            h = tgs.tanh(x @ self.W + h)
+            return self.scaled(h) * self.gain, h
+
+    cell, xs = Has(), rng.standard_normal((5, 2, 3))
+    settle(cell, xs)
+    scaler.gain = 0.1
+    agrees(cell, xs)
+
+
+def test_other_bases_of_a_class(rng):
+    class First(Layers):
+        def squashed(self, z):
+            return tgs.tanh(z)
+
+    class Second(Layers):
+        def squashed(self, z):
+            return tgs.relu(z)
+
+    class Cell(First):
+        pass
+
+    cell, xs = Cell(), rng.standard_normal((5, 2, 3))
+    settle(cell, xs)
+    assert settled.settled(cell)
+    Cell.__bases__ = (Second,)
+    agrees(cell, xs)
+
+
+class Mode:
+    def __repr__(self):
+        return "a" if SCALE > 0.3 else "b"
+
+
+@dataclass
+class Compared:
+    number: int
+
+    def __eq__(self, other):
+        return SCALE > 0.3
+
+
+class Factor(float):
+    __slots__ = ()
+
+    def __mul__(self, other):
+        return other * SCALE
+
+
+MODE, COMPARED, FACTOR_OF_SCALE = Mode(), Compared(1), Factor(2.0)
+UNWRITTEN = {
+    "str": lambda x, h: (h, h + x @ W * FACTORS[str(MODE)]),
+    "format": lambda x, h: (h, h + x @ W * FACTORS[f"{MODE}"]),
+    "percent": lambda x, h: (h, h + x @ W * FACTORS["%s" % MODE]),  # noqa: UP031
+    "equal": lambda x, h: (h, h + x @ W * (1.0 if COMPARED == 1 else 2.0)),
+    "times": lambda x, h: (h, FACTOR_OF_SCALE * (h + x @ W)),
+}
+
+
+@pytest.mark.parametrize("name", UNWRITTEN)
+def test_code_that_is_run_by_an_operator_or_to_make_a_text(name, rng, monkeypatch):
+    xs, state = rng.standard_normal((5, 2, 3)), tgs.zeros(2, 4, dtype="float64")
+    settle(UNWRITTEN[name], xs, state)
+    monkeypatch.setitem(globals(), "SCALE", 0.1)
+    agrees(UNWRITTEN[name], xs, state)
+
+
+def test_a_record_of_numpy_changes_in_place(rng):
+    record = np.zeros(1, [("gain", "f8")])[0]
+    record["gain"] = 0.5
+
+    def cell(x, h):
+        return h, h + x @ W * record["gain"]
+
+    xs, state = rng.standard_normal((5, 2, 3)), tgs.zeros(2, 4, dtype="float64")
+    settle(cell, xs, state)
+    record["gain"] = 2.0
+    agrees(cell, xs, state)
+
+
+@pytest.mark.parametrize("value", [2.0, property(lambda self: 2.0)])
+def test_the_class_of_a_named_tuple(value, rng, monkeypatch):
+    class Weighted(NamedTuple):
+        W: tgs.Tensor
+        gain: float
+
+        factor = 1.0
+
+    weighted, named = Weighted(W, 0.5), SimpleNamespace(factor=1.0)
+
+    def cell(x, h):
+        return h, h + x @ weighted.W * weighted.gain * weighted.factor * named.factor
+
+    def plain(x, h):
+        pair = PAIR
+        return h, h + x @ pair.W * pair.gain
+
+    xs, state = rng.standard_normal((5, 2, 3)), tgs.zeros(2, 4, dtype="float64")
+    settle(cell, xs, state)
+    Weighted.factor = value
+    agrees(cell, xs, state)
+    settle(plain, xs, state)
+    assert settled.settled(plain)
+    monkeypatch.setattr(Pair, "gain", value)
+    agrees(plain, xs, state)
+
+
+PAIR = Pair(W, 0.5)
+
+
+def test_values_in_modules_of_the_package(rng, monkeypatch):
+    xs, state = rng.standard_normal((5, 2, 3)), tgs.zeros(2, 4, dtype="float64")
+
+    def by_name(x, h):
+        return h, nn.gates.ACTIVATIONS["silu"](x @ W + h)
+
+    def of_package(x, h):
+        return h, h + x @ W * tgs.own_factor
+
+    monkeypatch.setattr(tgs, "own_factor", 0.5, raising=False)
+    settle(by_name, xs, state)
+    settle(of_package, xs, state)
+    monkeypatch.setitem(nn.gates.ACTIVATIONS, "silu", tgs.tanh)
+    monkeypatch.setattr(tgs, "own_factor", 2.0)
+    agrees(by_name, xs, state)
+    agrees(of_package, xs, state)
+
+
+def test_another_function_in_the_place_of_a_builtin(rng, monkeypatch):
+    def cell(x, h):
+        return h, h + x @ W * round(0.7)
+
+    xs, state = rng.standard_normal((5, 2, 3)), tgs.zeros(2, 4, dtype="float64")
+    settle(cell, xs, state)
+    assert settled.settled(cell)
+    before = tgs.scan(cell, xs, state)[1].numpy()
+    with monkeypatch.context() as patched:
+        patched.setattr(builtins, "round", lambda number: SCALE)
+        found = [tgs.scan(cell, xs, state)[1].numpy() for _ in range(6)]
+        patched.setitem(globals(), "SCALE", 0.1)
+        found.append(tgs.scan(cell, xs, state)[1].numpy())
+    for factor, each in zip([0.5] * 6 + [0.1], found, strict=True):
+        np.testing.assert_allclose(each, before * factor)

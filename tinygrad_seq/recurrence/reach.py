@@ -30,7 +30,8 @@ HERE = __name__.partition(".")[0]
 COMPUTING = {"composites", "creation", "elementwise", "structural", "trees"}
 COMPUTING |= {"nn.functional", "nn.gates"}
 COMPUTING = {f"{HERE}.{name}" for name in COMPUTING}
-# What never changes; and generators, which matter only where something is drawn.
+# What never changes; and generators, which matter only where something is drawn. Not what others
+# derive of them, which may do anything, nor records of NumPy, which change in place.
 CONSTANT = (int, float, str, type(None), type(...), np.dtype, np.generic, np.random.Generator)
 # Instructions that leave alone whatever is there when the call is over, by how they begin.
 HARMLESS = tuple(
@@ -48,8 +49,11 @@ REFUSED = {"backward", "data", "grad", "is_leaf", "item", "manual_seed", "numpy"
 REFUSED |= {"tolist", "version"}
 OF_TENSORS = {name for name in dir(Tensor) if not name.startswith("_")}
 OF_OTHERS = {"format", "get", "index", "items", "join", "keys", "kind", "name", "values"}
+SHOWING = "__repr__"  # asked for, without its name, by what makes a text
 # What changes one of these, or draws from it, if a cell can come to one.
-CHANGING = {kind: {*dir(kind)} - OF_OTHERS for kind in (list, dict, np.random.Generator)}
+CHANGING = {
+    kind: {*dir(kind)} - OF_OTHERS - {SHOWING} for kind in (list, dict, np.random.Generator)
+}
 REGISTERS = {"_buffers", "_parameters"}  # sets of names, see module.py, that no step looks at
 REFUSED |= REGISTERS
 # What this package asks for of any module, so that code of others need not name it.
@@ -85,6 +89,9 @@ def _used(code: CodeType) -> Used | None:
             return None
         if each.opname == "BINARY_OP" and each.argrepr.endswith("="):  # x += y
             return None
+        text = each.opname.startswith("FORMAT_") or each.argval in ("str", "format")
+        if text or (each.opname == "BINARY_OP" and each.argrepr == "%"):
+            used.attributes.add(SHOWING)
         if each.opname == "STORE_DEREF" and each.argval in code.co_freevars:  # nonlocal
             return None
     for constant in code.co_consts:  # comprehensions, functions inside
@@ -95,6 +102,29 @@ def _used(code: CodeType) -> Used | None:
             used.globals.update(inner.globals)
             used.attributes.update(inner.attributes)
     return used
+
+
+@lru_cache(256)
+def _asked(kind: type) -> frozenset[str]:
+    """Names that a class of this package has, and those that its code asks for."""
+    names = {*vars(kind)}
+    found = [_in_class(value) for value in vars(kind).values()]
+    codes = [value.__code__ for value in found if type(value) is FunctionType]
+    while codes:
+        code = codes.pop()
+        names.update(code.co_names)
+        codes += [constant for constant in code.co_consts if isinstance(constant, CodeType)]
+    return frozenset(names)
+
+
+def _in_class(value: Any) -> Any:
+    """What code comes to by the name of something in a class: a property's function, for one.
+
+    Not of what is derived of a property, which may do more than call it.
+    """
+    if type(value) is property:
+        return value.fget
+    return value.__func__ if type(value) in (staticmethod, classmethod) else value
 
 
 def _is_own(home: Any) -> bool:
@@ -128,8 +158,10 @@ class Reach:
         self._globals: list[tuple[dict[str, Any], str, Any]] = []
         self._closures: list[tuple[Any, Any]] = []
         self._classes: list[type] = []
+        self._orders: list[tuple[type, Any]] = []  # in which their bases are looked through
+        self._records: list[type] = []
         self._names, self._refused = {*ENTRIES}, {*REFUSED}  # of attributes that code asks for
-        self._known_names = ENTRIES | OF_TENSORS | OF_OTHERS
+        self._known_names = ENTRIES | OF_TENSORS | OF_OTHERS | {SHOWING}
         # For the time of reading: the cell, tensors by id, the ids of functions gone through, and
         # how much there is in containers.
         self._cell, self._found, self._seen = cell, dict[int, Tensor](), set[int]()
@@ -173,6 +205,9 @@ class Reach:
             self._read_all(value)
         elif _is_record(kind):
             self._known_names.update(kind._fields)
+            if kind not in self._records:
+                self._records.append(kind)
+                self._holders.append((vars(kind), [*vars(kind)], [*vars(kind).values()]))
             self._read_all((*value,))
         elif kind in (ModuleType, BuiltinFunctionType):
             home = value.__name__ if kind is ModuleType else value.__module__
@@ -182,10 +217,14 @@ class Reach:
             for each in kind.__mro__[:-1]:
                 if not _is_own(each.__module__) and each is not SimpleNamespace:
                     self._read_class(each)
+                    for base in kind.__mro__[:-1]:  # code of this package may ask for these
+                        if _is_own(base.__module__) and base.__base__ is not object:
+                            own = {name for name in vars(each) if not _is_special(name)}
+                            self._names |= _asked(base) & own
             own = value.__dict__
             self._objects.append((None if value is self._cell else value, kind, own))
             self._read_all(own)
-        elif not isinstance(value, CONSTANT):
+        elif not _is_constant(value):
             raise LookupError
 
     def _read_all(self, holder: Any) -> None:
@@ -205,14 +244,12 @@ class Reach:
     def _read_class(self, kind: type) -> None:
         """One that somebody else wrote. What is in it is read where its name is used."""
         held = vars(kind)
-        special = {name for name in held if name.startswith("__") and name.endswith("__")}
-        if special - SPECIAL - (OF_DATACLASSES if "__dataclass_fields__" in held else set()):
+        special = {name for name in held if _is_special(name)}
+        if special - SPECIAL - (OF_DATACLASSES if _is_dataclass(held) else set()):
             raise LookupError
         if kind not in self._classes:
-            for base in kind.__mro__:
-                if _is_own(base.__module__) and base.__base__ is not object:  # it may use these
-                    self._names |= vars(base).keys() & held.keys() - special
             self._classes.append(kind)
+            self._orders.append((kind, kind.__mro__))
             self._holders.append((held, [*held], [*held.values()]))
 
     def _read_function(self, function: FunctionType) -> None:
@@ -233,7 +270,11 @@ class Reach:
             self._globals.append((around, name, value))
             if name in around:
                 self._read(value)
-            elif name not in BUILTINS and not _is_error(getattr(builtins, name, None)):
+                continue
+            value = vars(builtins).get(name)
+            self._globals.append((vars(builtins), name, value))
+            known = name in BUILTINS or _is_error(value)
+            if not known or value.__module__ != "builtins":  # somebody put another in its place
                 raise LookupError
         for closed in function.__closure__ or ():
             try:
@@ -254,8 +295,9 @@ class Reach:
         ):
             read |= waiting
             for kind, name in waiting:
-                value = vars(kind)[name]
-                self._read(getattr(value, "fget", getattr(value, "__func__", value)))
+                value = _in_class(vars(kind)[name])
+                if name != SHOWING or _home(value) not in ("dataclasses", "reprlib"):
+                    self._read(value)
         there = {name for _, name in read}
         for name in self._names:
             if name in self._refused or not (
@@ -272,9 +314,12 @@ class Reach:
         modules = {value for value in values if type(value) is ModuleType}
         if modules - {math}:
             modules |= {module for home, module in [*sys.modules.items()] if _is_own(home)}
-        found = [getattr(module, name) for module in modules if hasattr(module, name)]
-        for value in found:
+        found = [module for module in modules if hasattr(module, name)]
+        for module in found:
+            value = getattr(module, name)
             _check_computes(value)
+            if _is_constant(value):
+                self._globals.append((vars(module), name, value))
         return bool(found)
 
     def is_still_so(self, cell: Any) -> bool:
@@ -287,6 +332,9 @@ class Reach:
         for each, kind, own in self._objects:
             each = cell if each is None else each
             if type(each) is not kind or each.__dict__ is not own:
+                return False
+        for kind, order in self._orders:
+            if kind.__mro__ is not order:
                 return False
         for around, name, value in self._globals:
             if around.get(name) is not value:
@@ -307,10 +355,36 @@ class Reach:
         return kinds(self.tensors) == self._kinds
 
 
+def _is_constant(value: Any) -> bool:
+    """Whether it never changes, nor what is done with it."""
+    home = type(value).__module__.partition(".")[0]
+    known = isinstance(value, CONSTANT) and not isinstance(value, np.void)
+    return known and home in ("builtins", "numpy")
+
+
+def _is_special(name: str) -> bool:
+    return name.startswith("__") and name.endswith("__")
+
+
+def _is_dataclass(held: Any) -> bool:
+    """Whether this is in one, and what compares two was not written by hand."""
+    compared = [held[name] for name in ("__eq__", "__hash__") if held.get(name) is not None]
+    codes = [getattr(value, "__code__", None) for value in compared]
+    made = all(code is not None and code.co_filename == "<string>" for code in codes)
+    return made and "__dataclass_fields__" in held
+
+
 def _is_record(kind: type) -> bool:
     """Whether this is a NamedTuple that has fields and no more."""
-    own = {name for name, value in vars(kind).items() if callable(value) or hasattr(value, "fget")}
-    return kind.__bases__ == (tuple,) and hasattr(kind, "_fields") and own <= {*vars(_Record)}
+    if kind.__bases__ != (tuple,) or not hasattr(kind, "_fields"):
+        return False
+    held, fields = vars(kind), {*kind._fields}
+    own = {name for name, value in held.items() if callable(value) or hasattr(value, "fget")}
+    written = [_home(value) for value in held.values() if type(value) is FunctionType]
+    made = all(home == "collections" or home == f"namedtuple_{kind.__name__}" for home in written)
+    return (
+        made and own <= {*vars(_Record)} and held.keys() <= vars(_Record).keys() | fields | SPECIAL
+    )
 
 
 def _is_error(value: Any) -> bool:
@@ -318,9 +392,16 @@ def _is_error(value: Any) -> bool:
 
 
 def _check_computes(value: Any) -> None:
-    """Raise LookupError for a function of this package that may do more than compute."""
-    if type(value) is FunctionType:
-        if _home(value) not in COMPUTING or value.__name__ in REFUSED:
-            raise LookupError
-    elif isinstance(value, type):
+    """Raise LookupError for what stands in a module if it is no function that only computes.
+
+    Modules of this package, and what never changes, are let through.
+    """
+    kind = type(value)
+    if kind is FunctionType:
+        known = _home(value) in COMPUTING and value.__name__ not in REFUSED
+    elif kind is ModuleType:
+        known = value is math or _is_own(value.__name__)
+    else:
+        known = _is_constant(value) or (kind is BuiltinFunctionType and value.__module__ == "math")
+    if not known:
         raise LookupError
