@@ -2,7 +2,12 @@
 
 They are compiled once for a dtype and called by address, so that a new cell compiles in the time
 that its own few lines take. Tables of words are read in the order in which ``layout.py`` writes
-them. Imports gemm, tiles and NumPy.
+them.
+
+A *line* is one of those that a row consists of where each is multiplied by itself, a *group* the
+lines that have a matrix in common (``matmul_lines`` in program.py). Where products are summed over
+rows, a *slab* is KC of these, packed: *strips* of columns of one side, panels of the other.
+Imports gemm, tiles and NumPy.
 """
 
 from __future__ import annotations
@@ -167,9 +172,9 @@ def pack(table, task, phase):
             else:
                 for v in range(PANEL):
                     if v < left:
-                        line = source + (p * PANEL + v) * column * ITEM
+                        from_ = source + (p * PANEL + v) * column * ITEM
                         for k in range(K):
-                            store(out, k * PANEL + v, load(line, k * row, 1), 1)
+                            store(out, k * PANEL + v, load(from_, k * row, 1), 1)
                     else:
                         for k in range(K):
                             store(out, k * PANEL + v, constant(0.0), 1)
