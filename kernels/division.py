@@ -74,11 +74,11 @@ def divide(plan: Plan, direction: str, steps: int, parts: int, sizes: Sizes) -> 
     alone = parts % tasks == 0
     by_lengths = sizes.ragged and not alone
     slabs, segment = 1, steps
-    if backward:  # a segment fills the slabs of a part
+    if backward:  # a segment fills the slabs of a part, and leaves no few rows for one more
         far = bytes_of_sums(plan, sizes) >= FAR_SUMS and not in_tiles
         slabs = gemm.FAR_SLABS if far else 1
         rows = -(-B // parts) * _fewest_lines(plan, sizes)  # of a step
-        segment = max(1, min(steps, -(-gemm.KC * slabs // rows)))
+        segment = max(1, min(steps, gemm.KC * slabs // rows))
     return Division(
         threads=threads,
         tasks=tasks,

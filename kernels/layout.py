@@ -379,7 +379,8 @@ class Layout:
             return
         rows = -(-self.sizes.B // self.division.parts) * self.division.segment
         rows = min(gemm.KC, rows * max(matrix.lines for matrix in self.matrices))  # at once
-        in_tiles = self.division.in_tiles and rows >= tiles.SPAN
+        sizes = [(matrix.a_width, matrix.g_width) for matrix in self.matrices]
+        in_tiles = self.division.in_tiles and rows >= tiles.SPAN and tiles.filled(sizes)
 
         def packed(columns: int) -> int:
             if in_tiles:
@@ -389,7 +390,7 @@ class Layout:
         names = [*_named("outer", library.T_WORDS), *self._outer_parts()]
         shared = self._shared()
         for which, (of, numbers) in enumerate(shared.items()):
-            names += self._outer_of(f"outer_g{which}", of, numbers, packed)
+            names += self._outer_of(f"outer_g{which}", of, numbers, packed, in_tiles)
         G = max(of.width for of in shared)
         widths = [[self.matrices[n].a_width for n in numbers] for numbers in shared.values()]
         a_bytes = max(sum(map(packed, each)) for each in widths)
@@ -420,12 +421,19 @@ class Layout:
         return names
 
     def _outer_of(
-        self, name: str, of: Shared, numbers: Sequence[int], packed: Callable[[int], int]
+        self,
+        name: str,
+        of: Shared,
+        numbers: Sequence[int],
+        packed: Callable[[int], int],
+        in_tiles: bool,
     ) -> list[str]:
         """The names of the words of a g, and of each a that goes with it, and memory for sums."""
         values, before = self.values, of.group * of.lines
         names = self._operand(name, of.g, of.width, before, library.G_WORDS)
-        by = self._by_wide_side(of.width, [self.matrices[n].a_width for n in numbers])
+        by = library.BY_A
+        if not in_tiles:
+            by = self._by_wide_side(of.width, [self.matrices[n].a_width for n in numbers])
         values[f"{name}_lines"], values[f"{name}_count"] = of.lines, len(numbers)
         values[f"{name}_how"] = library.TURNED if of.g_first else by
         begin = 0  # where each a is packed, one after the other
@@ -463,8 +471,6 @@ class Layout:
         """How products aᵀ g are better divided: by columns of g, of which each task packs its own,
         or by those of each a. Packing a column is taken for as long as 11 of its products.
         """
-        if self.division.in_tiles:
-            return library.BY_A
         shares = max(1, self.division.tasks // self.division.parts)
 
         def share(columns: int, unit: int) -> int:

@@ -95,6 +95,20 @@ def test_the_error_is_no_larger_than_that_of_vectors(K, rng):
 
 
 @TILES
+@pytest.mark.parametrize("x", [0.1, 1 / 3, 1.7])
+def test_the_error_of_sums_of_equal_numbers(x):
+    a, b = np.full((32, 256), x, "f4"), np.full((256, 32), x, "f4")
+    np.testing.assert_allclose(product(a, b), 256 * float(a[0, 0]) ** 2, rtol=2e-5)
+
+
+def test_gradients_that_would_leave_tiles_empty_are_for_vectors():
+    assert tiles.filled([(64, 256), (2, 256)])
+    assert tiles.filled([(16, 16), (9, 30)])
+    assert not tiles.filled([(3, 3)])
+    assert not tiles.filled([(1, 80), (20, 80)])
+
+
+@TILES
 @given(st.integers(0, 99), st.integers(1, 70), sizes)
 @settings(max_examples=50)
 def test_a_row_has_the_same_bits_in_any_company(seed, M, K):
