@@ -572,6 +572,14 @@ BAD_LOSSES = {
     "expected integers": lambda: F.cross_entropy(tgs.zeros(2, 3), np.zeros(2)),
     "delta = 0": lambda: F.huber_loss(tgs.zeros(2), tgs.zeros(2), delta=0),
     "expected equal shapes": lambda: F.binary_cross_entropy_with_logits(tgs.zeros(2), tgs.zeros(3)),
+    "with_logits: targets from -1 to 1 were given, expected 0 to 1": (
+        lambda: F.binary_cross_entropy_with_logits(tgs.zeros(2), [-1, 1])
+    ),
+    "with_logits: targets from 0 to 2 were given": (
+        lambda: F.binary_cross_entropy_with_logits(
+            tgs.zeros(3), [1, 2, -1], mask=[True, True, False]
+        )
+    ),
 }
 
 

@@ -53,6 +53,9 @@ __all__ = [
 ]
 
 
+ROUNDED = 1e-3  # what targets that were computed may lie beyond 0 and 1
+
+
 def _check_places(operation: str, names: Sequence[str], a: Array, b: Array) -> None:
     """Raise a DeviceError unless both arrays are on one device, which their types say."""
     if type(a) is not type(b):
@@ -253,10 +256,17 @@ def binary_cross_entropy_with_logits(
 ) -> Tensor:
     """The mean of −t log σ(x) − (1 − t) log(1 − σ(x)), in nats; x logits, t targets in [0, 1].
 
-    Equal shapes; the mean is over where the boolean ``mask`` says so.
+    Equal shapes; the mean is over where the boolean ``mask`` says so. Raises ValueError for other
+    targets, such as those of -1 and 1, but not on a GPU, for which it would have to wait.
     """
     x, t, chosen = _pair(logits, target, mask, "binary_cross_entropy_with_logits")
     x, t = _select(x, chosen), _select(t, chosen)
+    is_here = t.device == devices.CPU and (recording.tracer is None or not is_traced((t,)))
+    if is_here and t.size and (t._data.min() < -ROUNDED or t._data.max() > 1 + ROUNDED):
+        raise ValueError(
+            "binary_cross_entropy_with_logits: targets from "
+            f"{t._data.min():g} to {t._data.max():g} were given, expected 0 to 1"
+        )
     return _average(_select(softplus(x) - x * t, chosen), chosen)
 
 
