@@ -321,7 +321,13 @@ BAD = {
     r"LSTMCell: the state is a tensor, expected a pair": lambda: nn.LSTMCell(2, 3)(
         tgs.zeros(1, 2), tgs.zeros(1, 3)
     ),
-    "expected cells, made": lambda: nn.Recurrent([nn.GRUCell]),
+    r"Recurrent: cells\[1\]: class GRUCell was given, expected a cell that is made": (
+        lambda: nn.Recurrent([nn.GRUCell(2, 3), nn.GRUCell])
+    ),
+    r"Recurrent: cells\[0\]: 1 was given, expected a cell": lambda: nn.Recurrent([1]),
+    r"no initial_state\(batch_size\) and no state was given; give it that, or pass": (
+        lambda: tgs.scan(lambda x, h: (x, h), X)
+    ),
     "given as the cell": lambda: tgs.unroll(nn.GRUCell, X),
     "expected a list of cells": lambda: nn.Recurrent(CELL),
     "tgs.stack makes one tensor": lambda: tgs.unroll(CELL, [X[0], X[1]]),
@@ -342,7 +348,6 @@ BAD = {
     "RNN: num_layers: 0": lambda: nn.RNN(2, 3, num_layers=0),
     "RNN: backend 'tapes'": lambda: nn.RNN(2, 3, backend="tapes"),
     "GRUCell: hidden_size: -1 was given": lambda: nn.GRU(2, -1),
-    "expected cells": lambda: nn.Recurrent([1]),
     "p: None": lambda: nn.Dropout(None),
     "LSTM: dropout: 1.5 was given": lambda: nn.LSTM(2, 3, dropout=1.5),
 }
@@ -474,6 +479,14 @@ class TestLayers:
                 np.testing.assert_allclose(part.numpy()[k], leaf.numpy(), atol=1e-13)
         ys.sum().backward()
         assert all(p.grad is not None for p in layer.parameters())
+
+    def test_an_unknown_option_is_answered_with_those_there_are(self):
+        for wrong in ("peephol", "proj_size", "activation"):
+            words = f"LSTM: {wrong}= was given, expected .* LSTMCell: forget_bias, peephole, "
+            with pytest.raises(TypeError, match=words):
+                nn.LSTM(2, 3, **{wrong: 1})
+        with pytest.raises(TypeError, match=r"GRU: peephole= was given, expected .* reset_after"):
+            nn.GRU(2, 3, peephole=True)
 
     def test_recurrent_takes_anybodys_cells(self, rng):
         cells = [nn.LSTMCell(2, 3, rng=0), nn.GRUCell(3, 4, rng=0)]

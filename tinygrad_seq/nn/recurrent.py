@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from inspect import signature
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,7 @@ from tinygrad_seq.trees import (
 )
 
 BACKENDS: dict[str, Any] = {"scan": scan, "tape": unroll}
+OF_LAYER = ("input_size", "hidden_size", "bias", "dtype", "rng")  # a layer gives them to its cells
 
 
 class Recurrent(Module):
@@ -73,10 +75,13 @@ class Recurrent(Module):
             raise ValueError(
                 f"{name}: a {type(cells).__name__} was given, expected a list of cells"
             )
-        if any(isinstance(cell, type) or not callable(cell) for cell in cells):
-            raise ValueError(
-                f"{name}: expected cells, made and called as y, state = cell(x, state)"
-            )
+        for k, cell in enumerate(cells):
+            if isinstance(cell, type) or not callable(cell):
+                found = f"class {cell.__name__}" if isinstance(cell, type) else repr(cell)[:60]
+                raise ValueError(
+                    f"{name}: cells[{k}]: {found} was given, expected a cell that is made already "
+                    "and called as y, state = cell(x, state)"
+                )
         if not len(cells) or len(cells) % directions:
             raise ValueError(
                 f"{name}: {len(cells)} cells were given, expected {directions} for each layer"
@@ -253,6 +258,13 @@ class _Stacked(Recurrent):
         rng = None if rng is None else generator(rng)  # one for all, or the package's own each time
         self.input_size, self.hidden_size = input_size, hidden_size
         options = {"bias": bias, "dtype": dtype, "rng": rng, **cell_options}
+        taken = [name for name in signature(self.cell).parameters if name not in OF_LAYER]
+        for name in cell_options:
+            if name not in taken:
+                raise TypeError(
+                    f"{type(self).__name__}: {name}= was given, expected options of the layer or "
+                    f"those of {self.cell.__name__}: {', '.join(taken)}"
+                )
         cells: list[Any] = []
         for _ in range(whole(num_layers, f"{type(self).__name__}: num_layers")):
             size = directions * cells[0].output_size if cells else input_size

@@ -59,7 +59,7 @@ def check_arguments(
             )
             raise ValueError(
                 f"{driver}: the cell {_name(cell)} has no initial_state(batch_size) and no state "
-                f"was given; pass state={layer}"
+                f"was given; give it that, or pass state={layer}"
             )
         state = start
     own = f"{_name(cell)}.initial_state({B})"
