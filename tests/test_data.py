@@ -366,7 +366,9 @@ BAD = {
     "windows: one str was given, .* encode a text with vocabulary.encode": lambda: data.windows(
         "abc", 1
     ),
-    "windows: one NoneType was given": lambda: data.windows(None, 1),
+    r"windows: one NoneType was given, expected a series \(N, \.\.\.\)$": lambda: data.windows(
+        None, 1
+    ),
     "dense_windows: one str was given": lambda: data.dense_windows("abc", 1),
     "windows: the rows given differ in length, .* pad_sequences makes one": lambda: data.windows(
         [[1], [1, 2]], 1

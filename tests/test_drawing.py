@@ -270,6 +270,8 @@ class TestCells:
             ValueError, match=r"parts\['reset'\] has 'q', expected a line .*: from_x"
         ):
             drawing.draw_cell(cell, XS, parts={"reset": ["q"]})
+        with pytest.raises(ValueError, match=r"parts is 'reset', expected a dict"):
+            drawing.draw_cell(cell, XS, parts="reset")
         with pytest.raises(ValueError, match=r"has 0, expected a line"):
             drawing.draw_cell(cell, XS, parts={"input": [0]})
         with pytest.raises(ValueError, match=r"highlight='memory' was given, .* has none"):

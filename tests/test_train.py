@@ -550,6 +550,9 @@ def test_bad_batches(rng):
         train.fit(model, iter([(x, y)]), epochs=2, **common)
     with pytest.raises(ValueError, match="in epoch 0 the batches gave no examples"):
         train.fit(model, [], epochs=2, **common)
+    few = tgs.data.Batches(x, y, batch_size=len(x) + 1, drop_last=True)
+    with pytest.raises(ValueError, match="of fewer than a batch with drop_last, are none"):
+        train.fit(model, few, epochs=2, **common)
     with pytest.raises(ValueError, match=r"a batch of 1 was given, expected \(inputs, targets\)"):
         train.fit(model, [(x,)], epochs=1, **common)
     with pytest.raises(

@@ -244,7 +244,12 @@ BAD = {
     r"expected \(6, 2\) first in all of inputs and targets": lambda: train.tbptt(
         PLAIN, X, Y[:5], mse, 2, 2
     ),
-    r"expected \(T, B, ...\)": lambda: train.tbptt(PLAIN, X[0, 0], Y, mse, 2, 2),
+    r"inputs: shape \(\d+,\) was given, expected \(T, B, ...\)": lambda: train.tbptt(
+        PLAIN, X[0, 0], Y, mse, 2, 2
+    ),
+    r"inputs: a list of shapes \[\(\), \(\), \(\)\] was .*np.asarray makes one": lambda: (
+        train.tbptt(PLAIN, X.tolist(), Y, mse, 2, 2)
+    ),
     r"lengths has shape \(3,\), expected \(2,\)": lambda: train.tbptt(
         PLAIN, X, Y, mse, 2, 2, lengths=[1, 2, 3]
     ),

@@ -456,7 +456,8 @@ class _Mean:
         if not self.weight:
             raise ValueError(
                 f"{what} gave no examples; an iterator can be passed only once, and data.Batches "
-                "of no examples are none: give a list or data.Batches of some"
+                "of no examples, or of fewer than a batch with drop_last, are none: give a list or "
+                "data.Batches of some"
             )
         found: list[float] = (self.total / self.weight).tolist()
         return found

@@ -136,7 +136,12 @@ class _Sequence:
         self.targets = map_leaves(lambda leaf: as_tensor(leaf, "tbptt: targets"), targets)
         shapes = [leaf.shape for leaf in leaves(self.inputs)]
         if not shapes or any(len(shape) < 2 for shape in shapes):
-            raise ShapeError(f"tbptt: inputs of shape {shapes} were given, expected (T, B, ...)")
+            found = f"a {type(inputs).__name__} of shapes" if len(shapes) != 1 else "shape"
+            some = f"{shapes[0] if len(shapes) == 1 else shapes[:3]}"
+            raise ShapeError(
+                f"tbptt: inputs: {found} {some} was given, expected (T, B, ...); a list or a tuple "
+                "is as many inputs, np.asarray makes one of lists of numbers"
+            )
         self.T, self.B = shapes[0][:2]
         for path, leaf in [*paths(self.inputs), *paths(self.targets)]:
             if leaf.shape[:2] != (self.T, self.B):

@@ -19,6 +19,8 @@ def windows(series: ArrayLike, length: int, horizon: int = 1) -> tuple[np.ndarra
 
     ``series`` (N, ...) gives inputs (N − length − horizon + 1, length, ...) and targets
     (N − length − horizon + 1, ...), in the order of time; both are read-only views of the series.
+    Windows come first, so a recurrent layer takes them with ``batch_first=True``, and it takes
+    (N, length, features): give a series of one feature as ``series[:, None]``.
     Raises ValueError if the series is too short for one window.
     """
     values = as_series(series, "windows")
@@ -126,9 +128,9 @@ def as_series(series: ArrayLike, name: str) -> np.ndarray:
     """``series`` as an array (N, ...)."""
     values = as_values(series, name)
     if not values.ndim:
+        hint = "; encode a text with vocabulary.encode first" if isinstance(series, str) else ""
         raise ShapeError(
-            f"{name}: one {type(series).__name__} was given, expected a series (N, ...); encode a "
-            "text with vocabulary.encode first"
+            f"{name}: one {type(series).__name__} was given, expected a series (N, ...){hint}"
         )
     return values
 

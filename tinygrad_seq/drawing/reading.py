@@ -257,6 +257,11 @@ def assign_parts(nodes: list[Node], parts: Parts) -> None:
 
     A node is named by its line or by what it is called. Raises ValueError for others.
     """
+    if not isinstance(parts, Mapping):
+        raise ValueError(
+            f"draw_cell: parts is {parts!r}, expected a dict of steps of the cell, such as "
+            '{"reset": ["r"]}'
+        )
     known: dict[int | str, int] = {}
     for k, node in enumerate(nodes):
         if node.kind == "output":
