@@ -44,8 +44,6 @@ from tinygrad_seq.tensors import (
 
 SHORT = 32  # elements of a row along which NumPy finds the largest quicker if rows are columns
 FEW = 2**13  # elements that may be added one after the other
-# |x| up to which exponentials, sums of them and their ratios are ordinary numbers.
-MODERATE = {"f": 32.0, "d": 256.0}
 
 # Reductions ----------------------------------------------------------------------------------
 
@@ -136,24 +134,7 @@ def shifted_exponentials(x: Array, axes: tuple[int, ...]) -> tuple[Array, Array,
     top = np.where(np.isfinite(top), top, 0)
     e = boxed(x - top)
     np.exp(e, out=e)
-    return e, _sums(e, axes), top
-
-
-def exponentials(x: Array, axes: tuple[int, ...]) -> tuple[Array, Array]:
-    """eˣ and their sums over ``axes``, which stay as ones; x is moderate."""
-    e = boxed(np.exp(x))
-    return e, _sums(e, axes)
-
-
-def is_moderate(x: Array) -> bool:
-    """Whether the exponentials of an array on the host may be added up as they are.
-
-    To look for the largest of each row takes NumPy longer than all the rest.
-    """
-    limit = MODERATE.get(x.dtype.char)
-    if limit is None or type(x) is not np.ndarray or not x.size:
-        return False
-    return bool(-limit <= x.min() and x.max() <= limit)  # not if one is NaN
+    return e, sums_of_few(e, axes), top
 
 
 def _largest(x: Array, axes: tuple[int, ...]) -> Array:
@@ -162,9 +143,9 @@ def _largest(x: Array, axes: tuple[int, ...]) -> Array:
     return x.max(axis=axes, keepdims=True)
 
 
-def _sums(e: Array, axes: tuple[int, ...]) -> Array:
-    few = type(e) is np.ndarray and len(axes) == 1 and e.shape[axes[0]] <= FEW
-    if not few or e.dtype.char not in MODERATE:  # float16 must not be added up in itself
+def sums_of_few(e: Array, axes: tuple[int, ...]) -> Array:
+    """The sums over ``axes``, which stay as ones, quickly along one axis of few elements."""
+    if type(e) is not np.ndarray or len(axes) != 1 or e.shape[axes[0]] > FEW:
         return e.sum(axis=axes, keepdims=True)
     kept = [k for k in range(e.ndim) if k != axes[0]]
     return np.expand_dims(np.einsum(e, [*range(e.ndim)], kept), axes)  # in a quarter of the time
@@ -186,12 +167,9 @@ def _logsumexp_vjp(g: Any, x: Any, y: Any, axes: tuple[int, ...], keepdims: bool
         e = exp(x - where(as_tensor(y) == -np.inf, 0.0, y))
         total = sum(e, axes, keepdims=True)
         return e * (g / where(total == 0, 1.0, total))
-    if is_moderate(x):
-        e, total = exponentials(x, axes)
-    else:
-        e = boxed(x - np.where(y == -np.inf, 0, y))  # if every x is -inf, no element has a share
-        np.exp(e, out=e)
-        total = _sums(e, axes)  # 1, but for y's rounding
+    e = boxed(x - np.where(y == -np.inf, 0, y))  # where every x is -inf, no element has a share
+    np.exp(e, out=e)
+    total = sums_of_few(e, axes)  # 1, but for y's rounding
     e *= g / np.where(total == 0, 1, total)
     return e
 

@@ -18,11 +18,10 @@ import numpy as np
 
 from tinygrad_seq import devices
 from tinygrad_seq.composites import (
-    exponentials,
-    is_moderate,
     log_softmax,
     shifted_exponentials,
     softmax,
+    sums_of_few,
     take_along_axis,
 )
 from tinygrad_seq.elementwise import abs, minimum, softplus, sqrt, square, where
@@ -53,6 +52,8 @@ __all__ = [
 ]
 
 
+# |x| up to which exponentials, sums of them and their ratios are ordinary numbers.
+MODERATE = {"f": 32.0, "d": 256.0}
 ROUNDED = 1e-3  # what targets that were computed may lie beyond 0 and 1
 
 
@@ -189,13 +190,25 @@ def cross_entropy(logits: TensorLike, target: TensorLike, mask: Any = None) -> T
     return _average(_select(-picked, chosen), chosen)
 
 
+def _exponentials(x: Array) -> tuple[Array, Array, Array | None]:
+    """Of each row (n, C) e^(x − s), their sum (n, 1) and s (n, 1): the largest x, or None for 0.
+
+    To look for the largest takes NumPy longer than all the rest, so that is left where x is
+    moderate.
+    """
+    limit = MODERATE[x.dtype.char]
+    if x.size and -limit <= x.min() and x.max() <= limit:  # not if one is NaN
+        e = np.exp(x)
+        return e, sums_of_few(e, (1,)), None
+    return shifted_exponentials(x, (1,))
+
+
 def _cross_entropies(x: Array, at: Array, rows: Array | None) -> Array:
     """−log softmax(x)[at] of each row of x (N, C), or of those that are named; at (n,)."""
     some, each = x if rows is None else x[rows], np.arange(len(at))
-    if is_moderate(some):
-        e, total = exponentials(some, (1,))
+    e, total, top = _exponentials(some)
+    if top is None:
         return np.log(total[:, 0] / e[each, at])  # of 1 at least, so that no loss is below 0
-    _, total, top = shifted_exponentials(some, (1,))
     return np.log(total[:, 0]) + (top[:, 0] - some[each, at])
 
 
@@ -207,8 +220,7 @@ def _cross_entropies_vjp(g: Any, x: Any, _: Any, at: Array, rows: Array | None) 
         some = softmax(x if rows is None else x[rows], axis=-1)
         parts = (some - wrap(target, None)) * g.reshape(len(at), 1)
         return parts if rows is None else Piece((rows,), parts)
-    some = x if rows is None else x[rows]
-    e, total, *_ = (exponentials if is_moderate(some) else shifted_exponentials)(some, (1,))
+    e, total, _ = _exponentials(x if rows is None else x[rows])
     e *= g[:, None] / total
     e[np.arange(len(at)), at] -= g
     if rows is None:
